@@ -1,0 +1,171 @@
+"""The command line. In: arguments. Out: functions called and text printed; no arithmetic here.
+
+bigqa train | predict | evaluate | data | convert
+"""
+
+import functools
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.table import Table
+
+from bigqa import __version__
+from bigqa.console import command, console, progress
+from bigqa.errors import UsageError
+from bigqa.options import MODEL_HELP, given, train_signature
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
+)
+data = typer.Typer(no_args_is_help=True, help="Get data, and look at it.")
+convert = typer.Typer(no_args_is_help=True, help="Turn released checkpoints into Hugging Face folders.")
+app.add_typer(data, name="data")
+app.add_typer(convert, name="convert")
+
+DEFAULT_LENGTHS = {"seq_len": 512, "doc_stride": 128, "max_query_length": 64}
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        console.print(f"bigqa {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def main_options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+) -> None:
+    """Train large models in the memory you have."""
+
+
+@app.command()
+@functools.wraps(train_signature)
+def train(**options: Any) -> None:
+    """Launch the training processes; they run `bigqa/train.py` with the same options."""
+    from bigqa.launcher import launch
+    from bigqa.runs import settings_from
+
+    settings = settings_from(given(options), options["resume"])  # refused here before any process starts
+    words = sys.argv[sys.argv.index("train") + 1 :]
+    raise typer.Exit(launch(words, settings.out, options["num_processes"], settings.device))
+
+
+@app.command()
+def predict(
+    model_dir: Annotated[Path, typer.Argument(help="A model folder, as `bigqa train` writes it.")],
+    input_file: Annotated[Path, typer.Argument(metavar="INPUT", help="Questions, KorQuAD or SQuAD JSON.")],
+    output_file: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Written: {id: text}.")],
+    nbest: Annotated[Path | None, typer.Option(help="Also write n-best lists with probabilities.")] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option()] = "auto",
+    seq_len: Annotated[int | None, typer.Option(help="Longest window.  [default: the model's]")] = None,
+) -> None:
+    """Answer the questions of a file."""
+    from bigqa.files import write_json
+    from bigqa.prediction import load_for_prediction
+    from bigqa.prediction import predict as predict_file
+
+    model, tokenizer, lengths, torch_device = load_for_prediction(str(model_dir), device, seq_len)
+    with progress("Predicting") as on_progress:
+        found = predict_file(model, tokenizer, input_file, lengths, torch_device, on_progress)
+    write_json(output_file, found.answers)
+    if nbest is not None:
+        write_json(nbest, found.nbest)
+    console.print(f"{len(found.answers)} answers: {output_file}", markup=False, highlight=False)
+
+
+@app.command()
+def evaluate(
+    gold: Annotated[Path, typer.Argument(help="Questions with answers; for 2.x also a folder or a zip.")],
+    predictions: Annotated[Path, typer.Argument(help="{id: text}")],
+    metric: Annotated[str, typer.Option(help="korquad1 or korquad2.")] = "korquad1",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Score predictions as the official KorQuAD scripts do."""
+    from bigqa.tasks.scoring import evaluate_files
+
+    score = evaluate_files(gold, predictions, metric)
+    if as_json:
+        print(json.dumps(score.model_dump()))
+        return
+    table = Table("metric", "EM", "F1", "questions", "missing")
+    table.add_row(
+        metric, f"{score.exact_match:.2f}", f"{score.f1:.2f}", str(score.total), str(score.missing)
+    )
+    console.print(table)
+
+
+@data.command("inspect")
+def inspect_data(
+    file: Annotated[Path, typer.Argument(help="Questions with answers.")],
+    model: Annotated[str, typer.Argument(help=MODEL_HELP + " Only its vocabulary is used.")],
+    tokenizer: Annotated[str | None, typer.Option(help="A vocab.txt, folder or hub id.")] = None,
+    seq_len: Annotated[int, typer.Option()] = 512,
+    doc_stride: Annotated[int, typer.Option()] = 128,
+    max_query_length: Annotated[int, typer.Option()] = 64,
+    max_answer_length: Annotated[int, typer.Option()] = 30,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Count windows and padding, and give the best score that the vocabulary allows."""
+    from bigqa.models import load_tokenizer, resolve
+    from bigqa.render import inspection_table
+    from bigqa.tasks.inspection import inspect_file
+    from bigqa.tasks.windows import Lengths
+
+    lengths = Lengths(
+        seq_len=seq_len,
+        doc_stride=doc_stride,
+        max_query_length=max_query_length,
+        max_answer_length=max_answer_length,
+    )
+    found = inspect_file(file, load_tokenizer(resolve(model, tokenizer=tokenizer)), lengths)
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False))
+    else:
+        console.print(inspection_table(found))
+
+
+def _download(name: str, out: Path) -> None:
+    from bigqa.download import download
+
+    for line in download(name, out):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+@data.command()
+def korquad1(out: Annotated[Path, typer.Option(help="Where the files go.")]) -> None:
+    """Download KorQuAD 1.0 from its authors."""
+    _download("korquad1", out)
+
+
+@data.command()
+def korquad2(out: Annotated[Path, typer.Option(help="Where the files go.")]) -> None:
+    """Download KorQuAD 2.1 from its authors."""
+    _download("korquad2", out)
+
+
+@convert.command()
+def enliple(
+    src: Annotated[Path, typer.Argument(help="A released folder: config, .bin and vocab.txt.")],
+    out: Annotated[Path, typer.Argument(help="The Hugging Face folder, made new.")],
+    activation: Annotated[str, typer.Option(help="auto, gelu or gelu_new.")] = "auto",
+    qa_head: Annotated[Path | None, typer.Option(help="A QA head kept in a file of its own.")] = None,
+) -> None:
+    """Turn a released Enliple checkpoint into a Hugging Face folder."""
+    from bigqa.enliple import convert as convert_enliple
+
+    if activation not in ("auto", "gelu", "gelu_new"):
+        raise UsageError(f"--activation is auto, gelu or gelu_new, not {activation}")
+    convert_enliple(src, out, activation=activation, qa_head=qa_head)
+    console.print(f"written: {out}", markup=False, highlight=False)
+
+
+def main() -> None:
+    """Run as a program."""
+    command(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""How a command ends. In: a Typer application. Out: its exit code; an error is one line, a traceback only on request."""
+
+import contextlib
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from bigqa.errors import BigqaError
+
+DEBUG_VARIABLE = "BIGQA_DEBUG"
+INTERRUPTED = 130
+
+console = Console()
+stderr = Console(stderr=True)
+
+
+def command(app: Callable[[], Any]) -> None:
+    """Run a command line and exit."""
+    quiet_libraries()
+    if os.environ.get(DEBUG_VARIABLE):
+        app()
+        return
+    try:
+        app()
+    except BigqaError as error:
+        fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        fail("interrupted", INTERRUPTED)
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            os._exit(1)
+        where = f": {error.filename}" if error.filename else ""
+        fail(f"{error.strerror or error}{where}", 1)
+
+
+def fail(text: str, exit_code: int) -> None:
+    """Print an error in one line, from one process of a run, and exit."""
+    if os.environ.get("RANK", "0") == "0":
+        stderr.print("bigqa: " + " ".join(text.split()), markup=False, highlight=False, soft_wrap=True)
+    sys.stdout.flush()
+    os._exit(exit_code)  # a process of several must not wait at exit for one that is gone
+
+
+def quiet_libraries() -> None:
+    """Keep libraries' own bars and advice off the screen; what matters bigqa says itself."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+@contextlib.contextmanager
+def progress(label: str, *, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar with the time left, on a terminal; yield the function that takes (done, total)."""
+    columns = (TextColumn(label), BarColumn(bar_width=30), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=stderr, transient=True, disable=not (shown and stderr.is_terminal))
+    with bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,158 @@
+"""The training loop. In: the parts of a step, windows, and the run's settings. Out: a trained model, or a checkpoint.
+
+Each step is a function of (settings, step): its windows, its learning rate and its random numbers follow from them.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from bigqa.engine import checkpoint
+from bigqa.engine.meter import MemoryMeter, SpeedMeter
+from bigqa.engine.optimizers import linear_rate
+from bigqa.engine.order import DataOrder, mix_seed, share_of_process, split
+from bigqa.engine.processes import Processes
+from bigqa.engine.recorder import Silent
+from bigqa.engine.step import Parts, train_step
+from bigqa.engine.stop import StopRequest
+from bigqa.settings import Settings
+from bigqa.tasks.base import Batch
+
+
+@dataclass(kw_only=True)
+class Training:
+    """Everything that a run needs."""
+
+    settings: Settings
+    micro_batch: int
+    processes: Processes
+    parts: Parts
+    windows: Any
+    """A `datasets.Dataset` of features: rows by index, memory-mapped."""
+    lengths: Sequence[int]
+    """Tokens of each window."""
+    recorder: Silent
+    stop: StopRequest
+
+    @property
+    def order(self) -> DataOrder:
+        """The data order of the run."""
+        settings = self.settings
+        return DataOrder(
+            num_windows=len(self.lengths), global_batch=settings.global_batch, seed=settings.seed
+        )
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.order.num_steps(self.settings.epochs, self.settings.max_steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a run ended."""
+
+    steps: int
+    finished: bool
+    seconds: float
+    """Of this start of the run, not counting what went before a resume."""
+    samples_per_s: float
+    tokens_per_s: float
+    last_loss: float | None
+
+
+def fit(training: Training, first_step: int = 0) -> Outcome:
+    """Train from a step to the end, or until a stop is asked for."""
+    run, num_steps = training, training.num_steps
+    run.recorder.start(first_step, num_steps)
+    memory, speed = MemoryMeter(run.processes.device), SpeedMeter()
+    loss, step = None, first_step
+    run.parts.model.train()
+    for step in range(first_step, num_steps):
+        loss, record = _one_step(run, step, num_steps, speed)
+        record |= {"memory_bytes": memory.now_bytes(), "peak_memory_bytes": memory.peak_bytes()}
+        run.recorder.step(record)
+        stopping = _all_stop(run)
+        if stopping or (step + 1) % run.settings.save_every == 0 or step + 1 == num_steps:
+            save(run, step + 1)
+        if stopping:
+            break
+    steps = step + 1 if num_steps > first_step else first_step
+    windows_rate, tokens_rate = speed.rates()
+    return Outcome(
+        steps=steps,
+        finished=steps >= num_steps,
+        seconds=speed.elapsed_s(),
+        samples_per_s=windows_rate,
+        tokens_per_s=tokens_rate,
+        last_loss=loss,
+    )
+
+
+def save(run: Training, step: int) -> None:
+    """Write a checkpoint from the main process, and drop old ones."""
+    if run.processes.is_main:
+        folder = run.settings.out / "checkpoints"
+        settings = run.settings.model_dump(mode="json")
+        checkpoint.save(folder, step, run.parts.weights, run.parts.optimizer, settings)
+        checkpoint.keep_last(folder, run.settings.keep)
+    run.processes.wait()
+
+
+def _one_step(
+    run: Training, step: int, num_steps: int, speed: SpeedMeter
+) -> tuple[float, dict[str, Any]]:
+    started = time.perf_counter()
+    positions = run.order.batch(step)
+    warmup_steps = round(run.settings.warmup * num_steps)
+    lr = run.settings.lr * linear_rate(step, num_steps, warmup_steps)
+    for group in run.parts.optimizer.param_groups:
+        group["lr"] = lr
+    torch.manual_seed(mix_seed(run.settings.seed, step, run.processes.rank))
+    share, norm = train_step(run.parts, _batches(run, positions), len(positions))
+    loss = float(run.processes.sum(share))
+    tokens = sum(run.lengths[position] for position in positions)
+    speed.add(len(positions), tokens)
+    seconds = time.perf_counter() - started
+    return loss, {
+        "step": step + 1,
+        "epoch": (step + 1) / run.order.steps_per_epoch,
+        "loss": loss,
+        "lr": lr,
+        "grad_norm": float(norm),
+        "windows": len(positions),
+        "tokens": tokens,
+        "seconds": seconds,
+        "samples_per_s": len(positions) / seconds,
+        "tokens_per_s": tokens / seconds,
+    }
+
+
+def _batches(run: Training, positions: list[int]) -> list[Batch]:
+    lengths = [run.lengths[position] for position in positions]
+    mine = share_of_process(lengths, run.processes.rank, run.processes.world_size)
+    if not mine:
+        return [_weightless(run, positions[0])]
+    chosen = [positions[index] for index in mine]
+    return [_collate(run, part) for part in split(chosen, run.micro_batch)]
+
+
+def _collate(run: Training, positions: list[int]) -> Batch:
+    columns = run.windows[positions]
+    rows = [{name: values[index] for name, values in columns.items()} for index in range(len(positions))]
+    batch = run.parts.task.collate(rows)
+    return {name: tensor.to(run.processes.device) for name, tensor in batch.items()}
+
+
+def _weightless(run: Training, position: int) -> Batch:
+    # Every process must run a backward pass, or the others wait for its gradients for ever.
+    batch = _collate(run, [position])
+    return batch | {"weight": torch.zeros((), device=run.processes.device)}
+
+
+def _all_stop(run: Training) -> bool:
+    asked = torch.tensor(float(run.stop.asked()), device=run.processes.device)
+    return bool(run.processes.sum(asked) > 0)

@@ -1,0 +1,51 @@
+"""Precision of weights and of what the optimizer keeps. In: a model and a precision. Out: what the optimizer steps.
+
+fp32: the optimizer steps the model's own weights. bf16: the model holds bf16 weights and the optimizer fp32 masters,
+so no autocast, and no cache of cast weights, is needed.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import nn
+
+Precision = Literal["fp32", "bf16"]
+
+
+class Weights:
+    """A model's trainable weights, as the optimizer sees them: fp32, by name."""
+
+    def __init__(self, model: nn.Module, precision: Precision) -> None:
+        self.model_parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.has_masters = precision == "bf16"
+        self.masters: Mapping[str, nn.Parameter] = self.model_parameters
+        if self.has_masters:
+            self.masters = {
+                name: nn.Parameter(p.detach().float().clone()) for name, p in self.model_parameters.items()
+            }
+            model.to(torch.bfloat16)
+
+    def load(self, values: Mapping[str, torch.Tensor]) -> None:
+        """Take fp32 values by name."""
+        with torch.no_grad():
+            for name, master in self.masters.items():
+                master.copy_(values[name])
+        self.publish()
+
+    def gather_gradients(self) -> None:
+        """Hand the model's gradients to the masters, in fp32, and free the model's."""
+        if not self.has_masters:
+            return
+        for name, parameter in self.model_parameters.items():
+            if parameter.grad is not None:
+                self.masters[name].grad = parameter.grad.float()
+                parameter.grad = None
+
+    def publish(self) -> None:
+        """Round the masters into the model's weights."""
+        if not self.has_masters:
+            return
+        with torch.no_grad():
+            for name, parameter in self.model_parameters.items():
+                parameter.copy_(self.masters[name])

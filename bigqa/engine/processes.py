@@ -1,0 +1,62 @@
+"""The processes of a run, through Accelerate. In: the device asked for. Out: rank, device, and what they agree on."""
+
+import os
+
+import psutil
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import Tensor, nn
+
+from bigqa.errors import BigqaError
+
+
+class Processes:
+    """This process among those of the run."""
+
+    def __init__(self, device: str) -> None:
+        if device == "cuda" and not torch.cuda.is_available():
+            raise BigqaError("no CUDA GPU here: use --device cpu, or check the driver with nvidia-smi")
+        self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no")
+        self.device: torch.device = self.accelerator.device
+        self.rank: int = self.accelerator.process_index
+        self.world_size: int = self.accelerator.num_processes
+        self.is_main: bool = self.accelerator.is_main_process
+        self._share_cores()
+
+    def _share_cores(self) -> None:
+        # A launcher of several processes gives each one thread; the cores are there to be used.
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        if self.device.type == "cpu" and "BIGQA_THREADS" not in os.environ:
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count()
+            torch.set_num_threads(max(1, (cores or 1) // local))
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Prepare a model for training on these processes."""
+        wrapped: nn.Module = self.accelerator.prepare_model(model.to(self.device))
+        return wrapped
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Add a tensor up over the processes."""
+        if self.world_size == 1:
+            return value
+        total: Tensor = self.accelerator.reduce(value, reduction="sum")
+        return total
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        self.accelerator.wait_for_everyone()
+
+    def from_main(self, value: object) -> object:
+        """Return the main process's value, on every process."""
+        if self.world_size == 1:
+            return value
+        values = [value]
+        broadcast_object_list(values)
+        return values[0]
+
+    def close(self) -> None:
+        """Leave the group of processes."""
+        self.accelerator.end_training()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()

@@ -1,0 +1,116 @@
+"""What a run tells: a live line, `metrics.jsonl`, `log.txt` and TensorBoard events. In: one record per step.
+
+Only the main process has a recorder that writes; the others have `Silent`.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from bigqa.units import format_bytes, format_seconds
+
+PLAIN_INTERVAL_S = 10.0
+
+
+class Silent:
+    """Records nothing."""
+
+    def start(self, first_step: int, num_steps: int) -> None:
+        """Begin at a step."""
+
+    def step(self, record: dict[str, Any]) -> None:
+        """Take one step's figures."""
+
+    def say(self, text: str) -> None:
+        """Tell the person something."""
+
+    def close(self) -> None:
+        """Finish."""
+
+
+class Recorder(Silent):
+    """Writes a run's folder and shows its progress."""
+
+    def __init__(self, folder: Path, console: Console) -> None:
+        self.folder = folder
+        self.console = console
+        self._metrics_path = folder / "metrics.jsonl"
+        self._log = (folder / "log.txt").open("a", encoding="utf-8")
+        self._board = SummaryWriter(folder / "tensorboard")
+        self._bar = _progress_bar(console) if console.is_terminal else None
+        self._last_plain = 0.0
+
+    def start(self, first_step: int, num_steps: int) -> None:
+        """Begin; what was recorded of steps that are run again is dropped."""
+        _keep_steps_before(self._metrics_path, first_step)
+        self._metrics = self._metrics_path.open("a", encoding="utf-8")
+        self._started, self._first, self._num_steps = time.perf_counter(), first_step, num_steps
+        if self._bar is not None:
+            self._bar.start()
+            self._bar_task = self._bar.add_task("train", total=num_steps, completed=first_step, text="")
+
+    def step(self, record: dict[str, Any]) -> None:
+        """Record one step; the file is whole after every line."""
+        self._metrics.write(json.dumps(record) + "\n")
+        self._metrics.flush()
+        for name in ("loss", "lr", "grad_norm", "samples_per_s", "tokens_per_s", "memory_bytes"):
+            self._board.add_scalar(name, record[name], record["step"])
+        self._show(record)
+
+    def _show(self, record: dict[str, Any]) -> None:
+        text = _figures(record)
+        if self._bar is not None:
+            self._bar.update(self._bar_task, completed=record["step"], text=text)
+            return
+        now, is_last = time.perf_counter(), record["step"] == self._num_steps
+        if is_last or now - self._last_plain >= PLAIN_INTERVAL_S:
+            self._last_plain = now
+            left = (now - self._started) / (record["step"] - self._first) * (self._num_steps - record["step"])
+            step = f"step {record['step']}/{self._num_steps}"
+            self.say(f"{step} · {text} · {format_seconds(left)} left")
+
+    def say(self, text: str) -> None:
+        """Print a line, above the bar, and log it."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        self._log.flush()
+
+    def close(self) -> None:
+        """Finish the bar and the files."""
+        if self._bar is not None:
+            self._bar.stop()
+        if hasattr(self, "_metrics"):
+            self._metrics.close()
+        self._board.close()
+        self._log.close()
+
+
+def _figures(record: dict[str, Any]) -> str:
+    memory = f"{format_bytes(record['memory_bytes'])} now, {format_bytes(record['peak_memory_bytes'])} peak"
+    speed = f"{record['samples_per_s']:.2f} samples/s · {record['tokens_per_s']:.0f} tokens/s"
+    return f"loss {record['loss']:.4f} · {speed} · {memory}"
+
+
+def _progress_bar(console: Console) -> Progress:
+    columns = (
+        TextColumn("step"),
+        MofNCompleteColumn(),
+        BarColumn(bar_width=20),
+        TextColumn("{task.fields[text]}"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+    )
+    return Progress(*columns, console=console)
+
+
+def _keep_steps_before(path: Path, first_step: int) -> None:
+    if not path.is_file():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= first_step]
+    path.write_text("".join(kept), encoding="utf-8")

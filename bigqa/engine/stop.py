@@ -1,0 +1,42 @@
+"""Stopping a run in good order. In: SIGINT, SIGTERM, or the launcher's wish. Out: a question asked after each step.
+
+A stop is asked for once and obeyed after the step in progress, so that what is saved is whole. A launcher that starts
+the workers in a session of their own leaves a file to ask for it, and its own death asks as well.
+"""
+
+import os
+import signal
+from pathlib import Path
+from types import FrameType
+
+PARENT_VARIABLE = "BIGQA_LAUNCHER_PID"
+STOP_FILE = ".stop-requested"
+
+
+class StopRequest:
+    """Listens for the wish to stop."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / STOP_FILE
+        self._asked = False
+        self._parent = int(os.environ.get(PARENT_VARIABLE, "0"))
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._asked:  # a second Ctrl-C means: at once
+            raise KeyboardInterrupt
+        self._asked = True
+
+    def asked(self) -> bool:
+        """Say whether the run should stop now."""
+        return self._asked or self._file.exists() or self._launcher_is_gone()
+
+    def _launcher_is_gone(self) -> bool:
+        if not self._parent:
+            return False
+        try:
+            os.kill(self._parent, 0)
+        except ProcessLookupError:
+            return True
+        return False

@@ -1,0 +1,16 @@
+"""The errors a person can mend. The command line prints one as a single line and exits with its code.
+
+In: what went wrong, where (file, id), and what to do. Out: never a traceback, unless BIGQA_DEBUG=1.
+"""
+
+
+class BigqaError(Exception):
+    """A problem in what was given (file, model, machine): one line that says what, where and what to do."""
+
+    exit_code = 1
+
+
+class UsageError(BigqaError):
+    """The command itself is wrong: an unknown option value, or options that exclude each other."""
+
+    exit_code = 2

@@ -1,0 +1,197 @@
+"""One fine-tuning run, from settings to report. In: settings. Out: a run folder that holds the final model."""
+
+import shutil
+from contextlib import contextmanager
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bigqa.console import INTERRUPTED, console, progress
+from bigqa.engine import checkpoint
+from bigqa.engine.build import build, choose_precision, share_of_batch
+from bigqa.engine.loop import Outcome, Training, fit
+from bigqa.engine.meter import MemoryMeter
+from bigqa.engine.processes import Processes
+from bigqa.engine.recorder import Recorder, Silent
+from bigqa.engine.stop import StopRequest
+from bigqa.errors import BigqaError
+from bigqa.files import atomic_folder, write_json
+from bigqa.models import check_lengths, load_config, load_model, load_tokenizer, resolve
+from bigqa.prediction import LENGTHS_FILE, cache_folder, predict, qa_task
+from bigqa.runs import begin, versions
+from bigqa.settings import Settings
+from bigqa.tasks.features import build_features, window_lengths
+from bigqa.tasks.qa import COLUMNS
+from bigqa.tasks.scoring import evaluate_files
+from bigqa.tasks.windows import Lengths
+
+DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout", "embedding_dropout")
+DROPOUTS_MORE = ("mlp_dropout", "classifier_dropout", "pooler_dropout", "residual_dropout")
+
+
+def fine_tune(settings: Settings, *, resume: bool) -> None:
+    """Run, or go on with, one fine-tuning run on this process and its peers."""
+    processes = Processes(settings.device)
+    model, tokenizer = _model_and_tokenizer(settings)
+    lengths = lengths_of_settings(settings)
+    windows = _windows(settings, tokenizer, lengths, processes)
+    parts = build(model, qa_task(tokenizer, model), settings, processes)
+    micro_batch = share_of_batch(settings, processes.world_size)
+    recorder = _start_recording(settings, processes, micro_batch, resume=resume)
+    try:
+        stop = StopRequest(settings.out)
+        sizes = window_lengths(windows)
+        inputs = windows.select_columns(list(COLUMNS)).with_format("numpy")
+        training = Training(
+            settings=settings,
+            micro_batch=micro_batch,
+            processes=processes,
+            parts=parts,
+            windows=inputs,
+            lengths=sizes,
+            recorder=recorder,
+            stop=stop,
+        )
+        first_step = _restore(training, recorder) if resume else 0
+        outcome = fit(training, first_step)
+        processes.close()
+        if processes.is_main:
+            _finish(training, outcome, tokenizer, lengths)
+    finally:
+        recorder.close()
+    if not outcome.finished:
+        raise SystemExit(INTERRUPTED)
+
+
+def lengths_of_settings(settings: Settings) -> Lengths:
+    """Return the lengths of windows that a run's settings ask for."""
+    return Lengths.model_validate({name: getattr(settings, name) for name in Lengths.model_fields})
+
+
+def _model_and_tokenizer(settings: Settings) -> tuple[Any, Any]:
+    source = resolve(settings.model, tokenizer=settings.tokenizer)
+    tokenizer = load_tokenizer(source)
+    config = load_config(source)
+    check_lengths(config, settings.seq_len)
+    if settings.dropout is not None:
+        for name in (*DROPOUTS, *DROPOUTS_MORE):
+            if getattr(config, name, None) is not None:
+                setattr(config, name, settings.dropout)
+    return load_model(source, config, seed=settings.seed), tokenizer
+
+
+def _windows(settings: Settings, tokenizer: Any, lengths: Lengths, processes: Processes) -> Any:
+    def make() -> Any:
+        with progress("Reading windows", shown=processes.is_main) as on_progress:
+            return build_features(
+                settings.train_file,
+                tokenizer,
+                lengths,
+                training=True,
+                cache_dir=cache_folder() / "features",
+                limit=settings.limit,
+                on_progress=on_progress,
+            )
+
+    with processes.accelerator.main_process_first():
+        windows = make()
+    if len(windows) == 0:
+        raise BigqaError(f"{settings.train_file} has no questions to train on")
+    return windows
+
+
+def _start_recording(
+    settings: Settings, processes: Processes, micro_batch: int, *, resume: bool
+) -> Silent:
+    if not processes.is_main:
+        processes.wait()
+        return Silent()
+    if not resume:
+        begin(settings, _plan(settings, processes, micro_batch))
+    processes.wait()
+    return Recorder(settings.out, console)
+
+
+def _plan(settings: Settings, processes: Processes, micro_batch: int) -> dict[str, Any]:
+    share = -(-settings.global_batch // processes.world_size)
+    return {
+        "schema": 1,
+        "device": processes.device.type,
+        "precision": choose_precision(settings.precision, processes.device),
+        "num_processes": processes.world_size,
+        "global_batch": settings.global_batch,
+        "micro_batch": micro_batch,
+        "grad_accum": -(-share // micro_batch),
+        "versions": versions(),
+    }
+
+
+def _restore(training: Training, recorder: Silent) -> int:
+    folder = training.settings.out / "checkpoints"
+    found = checkpoint.load_newest(folder, recorder.say)
+    if found is None:
+        recorder.say("no whole checkpoint yet: starting from the first step")
+        return 0
+    checkpoint.restore(found, training.parts.weights, training.parts.optimizer)
+    recorder.say(f"going on from step {found.step}")
+    return found.step
+
+
+def _finish(training: Training, outcome: Outcome, tokenizer: Any, lengths: Lengths) -> None:
+    settings, recorder = training.settings, training.recorder
+    if not outcome.finished:
+        recorder.say(f"stopped and saved at step {outcome.steps}/{training.num_steps}; to go on:")
+        recorder.say(f"  bigqa train --resume {settings.out}")
+        return
+    model = training.processes.accelerator.unwrap_model(training.parts.model)
+    _save_model(model, training, tokenizer, lengths)
+    report = _report(training, outcome)
+    if settings.dev_file is not None:
+        report["scores"] = _score(model, tokenizer, settings, lengths, training.processes.device)
+    write_json(settings.out / "report.json", report)
+    recorder.say(f"model: {settings.out / 'model'} · report: {settings.out / 'report.json'}")
+    if "scores" in report:
+        scores = report["scores"]
+        recorder.say(f"EM {scores['exact_match']:.2f} · F1 {scores['f1']:.2f} on {scores['total']} questions")
+
+
+def _save_model(model: Any, training: Training, tokenizer: Any, lengths: Lengths) -> None:
+    """Write `RUN/model`: fp32 weights, config, tokenizer, and the lengths it was trained at."""
+    masters = training.parts.weights.masters
+    state = {name: masters[name].detach() if name in masters else value for name, value in model.state_dict().items()}
+    with atomic_folder(training.settings.out / "model", replace=True) as temporary:
+        model.config.dtype = torch.float32
+        model.save_pretrained(temporary, state_dict=state)
+        tokenizer.save_pretrained(temporary)
+        write_json(temporary / LENGTHS_FILE, {"schema": 1, "lengths": lengths.model_dump(mode="json")})
+
+
+def _report(training: Training, outcome: Outcome) -> dict[str, Any]:
+    memory = MemoryMeter(training.processes.device)
+    return {
+        "schema": 1,
+        "settings": training.settings.model_dump(mode="json"),
+        "windows": len(training.lengths),
+        "steps": outcome.steps,
+        "seconds": outcome.seconds,
+        "samples_per_s": outcome.samples_per_s,
+        "tokens_per_s": outcome.tokens_per_s,
+        "last_loss": outcome.last_loss,
+        "peak_memory_bytes": memory.peak_bytes(),
+        "device": str(training.processes.device),
+        "num_processes": training.processes.world_size,
+        "versions": versions(),
+    }
+
+
+def _score(
+    model: Any, tokenizer: Any, settings: Settings, lengths: Lengths, device: torch.device
+) -> dict[str, Any]:
+    assert settings.dev_file is not None
+    with progress("Predicting") as on_progress:
+        found = predict(model, tokenizer, settings.dev_file, lengths, device, on_progress)
+    write_json(settings.out / "predictions.json", found.answers)
+    score = evaluate_files(settings.dev_file, settings.out / "predictions.json", "korquad1")
+    return score.model_dump()

@@ -1,0 +1,81 @@
+"""The options of `train`, written once for `bigqa train` and for `accelerate launch bigqa/train.py`.
+
+In: words of a command line. Out: `TrainOptions`, and from it the settings of a run. Options left out come from the
+model's published recipe, or with `--resume` from the run that goes on.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+MODEL_HELP = "A preset, a Hugging Face folder or hub id, a released Enliple folder, or a config.json."
+
+Model = Annotated[str | None, typer.Option("--model", help=MODEL_HELP)]
+Tokenizer = Annotated[
+    str | None, typer.Option(help="A vocab.txt, folder or hub id, where the model has no vocabulary.")
+]
+TrainFile = Annotated[Path | None, typer.Option(help="Questions with answers, KorQuAD or SQuAD JSON.")]
+DevFile = Annotated[Path | None, typer.Option(help="Questions to score the result on.")]
+Out = Annotated[Path | None, typer.Option(help="The run folder, made new.")]
+Resume = Annotated[Path | None, typer.Option(help="Go on with this run folder from its last checkpoint.")]
+Seed = Annotated[int | None, typer.Option(help="Fixes weights, data order and dropout.  [default: 42]")]
+Epochs = Annotated[float | None, typer.Option(help="Passes over the data.  [default: the recipe's]")]
+MaxSteps = Annotated[int | None, typer.Option(help="End after this many optimizer steps instead.")]
+GlobalBatch = Annotated[int | None, typer.Option(help="Windows per optimizer step, over all processes.")]
+MicroBatch = Annotated[int | None, typer.Option(help="Windows per process and forward pass.")]
+SeqLen = Annotated[int | None, typer.Option(help="Longest window, in tokens.")]
+DocStride = Annotated[int | None, typer.Option(help="Tokens that each next window advances.")]
+QueryLength = Annotated[int | None, typer.Option(help="Longest question, in tokens.")]
+Lr = Annotated[float | None, typer.Option(help="Peak learning rate.")]
+Warmup = Annotated[float | None, typer.Option(help="Share of the steps that warm up.")]
+WeightDecay = Annotated[float | None, typer.Option(help="Not on biases and norms.")]
+Dropout = Annotated[float | None, typer.Option(help="Replaces the model's dropouts.")]
+PrecisionOption = Annotated[str | None, typer.Option(help="auto, fp32 or bf16 (fp32 masters).")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
+SaveEvery = Annotated[int | None, typer.Option(help="Steps between checkpoints.")]
+Keep = Annotated[int | None, typer.Option(help="Checkpoints to keep.")]
+Limit = Annotated[int | None, typer.Option(help="Train on the first so many questions only.")]
+NumProcesses = Annotated[int, typer.Option(help="Processes to launch (`bigqa train` only).")]
+
+
+def train_signature(
+    model: Model = None,
+    train_file: TrainFile = None,
+    dev_file: DevFile = None,
+    out: Out = None,
+    resume: Resume = None,
+    tokenizer: Tokenizer = None,
+    seed: Seed = None,
+    epochs: Epochs = None,
+    max_steps: MaxSteps = None,
+    global_batch: GlobalBatch = None,
+    micro_batch: MicroBatch = None,
+    seq_len: SeqLen = None,
+    doc_stride: DocStride = None,
+    max_query_length: QueryLength = None,
+    lr: Lr = None,
+    warmup: Warmup = None,
+    weight_decay: WeightDecay = None,
+    dropout: Dropout = None,
+    precision: PrecisionOption = None,
+    device: Device = None,
+    save_every: SaveEvery = None,
+    keep: Keep = None,
+    limit: Limit = None,
+    num_processes: NumProcesses = 1,
+) -> None:
+    """Fine-tune a model on extractive question answering.
+
+    The run folder explains itself: config, plan, versions, metrics, log, TensorBoard events, checkpoints, the final
+    model in Hugging Face form, and report.json. Ctrl-C saves; --resume RUN goes on.
+    """
+
+
+def given(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a run that were given, without those of the launch."""
+    return {
+        name: value
+        for name, value in options.items()
+        if value is not None and name not in ("num_processes", "resume")
+    }

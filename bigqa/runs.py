@@ -1,0 +1,73 @@
+"""Run folders. In: options. Out: the settings of a new run, or of one that goes on; and what is in a folder.
+
+RUN/config.json, plan.json, versions.json, metrics.jsonl, log.txt, tensorboard/, checkpoints/, model/, report.json
+"""
+
+import importlib.metadata
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+from bigqa import __version__
+from bigqa.errors import BigqaError, UsageError
+from bigqa.files import write_error, write_json
+from bigqa.models import resolve
+from bigqa.settings import Settings, make_settings, read_settings
+
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors")
+PACKAGES_IF_THERE = ("deepspeed", "bitsandbytes", "peft", "torchao")
+
+
+def settings_from(options: dict[str, Any], resume: Path | None) -> Settings:
+    """Return a run's settings: options over the model's published recipe, or the resumed run's own."""
+    if resume is not None:
+        return _resumed(options, resume)
+    for name in ("model", "train_file", "out"):
+        if name not in options:
+            raise UsageError(f"--{name.replace('_', '-')} is missing (or --resume RUN to go on with a run)")
+    source = resolve(options["model"], tokenizer=options.get("tokenizer"))
+    recipe = source.recipe.model_dump(exclude_none=True) if source.recipe else {}
+    known = {name: value for name, value in recipe.items() if name in Settings.model_fields}
+    settings = make_settings(**(known | options))
+    _check_new(settings.out)
+    return settings
+
+
+def _resumed(options: dict[str, Any], resume: Path) -> Settings:
+    if options:
+        name = sorted(options)[0].replace("_", "-")
+        raise UsageError(f"--{name} cannot be changed on --resume: {resume} goes on as it was begun")
+    if not (resume / "config.json").is_file():
+        raise BigqaError(f"{resume} is not a bigqa run folder: it has no config.json")
+    return read_settings(resume / "config.json").model_copy(update={"out": resume})
+
+
+def _check_new(out: Path) -> None:
+    if (out / "config.json").is_file():
+        raise BigqaError(f"{out} already holds a run: go on with --resume {out}, or name another --out")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise BigqaError(f"{out} already exists and is not empty; name another --out")
+
+
+def begin(settings: Settings, plan: dict[str, Any]) -> None:
+    """Make the run folder and write down how the run was begun."""
+    try:
+        settings.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(settings.out, error) from None
+    write_json(settings.out / "config.json", settings.model_dump(mode="json"))
+    write_json(settings.out / "plan.json", plan)
+    write_json(settings.out / "versions.json", versions())
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a run depends on."""
+    found = {"bigqa": __version__, "python": platform.python_version(), "platform": sys.platform}
+    found |= {name: importlib.metadata.version(name) for name in PACKAGES}
+    for name in PACKAGES_IF_THERE:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

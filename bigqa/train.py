@@ -1,0 +1,39 @@
+"""Entry for `accelerate launch bigqa/train.py OPTIONS`: settings -> build -> fit -> score -> report.
+
+`bigqa train OPTIONS` launches this same file; see `bigqa/options.py` for the options.
+"""
+
+import functools
+import sys
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    # The launcher puts this file's folder first on the path, where `models` and `report` would be top-level names.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import typer
+
+from bigqa.console import command
+from bigqa.options import given, train_signature
+
+
+@functools.wraps(train_signature)
+def train(**options: Any) -> None:
+    """Run on the processes that the launcher started."""
+    from bigqa.fine_tuning import fine_tune
+    from bigqa.runs import settings_from
+
+    resume = options["resume"]
+    fine_tune(settings_from(given(options), resume), resume=resume is not None)
+
+
+def main() -> None:
+    """Run as a program."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(train)
+    command(app)
+
+
+if __name__ == "__main__":
+    main()
