@@ -50,7 +50,7 @@ def train(**options: Any) -> None:
 
     settings = settings_from(given(options), options["resume"])  # refused here before any process starts
     words = sys.argv[sys.argv.index("train") + 1 :]
-    raise typer.Exit(launch(words, settings.out, options["num_processes"], settings.device))
+    raise typer.Exit(launch(words, settings.out, options["num_processes"]))
 
 
 @app.command()

@@ -4,22 +4,28 @@ The workers run in a session of their own, so that Ctrl-C reaches this process a
 step in progress, and a second Ctrl-C ends them at once.
 """
 
+import argparse
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
+import yaml
+
 from bigqa.console import INTERRUPTED, stderr
 from bigqa.engine.stop import PARENT_VARIABLE, STOP_FILE
+from bigqa.errors import UsageError
 
 TRAIN_FILE = Path(__file__).resolve().with_name("train.py")
+RANK_VARIABLES = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 
 
-def launch(words: list[str], folder: Path, num_processes: int, device: str | None) -> int:
+def launch(words: list[str], folder: Path, num_processes: int) -> int:
     """Run `bigqa/train.py` with these words in one process, or in several through `accelerate launch`."""
     workers = subprocess.Popen(
-        [*_command(num_processes, device), str(TRAIN_FILE), *words],
+        [*_command(num_processes), str(TRAIN_FILE), *words],
         env=os.environ | {PARENT_VARIABLE: str(os.getpid())},
         start_new_session=True,
     )
@@ -43,12 +49,40 @@ def _stop(workers: "subprocess.Popen[bytes]", folder: Path, *, at_once: bool) ->
         os.killpg(workers.pid, signal.SIGINT)
 
 
-def _command(num_processes: int, device: str | None) -> list[str]:
+def _command(num_processes: int) -> list[str]:
     if num_processes == 1:
         return [sys.executable]
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1"]
     flags = ["--num_processes", str(num_processes), "--mixed_precision", "no", "--dynamo_backend", "no"]
-    return [*launcher, *flags, *(["--cpu"] if device == "cpu" else [])]
+    # Accelerate's name for its launcher of several local processes, with or without GPUs.
+    return [*launcher, *flags, "--multi_gpu"]
+
+
+def spread_out() -> None:
+    """Become as many processes as `accelerate launch --num_processes N` was asked for on a machine without a GPU.
+
+    There Accelerate (1.15) wants MPI and, without it, starts one process and says nothing. It leaves MASTER_ADDR behind
+    when N > 1, and N itself only in its own command line or configuration.
+    """
+    environment = os.environ
+    alone = "MASTER_ADDR" in environment and not any(name in environment for name in RANK_VARIABLES)
+    if not alone or "ACCELERATE_MIXED_PRECISION" not in environment:
+        return
+    count = _asked_of_accelerate(psutil.Process(os.getppid()).cmdline())
+    if count is None:
+        raise UsageError("accelerate started one process of several: add --multi_gpu to `accelerate launch`")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+    os.execv(sys.executable, [*torchrun, str(TRAIN_FILE), *sys.argv[1:]])
+
+
+def _asked_of_accelerate(words: list[str]) -> int | None:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--num_processes", "--num-processes", dest="count", type=int)
+    parser.add_argument("--config_file", "--config-file", dest="config", type=Path)
+    found, _ = parser.parse_known_args(words)
+    if found.count is None and found.config is not None:
+        return int(yaml.safe_load(found.config.read_text(encoding="utf-8"))["num_processes"])
+    return found.count
 
 
 def _as_exit_code(code: int) -> int:

@@ -22,8 +22,10 @@ from bigqa.options import given, train_signature
 def train(**options: Any) -> None:
     """Run on the processes that the launcher started."""
     from bigqa.fine_tuning import fine_tune
+    from bigqa.launcher import spread_out
     from bigqa.runs import settings_from
 
+    spread_out()
     resume = options["resume"]
     fine_tune(settings_from(given(options), resume), resume=resume is not None)
 

@@ -1,0 +1,67 @@
+"""The main job on the embedded sample, offline: plan, train, predict, score, report. Run: `make demo`.
+
+In: nothing. Out: `demo/` with a run folder and predictions, and a table of the scores before and after training. Every
+step is the command that a person would type, and is printed as such. Exit 1 where nothing was learned.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from bigqa.console import command, console
+from bigqa.errors import BigqaError
+from bigqa.files import read_json
+from bigqa.render import scores_table
+from bigqa.sample import FOLDER
+from bigqa.units import format_seconds
+
+LEARNED_EM = 70.0
+"""What the held-out questions must reach; before training it is at most 10."""
+
+
+def run() -> None:
+    """Run the whole demo in `./demo`."""
+    started = time.perf_counter()
+    out = Path("demo")
+    shutil.rmtree(out, ignore_errors=True)
+    train, dev = FOLDER / "train.json", FOLDER / "dev.json"
+    before = _train_and_score(out / "untrained", train, dev, "--max-steps", "1", "--lr", "1e-12")
+    after = _train_and_score(out / "run", train, dev)
+    console.print(scores_table("held-out questions", {"before fine-tuning": before, "after": after}))
+    console.print(f"{format_seconds(time.perf_counter() - started)} in all; the run explains itself in {out}/run")
+    if after["exact_match"] < LEARNED_EM:
+        raise BigqaError(f"the demo reached EM {after['exact_match']:.1f}, below {LEARNED_EM:.0f}")
+
+
+def _train_and_score(folder: Path, train: Path, dev: Path, *more: str) -> dict[str, Any]:
+    _bigqa("train", "--model", "tiny", "--train-file", str(train), "--out", str(folder), *more)
+    _bigqa("predict", str(folder / "model"), str(dev), str(folder / "predictions.json"))
+    _bigqa("evaluate", str(dev), str(folder / "predictions.json"))
+    scored = _bigqa("evaluate", str(dev), str(folder / "predictions.json"), "--json", quiet=True)
+    (folder / "scores.json").write_text(scored, encoding="utf-8")
+    scores: dict[str, Any] = read_json(folder / "scores.json", "the scores")
+    return scores
+
+
+def _bigqa(*words: str, quiet: bool = False) -> str:
+    if not quiet:
+        console.print(f"\n$ bigqa {' '.join(words)}", style="bold", markup=False, highlight=False, soft_wrap=True)
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "bigqa.cli", *words],
+        env=environment,
+        stdout=subprocess.PIPE if quiet else None,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise BigqaError(f"`bigqa {words[0]}` failed with exit code {done.returncode}")
+    return done.stdout or ""
+
+
+if __name__ == "__main__":
+    command(run)
