@@ -3,6 +3,7 @@
 bigqa train | predict | evaluate | data | convert
 """
 
+import dataclasses
 import functools
 import json
 import sys
@@ -17,9 +18,7 @@ from bigqa.console import command, console, progress
 from bigqa.errors import UsageError
 from bigqa.options import MODEL_HELP, given, train_signature
 
-app = typer.Typer(
-    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
-)
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 data = typer.Typer(no_args_is_help=True, help="Get data, and look at it.")
 convert = typer.Typer(no_args_is_help=True, help="Turn released checkpoints into Hugging Face folders.")
 app.add_typer(data, name="data")
@@ -88,12 +87,10 @@ def evaluate(
 
     score = evaluate_files(gold, predictions, metric)
     if as_json:
-        print(json.dumps(score.model_dump()))
+        print(json.dumps(dataclasses.asdict(score)))
         return
     table = Table("metric", "EM", "F1", "questions", "missing")
-    table.add_row(
-        metric, f"{score.exact_match:.2f}", f"{score.f1:.2f}", str(score.total), str(score.missing)
-    )
+    table.add_row(metric, f"{score.exact_match:.2f}", f"{score.f1:.2f}", str(score.total), str(score.missing))
     console.print(table)
 
 

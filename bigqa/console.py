@@ -1,4 +1,4 @@
-"""How a command ends. In: a Typer application. Out: its exit code; an error is one line, a traceback only on request."""
+"""How a command ends. In: a Typer application. Out: its exit code; an error is one line."""
 
 import contextlib
 import errno

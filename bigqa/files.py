@@ -39,11 +39,11 @@ def read_json(path: Path, what: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        cut_short = error.pos >= len(text.rstrip()) - 1
+        cut_short = error.pos >= len(text.rstrip()) - 1 or error.msg.startswith("Unterminated string")
         kind = "is cut short" if cut_short else "is not JSON"
-        raise BigqaError(
-            f"{what} {kind}: {path}, line {error.lineno} column {error.colno}: {error.msg}"
-        ) from None
+        raise BigqaError(f"{what} {kind}: {path}, line {error.lineno} column {error.colno}: {error.msg}") from None
+    except ValueError as error:
+        raise BigqaError(f"{what} has a number that cannot be read: {path}: {error}") from None
     except RecursionError:
         raise BigqaError(f"{what} is nested too deep to be read: {path}") from None
 

@@ -1,9 +1,6 @@
 """One fine-tuning run, from settings to report. In: settings. Out: a run folder that holds the final model."""
 
-import shutil
-from contextlib import contextmanager
-from collections.abc import Iterator
-from pathlib import Path
+import dataclasses
 from typing import Any
 
 import torch
@@ -102,9 +99,7 @@ def _windows(settings: Settings, tokenizer: Any, lengths: Lengths, processes: Pr
     return windows
 
 
-def _start_recording(
-    settings: Settings, processes: Processes, micro_batch: int, *, resume: bool
-) -> Silent:
+def _start_recording(settings: Settings, processes: Processes, micro_batch: int, *, resume: bool) -> Silent:
     if not processes.is_main:
         processes.wait()
         return Silent()
@@ -186,12 +181,10 @@ def _report(training: Training, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _score(
-    model: Any, tokenizer: Any, settings: Settings, lengths: Lengths, device: torch.device
-) -> dict[str, Any]:
+def _score(model: Any, tokenizer: Any, settings: Settings, lengths: Lengths, device: torch.device) -> dict[str, Any]:
     assert settings.dev_file is not None
     with progress("Predicting") as on_progress:
         found = predict(model, tokenizer, settings.dev_file, lengths, device, on_progress)
     write_json(settings.out / "predictions.json", found.answers)
     score = evaluate_files(settings.dev_file, settings.out / "predictions.json", "korquad1")
-    return score.model_dump()
+    return dataclasses.asdict(score)

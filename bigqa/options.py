@@ -75,7 +75,5 @@ def train_signature(
 def given(options: dict[str, Any]) -> dict[str, Any]:
     """Return the options of a run that were given, without those of the launch."""
     return {
-        name: value
-        for name, value in options.items()
-        if value is not None and name not in ("num_processes", "resume")
+        name: value for name, value in options.items() if value is not None and name not in ("num_processes", "resume")
     }

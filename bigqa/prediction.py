@@ -73,9 +73,7 @@ def predict(
     return Predictions(answers, nbest)
 
 
-def load_for_prediction(
-    name: str, device: str, seq_len: int | None
-) -> tuple[Any, Any, Lengths, torch.device]:
+def load_for_prediction(name: str, device: str, seq_len: int | None) -> tuple[Any, Any, Lengths, torch.device]:
     """Return model, tokenizer, lengths and device. Raises: BigqaError where the model has no trained QA head."""
     source = resolve(name)
     config = load_config(source)

@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
-
 from bigqa.sample import FOLDER
+from safetensors.torch import load_file
 
 TRAIN = Path(__file__).parents[1] / "bigqa" / "train.py"
 SMALL = ["--model", "tiny", "--limit", "24", "--global-batch", "5", "--device", "cpu", "--precision", "fp32"]
@@ -61,10 +60,22 @@ def unbroken(environment: dict[str, str], tmp_path_factory: pytest.TempPathFacto
 
 def test_the_run_folder_explains_itself(unbroken: Path) -> None:
     names = {path.name for path in unbroken.iterdir()}
-    assert names >= {"config.json", "plan.json", "versions.json", "metrics.jsonl", "log.txt", "tensorboard",
-                     "checkpoints", "model", "report.json"}
+    assert names >= {
+        "config.json",
+        "plan.json",
+        "versions.json",
+        "metrics.jsonl",
+        "log.txt",
+        "tensorboard",
+        "checkpoints",
+        "model",
+        "report.json",
+    }
     assert {path.name for path in (unbroken / "model").iterdir()} >= {
-        "model.safetensors", "config.json", "tokenizer.json", "bigqa.json"
+        "model.safetensors",
+        "config.json",
+        "tokenizer.json",
+        "bigqa.json",
     }
     assert [record["step"] for record in metrics(unbroken)] == list(range(1, 15))
     assert list((unbroken / "tensorboard").iterdir())
@@ -124,14 +135,34 @@ def test_two_processes_give_the_curve_of_one(environment: dict[str, str], tmp_pa
     one, two = tmp_path / "one", tmp_path / "two"
     alone = subprocess.run(
         [sys.executable, str(TRAIN), *SMALL, *words, "--out", str(one)],
-        env=environment, capture_output=True, text=True, timeout=300, check=False,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert alone.returncode == 0, alone.stderr
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1",
-              "--mixed_precision", "no", "--dynamo_backend", "no", "--cpu", str(TRAIN)]
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        str(TRAIN),
+    ]
     pair = subprocess.run(
         [*launch, *SMALL, *words, "--micro-batch", "2", "--out", str(two)],
-        env=environment, capture_output=True, text=True, timeout=300, check=False,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert pair.returncode == 0, pair.stderr
     assert json.loads((two / "plan.json").read_text())["num_processes"] == 2

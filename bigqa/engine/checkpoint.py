@@ -55,9 +55,7 @@ def save(
         except SafetensorError as error:  # safetensors wraps the operating system's error in its own
             raise write_error(path, OSError(*_errno(error))) from error
         write_json(temporary / "state.json", {"schema": SCHEMA, "step": step, "settings": dict(settings)})
-        write_json(
-            temporary / "checksums.json", {file.name: _sha256(file) for file in sorted(temporary.iterdir())}
-        )
+        write_json(temporary / "checksums.json", {file.name: _sha256(file) for file in sorted(temporary.iterdir())})
     return path
 
 
@@ -77,9 +75,7 @@ def load_newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
     return None
 
 
-def restore(
-    checkpoint: Checkpoint, weights: Weights, optimizer: torch.optim.Optimizer
-) -> None:
+def restore(checkpoint: Checkpoint, weights: Weights, optimizer: torch.optim.Optimizer) -> None:
     """Put a checkpoint's weights and moments in place. Raises: BigqaError where it is of another model."""
     if set(checkpoint.weights) != set(weights.masters):
         name = sorted(set(checkpoint.weights) ^ set(weights.masters))[0]

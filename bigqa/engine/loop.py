@@ -41,9 +41,7 @@ class Training:
     def order(self) -> DataOrder:
         """The data order of the run."""
         settings = self.settings
-        return DataOrder(
-            num_windows=len(self.lengths), global_batch=settings.global_batch, seed=settings.seed
-        )
+        return DataOrder(num_windows=len(self.lengths), global_batch=settings.global_batch, seed=settings.seed)
 
     @property
     def num_steps(self) -> int:
@@ -102,9 +100,7 @@ def save(run: Training, step: int) -> None:
     run.processes.wait()
 
 
-def _one_step(
-    run: Training, step: int, num_steps: int, speed: SpeedMeter
-) -> tuple[float, dict[str, Any]]:
+def _one_step(run: Training, step: int, num_steps: int, speed: SpeedMeter) -> tuple[float, dict[str, Any]]:
     started = time.perf_counter()
     positions = run.order.batch(step)
     warmup_steps = round(run.settings.warmup * num_steps)

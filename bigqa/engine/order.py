@@ -1,6 +1,7 @@
 """Which windows each optimizer step trains on. In: seed, number of windows, global batch. Out: indices.
 
-Everything follows from (seed, step), so a resumed run, on any number of processes, sees the same data in the same order.
+Everything follows from (seed, step), so a resumed run, on any number of processes, sees the same data in
+the same order.
 """
 
 import math

@@ -21,9 +21,7 @@ class Weights:
         self.has_masters = precision == "bf16"
         self.masters: Mapping[str, nn.Parameter] = self.model_parameters
         if self.has_masters:
-            self.masters = {
-                name: nn.Parameter(p.detach().float().clone()) for name, p in self.model_parameters.items()
-            }
+            self.masters = {name: nn.Parameter(p.detach().float().clone()) for name, p in self.model_parameters.items()}
             model.to(torch.bfloat16)
 
     def load(self, values: Mapping[str, torch.Tensor]) -> None:

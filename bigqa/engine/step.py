@@ -48,7 +48,7 @@ def accumulate(parts: Parts, batches: list[Batch], num_windows: int) -> Tensor:
     for index, batch in enumerate(batches):
         with _gradient_sync(parts.model, is_last=index == len(batches) - 1):
             # A process that has no window of a small last batch still takes part in the averaging.
-            share = batch["weight"] if "weight" in batch else 1.0
+            share = batch.get("weight", 1.0)
             loss = parts.task.loss_sum(parts.model, batch) * share / num_windows
             # Gradients are averaged over the processes, and are wanted summed.
             (loss * parts.world_size).backward()

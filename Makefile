@@ -1,0 +1,47 @@
+# bigqa: everything runs in .venv, which needs only Python 3.11 or later, git and make.
+#   make install EXTRAS=test        a smaller installation (no DeepSpeed, bitsandbytes, PEFT)
+#   make install PYTHON3=python3.12 another Python
+
+PYTHON3 ?= python3
+EXTRAS  ?= test,8bit,adapters,deepspeed
+VENV    := .venv
+PYTHON  := $(VENV)/bin/python
+STAMP   := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check slow gpu clean
+
+help:  ## list these targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
+
+install: $(STAMP)  ## make .venv and install bigqa with its pinned dependencies (once)
+
+# torch first: DeepSpeed's build looks for it. DS_BUILD_OPS=0: no compiler and no nvcc needed to install.
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON3) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "bigqa: constraints.txt needs Python 3.11 or later; name one with PYTHON3=")'
+	@echo "bigqa: installing into $(VENV) (some minutes, once)"
+	@$(PYTHON3) -m venv $(VENV)
+	@$(PYTHON) -m pip install -qq --disable-pip-version-check -c constraints.txt torch
+	@DS_BUILD_OPS=0 $(PYTHON) -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+demo: install  ## train a small Korean QA model on a sample, on whatever this machine has
+	@$(PYTHON) -m bigqa.demo
+
+test: install  ## run the tests (no GPU, no network)
+	@$(PYTHON) -m pytest
+
+check: install  ## ruff, its formatter, mypy
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff format --check .
+	@$(PYTHON) -m mypy bigqa
+
+slow: install  ## run the tests that take minutes
+	@$(PYTHON) -m pytest -m slow
+
+gpu: install  ## run the tests that need a CUDA GPU
+	@$(PYTHON) -m pytest -m gpu
+
+clean:  ## remove .venv and everything that was built or cached
+	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find bigqa tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,149 @@
+"""The commands as a person types them: what they print, and how they refuse."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from bigqa.sample import FOLDER
+from transformers import BertConfig, BertForMaskedLM, BertForQuestionAnswering
+
+
+def bigqa(*words: str | Path, debug: bool = False) -> "subprocess.CompletedProcess[str]":
+    environment = {name: value for name, value in os.environ.items() if name != "BIGQA_DEBUG"}
+    environment |= {"HF_HUB_OFFLINE": "1"} | ({"BIGQA_DEBUG": "1"} if debug else {})
+    command = [sys.executable, "-m", "bigqa.cli", *map(str, words)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def assert_one_line(done: "subprocess.CompletedProcess[str]", *texts: str, code: int = 1) -> None:
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    for text in texts:
+        assert text in done.stderr
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained model of the sample's architecture, in Hugging Face form."""
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    config = BertConfig.from_pretrained(FOLDER)
+    BertForQuestionAnswering(config).save_pretrained(folder)
+    for name in ("vocab.txt", "tokenizer_config.json"):
+        (folder / name).write_bytes((FOLDER / name).read_bytes())
+    return folder
+
+
+def test_help_names_the_commands() -> None:
+    done = bigqa("--help")
+    assert done.returncode == 0
+    for name in ("train", "predict", "evaluate", "data", "convert"):
+        assert name in done.stdout
+
+
+def test_predict_answers_every_question_with_text_of_its_context(model_folder: Path, tmp_path: Path) -> None:
+    out, nbest = tmp_path / "answers.json", tmp_path / "nbest.json"
+    done = bigqa("predict", model_folder, FOLDER / "dev.json", out, "--nbest", nbest)
+    assert done.returncode == 0, done.stderr
+    answers = json.loads(out.read_text())
+    candidates = json.loads(nbest.read_text())
+    contexts = {
+        question["id"]: paragraph["context"]
+        for article in json.loads((FOLDER / "dev.json").read_text())["data"]
+        for paragraph in article["paragraphs"]
+        for question in paragraph["qas"]
+    }
+    assert answers.keys() == contexts.keys() == candidates.keys()
+    for name, answer in answers.items():
+        assert answer in contexts[name]
+        assert candidates[name][0]["text"] == answer
+        probabilities = [candidate["probability"] for candidate in candidates[name]]
+        assert probabilities == sorted(probabilities, reverse=True)
+        assert sum(probabilities) <= 1 + 1e-6
+
+
+def test_evaluate_prints_the_official_fields(tmp_path: Path) -> None:
+    gold = FOLDER / "dev.json"
+    answers = {
+        question["id"]: question["answers"][0]["text"]
+        for article in json.loads(gold.read_text())["data"]
+        for paragraph in article["paragraphs"]
+        for question in paragraph["qas"]
+    }
+    (tmp_path / "answers.json").write_text(json.dumps(answers))
+    done = bigqa("evaluate", gold, tmp_path / "answers.json", "--json")
+    scores = json.loads(done.stdout)
+    assert (scores["exact_match"], scores["f1"], scores["total"]) == (100.0, 100.0, len(answers))
+
+
+BAD_FILES = {
+    "empty": (b"", "empty"),
+    "cut": ((FOLDER / "dev.json").read_bytes()[:2000], "is cut short"),
+    "not JSON": ("질문".encode(), "not JSON"),
+    "not UTF-8": ('{"data": "질문"}'.encode("euc-kr"), "not UTF-8"),
+    "schema": (b'{"rows": []}', "data"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+@pytest.mark.parametrize("command", ["predict", "evaluate", "train", "inspect"])
+def test_a_bad_file_is_named_and_nothing_is_written(
+    model_folder: Path, tmp_path: Path, kind: str, command: str
+) -> None:
+    content, text = BAD_FILES[kind]
+    bad, out = tmp_path / "bad.json", tmp_path / "out"
+    bad.write_bytes(content)
+    words: dict[str, tuple[str | Path, ...]] = {
+        "predict": ("predict", model_folder, bad, out),
+        "evaluate": ("evaluate", bad, FOLDER / "dev.json"),
+        "train": ("train", "--model", "tiny", "--train-file", bad, "--out", out),
+        "inspect": ("data", "inspect", bad, "tiny"),
+    }
+    assert_one_line(bigqa(*words[command]), text, str(bad))
+    assert {path.name for path in tmp_path.iterdir()} == {"bad.json"}
+
+
+def test_a_missing_file_is_named(model_folder: Path, tmp_path: Path) -> None:
+    assert_one_line(bigqa("predict", model_folder, tmp_path / "none.json", tmp_path / "out"), "none.json")
+
+
+def test_a_model_of_another_task_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "mlm"
+    BertForMaskedLM(BertConfig.from_pretrained(FOLDER)).save_pretrained(folder)
+    (folder / "vocab.txt").write_bytes((FOLDER / "vocab.txt").read_bytes())
+    assert_one_line(bigqa("predict", folder, FOLDER / "dev.json", tmp_path / "out"), "mlm")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_traceback_is_shown_on_request(tmp_path: Path) -> None:
+    done = bigqa("evaluate", tmp_path / "none.json", tmp_path / "none.json", debug=True)
+    assert done.returncode != 0
+    assert "Traceback" in done.stderr
+
+
+def test_an_unwritable_folder_is_named(model_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    out = tmp_path / "file" / "answers.json"
+    assert_one_line(bigqa("predict", model_folder, FOLDER / "dev.json", out), str(out))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_a_full_disk_is_said(tmp_path: Path) -> None:
+    from bigqa.errors import BigqaError
+    from bigqa.files import atomic_path
+
+    with (
+        pytest.raises(BigqaError, match="the disk is full"),
+        atomic_path(tmp_path / "x"),
+        open("/dev/full", "w", buffering=1) as full,
+    ):
+        full.write("x\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_metric_is_a_usage_error() -> None:
+    done = bigqa("evaluate", FOLDER / "dev.json", FOLDER / "dev.json", "--metric", "bleu")
+    assert_one_line(done, "korquad1", "korquad2", code=2)
