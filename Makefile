@@ -15,6 +15,7 @@ help:  ## list these targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
 
 install: $(STAMP)  ## make .venv and install bigqa with its pinned dependencies (once)
+	@:
 
 # torch first: DeepSpeed's build looks for it. DS_BUILD_OPS=0: no compiler and no nvcc needed to install.
 $(STAMP): setup.cfg pyproject.toml constraints.txt

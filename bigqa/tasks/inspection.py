@@ -1,0 +1,95 @@
+"""What a data file looks like to a vocabulary, before any training. In: a file, a tokenizer, lengths. Out: figures.
+
+The ceiling is the score of a model that always picks the best token span, read off through the same windows and the
+same post-processing as real predictions: no training with this vocabulary and these lengths can beat it.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bigqa.tasks import korquad1
+from bigqa.tasks.features import build_features, window_lengths
+from bigqa.tasks.postprocess import Logits, decode
+from bigqa.tasks.squad import Question, read_questions
+from bigqa.tasks.windows import Lengths
+
+PERCENTILES = (5, 25, 50, 75, 95, 100)
+PADDED_TO = (384, 512)
+
+
+def inspect_file(path: Path, tokenizer: Any, lengths: Lengths) -> dict[str, Any]:
+    """Return counts, length percentiles, padding, answers out of reach, and the ceiling."""
+    questions = read_questions(path, need_answers=True)
+    with tempfile.TemporaryDirectory() as folder:
+        found = {"counts": _counts(questions), "percentiles_tokens": _percentiles(questions, tokenizer)}
+        for seq_len in sorted({*PADDED_TO, lengths.seq_len}):
+            if lengths.max_query_length + lengths.doc_stride + 3 > seq_len:
+                continue
+            at = lengths.model_copy(update={"seq_len": seq_len})
+            found[f"seq_{seq_len}"] = _at_length(path, questions, tokenizer, at, Path(folder))
+    return found
+
+
+def _counts(questions: list[Question]) -> dict[str, int]:
+    return {
+        "articles": len({question.title for question in questions}),
+        "paragraphs": len({question.context for question in questions}),
+        "questions": len(questions),
+        "answers": sum(len(question.answers) for question in questions),
+    }
+
+
+def _percentiles(questions: list[Question], tokenizer: Any) -> dict[str, dict[str, int]]:
+    texts = {
+        "question": [question.question for question in questions],
+        "context": list({question.context: None for question in questions}),
+        "answer": [question.answers[0].text for question in questions],
+    }
+    return {name: _spread(_sizes(values, tokenizer)) for name, values in texts.items()}
+
+
+def _sizes(texts: list[str], tokenizer: Any) -> list[int]:
+    return [len(found.ids) for found in tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)]
+
+
+def _spread(sizes: list[int]) -> dict[str, int]:
+    values = np.percentile(sizes, PERCENTILES, method="nearest")
+    return {f"p{percent}": int(value) for percent, value in zip(PERCENTILES, values, strict=True)}
+
+
+def _at_length(
+    path: Path, questions: list[Question], tokenizer: Any, lengths: Lengths, folder: Path
+) -> dict[str, Any]:
+    windows = build_features(path, tokenizer, lengths, training=False, cache_dir=folder, with_targets=True)
+    sizes = window_lengths(windows)
+    reached = {int(row["question"]) for row in _targets(windows) if row["end"] > 0}
+    answers, _ = decode(questions, windows, _perfect_logits(windows), lengths)
+    golds = {question.id: [answer.text for answer in question.answers] for question in questions}
+    score = korquad1.score(golds, answers)
+    return {
+        "windows": len(windows),
+        "window_tokens": _spread(sizes),
+        "padding_share": 1 - sum(sizes) / (len(sizes) * lengths.seq_len),
+        "answers_out_of_reach_share": 1 - len(reached) / len(questions),
+        "ceiling_em": score.exact_match,
+        "ceiling_f1": score.f1,
+    }
+
+
+def _targets(windows: Any) -> Iterator[dict[str, Any]]:
+    rows = windows.select_columns(["question", "start", "end"]).with_format("numpy")
+    for batch in rows.iter(batch_size=1024):
+        for index in range(len(batch["end"])):
+            yield {name: values[index] for name, values in batch.items()}
+
+
+def _perfect_logits(windows: Any) -> Iterator[Logits]:
+    for number, (row, size) in enumerate(zip(_targets(windows), window_lengths(windows), strict=True)):
+        start, end = np.zeros(size, np.float32), np.zeros(size, np.float32)
+        if row["end"] > 0:
+            start[row["start"]] = end[row["end"]] = 1.0
+        yield number, start, end

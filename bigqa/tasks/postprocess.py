@@ -1,0 +1,85 @@
+"""Answers out of logits. In: a question's windows and their start and end logits. Out: its best spans as text.
+
+The 20 best starts x 20 best ends of each window, the start where the token has its widest surroundings, the end at or
+after the start, at most `max_answer_length` tokens; the best sum of the two logits wins.
+"""
+
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from bigqa.tasks.squad import Question
+from bigqa.tasks.windows import Lengths
+
+Array = np.ndarray[Any, Any]
+Logits = tuple[int, Array, Array]
+COLUMNS = ["question", "context_begin", "context_end", "offset_start", "offset_end", "max_context_lo", "max_context_hi"]
+Span = tuple[float, int, int]
+"""Score, and the span in characters of the context."""
+
+
+def decode(
+    questions: Iterable[Question], dataset: Any, logits: Iterable[Logits], lengths: Lengths, n_best: int = 20
+) -> tuple[dict[str, str], dict[str, list[dict[str, Any]]]]:
+    """Return `{id: text}` and n-best lists. `logits`: (window, start logits, end logits) of every window, in order."""
+    answers: dict[str, str] = {}
+    nbest: dict[str, list[dict[str, Any]]] = {}
+    # Every question has at least one window, so the two streams go in step.
+    for question, spans in zip(questions, _spans_by_question(dataset, logits, lengths, n_best), strict=True):
+        nbest[question.id] = _candidates(spans, question.context, n_best)
+        answers[question.id] = nbest[question.id][0]["text"]
+    return answers, nbest
+
+
+def _spans_by_question(
+    dataset: Any, logits: Iterable[Logits], lengths: Lengths, n_best: int
+) -> Iterator[list[Span]]:
+    rows = dataset.select_columns(COLUMNS).with_format("numpy")
+    pairs = zip(_stream(rows), logits, strict=True)
+    for _, group in groupby(pairs, key=lambda pair: int(pair[0]["question"])):
+        yield [span for row, (_, start, end) in group for span in _spans(row, start, end, lengths, n_best)]
+
+
+def _stream(rows: Any) -> Iterator[dict[str, Any]]:
+    for batch in rows.iter(batch_size=256):
+        for index in range(len(batch["question"])):
+            yield {name: values[index] for name, values in batch.items()}
+
+
+def _spans(row: dict[str, Any], start_S: Array, end_S: Array, lengths: Lengths, n_best: int) -> list[Span]:
+    begin, stop = int(row["context_begin"]), int(row["context_end"])
+    if stop == begin:
+        return []
+    starts, ends = _best(start_S[begin:stop], n_best), _best(end_S[begin:stop], n_best)
+    wide = (starts + begin >= row["max_context_lo"]) & (starts + begin < row["max_context_hi"])
+    size_SE = ends[None, :] - starts[:, None] + 1
+    allowed_SE = wide[:, None] & (size_SE >= 1) & (size_SE <= lengths.max_answer_length)
+    score_SE = start_S[begin:stop][starts][:, None] + end_S[begin:stop][ends][None, :]
+    offset_start, offset_end = row["offset_start"], row["offset_end"]
+    return [
+        (float(score_SE[i, j]), int(offset_start[starts[i]]), int(offset_end[ends[j]]))
+        for i, j in zip(*np.nonzero(allowed_SE), strict=True)
+    ]
+
+
+def _best(logits: Array, count: int) -> Array:
+    return np.argsort(-logits, kind="stable")[:count]
+
+
+def _candidates(spans: list[Span], context: str, n_best: int) -> list[dict[str, Any]]:
+    kept: dict[str, Span] = {}
+    for span in sorted(spans, key=lambda span: (-span[0], span[1], span[2])):
+        kept.setdefault(context[span[1] : span[2]], span)
+        if len(kept) == n_best:
+            break
+    if not kept:
+        return [{"text": "", "probability": 1.0, "score": 0.0}]
+    scores = np.array([span[0] for span in kept.values()])
+    weights = np.exp(scores - scores.max())
+    shares = weights / weights.sum()
+    return [
+        {"text": text, "probability": float(share), "score": span[0], "start": span[1]}
+        for (text, span), share in zip(kept.items(), shares, strict=True)
+    ]
