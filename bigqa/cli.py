@@ -40,7 +40,7 @@ def main_options(
     """Train large models in the memory you have."""
 
 
-@app.command()
+@app.command("train")
 @functools.wraps(train_signature)
 def train(**options: Any) -> None:
     """Launch the training processes; they run `bigqa/train.py` with the same options."""

@@ -76,7 +76,7 @@ def _model_and_tokenizer(settings: Settings) -> tuple[Any, Any]:
         for name in (*DROPOUTS, *DROPOUTS_MORE):
             if getattr(config, name, None) is not None:
                 setattr(config, name, settings.dropout)
-    return load_model(source, config, seed=settings.seed), tokenizer
+    return load_model(source, config, vocabulary_size=len(tokenizer), seed=settings.seed), tokenizer
 
 
 def _windows(settings: Settings, tokenizer: Any, lengths: Lengths, processes: Processes) -> Any:

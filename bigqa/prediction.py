@@ -18,7 +18,7 @@ from bigqa.models import check_lengths, load_config, load_model, load_tokenizer,
 from bigqa.tasks.features import build_features, window_lengths
 from bigqa.tasks.postprocess import decode
 from bigqa.tasks.qa import COLUMNS, QuestionAnswering
-from bigqa.tasks.reader import iter_questions
+from bigqa.tasks.squad import read_questions
 from bigqa.tasks.windows import Lengths
 
 LENGTHS_FILE = "bigqa.json"
@@ -68,7 +68,7 @@ def predict(
     inputs = windows.select_columns([name for name in COLUMNS if name in windows.column_names])
     task = qa_task(tokenizer, model)
     logits = span_logits(model, task, inputs.with_format("numpy"), sizes, device, on_progress)
-    questions = iter_questions(file, need_answers=False)
+    questions = read_questions(file, need_answers=False)
     answers, nbest = decode(questions, windows, logits, lengths, n_best=n_best)
     return Predictions(answers, nbest)
 
@@ -83,7 +83,7 @@ def load_for_prediction(name: str, device: str, seq_len: int | None) -> tuple[An
         lengths = lengths.model_copy(update={"seq_len": seq_len})
     check_lengths(config, lengths.seq_len)
     tokenizer = load_tokenizer(source)
-    model = load_model(source, config, require_qa_head=True)
+    model = load_model(source, config, vocabulary_size=len(tokenizer), require_qa_head=True)
     if device == "cuda" and not torch.cuda.is_available():
         raise BigqaError("no CUDA GPU here: use --device cpu, or check the driver with nvidia-smi")
     chosen = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")

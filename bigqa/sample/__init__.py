@@ -1,0 +1,5 @@
+"""The embedded sample: a small Korean data set, its vocabulary and its model. Made by `bigqa.sample.make_sample`."""
+
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
