@@ -137,6 +137,7 @@ def _restore(training: Training, recorder: Silent) -> int:
 def _finish(training: Training, outcome: Outcome, tokenizer: Any, lengths: Lengths) -> None:
     settings, recorder = training.settings, training.recorder
     if not outcome.finished:
+        training.stop.clear()
         recorder.say(f"stopped and saved at step {outcome.steps}/{training.num_steps}; to go on:")
         recorder.say(f"  bigqa train --resume {settings.out}")
         return

@@ -24,6 +24,7 @@ RANK_VARIABLES = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RA
 
 def launch(words: list[str], folder: Path, num_processes: int) -> int:
     """Run `bigqa/train.py` with these words in one process, or in several through `accelerate launch`."""
+    (folder / STOP_FILE).unlink(missing_ok=True)  # of a launch that ended badly
     workers = subprocess.Popen(
         [*_command(num_processes), str(TRAIN_FILE), *words],
         env=os.environ | {PARENT_VARIABLE: str(os.getpid())},

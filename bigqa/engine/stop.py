@@ -32,6 +32,10 @@ class StopRequest:
         """Say whether the run should stop now."""
         return self._asked or self._file.exists() or self._launcher_is_gone()
 
+    def clear(self) -> None:
+        """Forget a stop that was obeyed, so that the run can go on later."""
+        self._file.unlink(missing_ok=True)
+
     def _launcher_is_gone(self) -> bool:
         if not self._parent:
             return False
