@@ -25,6 +25,8 @@ def read_text(path: Path, what: str) -> str:
     except IsADirectoryError:
         raise BigqaError(f"{what} is a folder, not a file: {path}") from None
     except UnicodeDecodeError as error:
+        if error.reason == "unexpected end of data":
+            raise BigqaError(f"{what} is cut short, in the middle of a character: {path}") from None
         raise BigqaError(f"{what} is not UTF-8 at byte {error.start}: {path}; convert it to UTF-8") from None
     except OSError as error:
         raise BigqaError(f"{what} cannot be read: {path}: {error.strerror}") from None

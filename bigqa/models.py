@@ -113,7 +113,7 @@ def load_config(source: ModelSource) -> Any:
     """Return the Hugging Face configuration."""
     from transformers import AutoConfig
 
-    if source.kind == "preset" and source.name in PRESETS:
+    if source.name in PRESETS:
         return _from_dict(PRESETS[source.name].config)
     if source.kind == "enliple":
         return _from_dict(enliple.load_config(Path(source.name)))

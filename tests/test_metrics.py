@@ -15,9 +15,7 @@ METRICS = {"korquad1": korquad1, "korquad2": korquad2}
 
 
 def official_cases(shared: Path, metric: str) -> list[dict[str, Any]]:
-    cases: list[dict[str, Any]] = json.loads((shared / f"cases/{metric}_eval_cases.json").read_text("utf-8"))[
-        "cases"
-    ]
+    cases: list[dict[str, Any]] = json.loads((shared / f"cases/{metric}_eval_cases.json").read_text("utf-8"))["cases"]
     assert len(cases) == {"korquad1": 37, "korquad2": 51}[metric]
     return cases
 

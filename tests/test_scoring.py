@@ -44,10 +44,7 @@ def gold1(**answers: list[str]) -> dict[str, Any]:
 
 
 def gold2(**answers: str) -> dict[str, Any]:
-    qas = [
-        {"id": key, "question": "?", "answer": {"text": text, "answer_start": 0}}
-        for key, text in answers.items()
-    ]
+    qas = [{"id": key, "question": "?", "answer": {"text": text, "answer_start": 0}} for key, text in answers.items()]
     article = {"title": "t", "url": "u", "context": "c", "raw_html": "c", "qas": qas}
     return {"version": "KorQuAD_2.1", "data": [article]}
 
@@ -107,9 +104,7 @@ def test_the_golds_of_korquad_1_score_100(shared: Path) -> None:
 
 def test_missing_ids_count(write: Write) -> None:
     gold = write("gold.json", gold1(a=["서울"], b=["부산"], c=["대구", "대구시"], d=["가나다라"]))
-    score = evaluate_files(
-        gold, write("p.json", {"a": "서울", "c": "대구시", "d": "가나", "z": 1}), "korquad1"
-    )
+    score = evaluate_files(gold, write("p.json", {"a": "서울", "c": "대구시", "d": "가나", "z": 1}), "korquad1")
     assert (score.exact_match, score.total, score.missing) == (50.0, 4, 1)
     assert score.f1 == pytest.approx(100 * (1 + 0 + 1 + 2 / 3) / 4)
 
@@ -262,9 +257,7 @@ def test_bad_zips(write: Write, tmp_path: Path) -> None:
     assert "cannot be unpacked" in error_of(write("empty.zip", b""), predictions, "korquad2")
     assert "holds no .json file" in error_of(zip_of(tmp_path / "none.zip"), predictions, "korquad2")
     whole = zip_of(tmp_path / "whole.zip", one=gold2(a="가" * 500)).read_bytes()
-    assert "cannot be unpacked" in error_of(
-        write("cut.zip", whole[: len(whole) // 2]), predictions, "korquad2"
-    )
+    assert "cannot be unpacked" in error_of(write("cut.zip", whole[: len(whole) // 2]), predictions, "korquad2")
 
 
 def test_a_zip_with_a_spoilt_member(write: Write, tmp_path: Path) -> None:
@@ -279,9 +272,7 @@ def test_an_encrypted_zip(write: Write, tmp_path: Path) -> None:
     content = bytearray(zip_of(tmp_path / "whole.zip", one=gold2(a="가")).read_bytes())
     content[6] |= 1  # the flag of encryption, in the member's own header and in the directory
     content[content.index(b"PK\x01\x02") + 8] |= 1
-    assert "cannot be unpacked" in error_of(
-        write("locked.zip", bytes(content)), write("p.json", {}), "korquad2"
-    )
+    assert "cannot be unpacked" in error_of(write("locked.zip", bytes(content)), write("p.json", {}), "korquad2")
 
 
 def test_a_bad_member_of_a_zip_is_named(write: Write, tmp_path: Path) -> None:

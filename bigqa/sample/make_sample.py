@@ -74,7 +74,9 @@ def pools(random_numbers: random.Random, size: int) -> dict[str, list[str]]:
     makers = {
         "person": lambda: random_numbers.choice(SURNAMES) + "".join(random_numbers.sample(GIVEN, 2)),
         "place": lambda: (
-            random_numbers.choice(PLACE_FIRST) + random_numbers.choice(PLACE_SECOND) + random_numbers.choice(PLACE_KINDS)
+            random_numbers.choice(PLACE_FIRST)
+            + random_numbers.choice(PLACE_SECOND)
+            + random_numbers.choice(PLACE_KINDS)
         ),
         "date": lambda: (
             f"{random_numbers.randint(1900, 2019)}년 {random_numbers.randint(1, 12)}월 {random_numbers.randint(1, 28)}일"

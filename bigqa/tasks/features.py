@@ -5,7 +5,6 @@ covers the data, the tokenizer, every length and the form of the rows; a file ap
 """
 
 import hashlib
-
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path

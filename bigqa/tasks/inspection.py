@@ -61,9 +61,7 @@ def _spread(sizes: list[int]) -> dict[str, int]:
     return {f"p{percent}": int(value) for percent, value in zip(PERCENTILES, values, strict=True)}
 
 
-def _at_length(
-    path: Path, questions: list[Question], tokenizer: Any, lengths: Lengths, folder: Path
-) -> dict[str, Any]:
+def _at_length(path: Path, questions: list[Question], tokenizer: Any, lengths: Lengths, folder: Path) -> dict[str, Any]:
     windows = build_features(path, tokenizer, lengths, training=False, cache_dir=folder, with_targets=True)
     sizes = window_lengths(windows)
     reached = {int(row["question"]) for row in _targets(windows) if row["end"] > 0}

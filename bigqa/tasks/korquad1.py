@@ -100,6 +100,4 @@ def _normalized(question: str, text: Any, normalizer: Callable[[str], str], role
         return normalizer(text)
     except UnicodeEncodeError:
         # JSON can spell half a surrogate pair (\ud800), and the HTML parser of 2.x cannot take one.
-        raise BigqaError(
-            f"the {role} of question {question!r} holds half a surrogate pair; drop it"
-        ) from None
+        raise BigqaError(f"the {role} of question {question!r} holds half a surrogate pair; drop it") from None

@@ -33,9 +33,7 @@ def decode(
     return answers, nbest
 
 
-def _spans_by_question(
-    dataset: Any, logits: Iterable[Logits], lengths: Lengths, n_best: int
-) -> Iterator[list[Span]]:
+def _spans_by_question(dataset: Any, logits: Iterable[Logits], lengths: Lengths, n_best: int) -> Iterator[list[Span]]:
     rows = dataset.select_columns(COLUMNS).with_format("numpy")
     pairs = zip(_stream(rows), logits, strict=True)
     for _, group in groupby(pairs, key=lambda pair: int(pair[0]["question"])):
