@@ -83,7 +83,8 @@ def load_model(folder: Path, config: Any, *, qa_head: Path | None = None, requir
         head = _read_state(qa_head)
         state |= {f"qa_outputs.{name.removeprefix('qa_outputs.')}": value for name, value in head.items()}
     _read_ffn_size(state, config)
-    model = BertForQuestionAnswering(config).to(torch.float32)
+    config.dtype = torch.float32
+    model = BertForQuestionAnswering(config)
     expected = model.state_dict()
     for name in ("qa_outputs.weight", "qa_outputs.bias"):
         if name not in state and not require_qa_head and qa_head is None:

@@ -134,7 +134,8 @@ def paragraph(name: str, values: dict[str, str], numbers: random.Random) -> dict
     sentences: list[tuple[str, Fact | None]] = [(fact[0] + ".", fact) for fact in found]
     sentences += [(text, None) for text in numbers.sample(FILLERS, numbers.randint(0, 2))]
     numbers.shuffle(sentences)
-    context, qas = "", []
+    context = ""
+    qas: list[dict[str, Any]] = []
     for text, fact in sentences:
         start = len(context) + text.find("{}")
         context += text.replace("{}", fact[1] if fact else "") + " "

@@ -1,4 +1,4 @@
-"""Windows of a data file as memory-mapped Arrow files, made once. In: a data file, a tokenizer, lengths. Out: a dataset.
+"""Windows of a data file as memory-mapped Arrow files. In: a data file, a tokenizer, lengths. Out: a dataset.
 
 Tokenized by the tokenizer's own threads, written in batches of paragraphs, so that memory stays flat. The cache's key
 covers the data, the tokenizer, every length and the form of the rows; a file appears under its name only when whole.

@@ -19,11 +19,11 @@ class Lengths(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    seq_len: int = Field(512, ge=16)
-    doc_stride: int = Field(128, ge=1)
+    seq_len: int = Field(default=512, ge=16)
+    doc_stride: int = Field(default=128, ge=1)
     """Tokens that each next window advances."""
-    max_query_length: int = Field(64, ge=1)
-    max_answer_length: int = Field(30, ge=1)
+    max_query_length: int = Field(default=64, ge=1)
+    max_answer_length: int = Field(default=30, ge=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,7 @@ def _types(template: Template, query_size: int) -> list[int]:
 
 
 def answer_tokens(offsets: Sequence[tuple[int, int]], context: str, text: str, start: int) -> tuple[int, int]:
-    """Return the first and last token of an answer: the span that gives exactly it, else the smallest that covers it."""
+    """Return an answer's first and last token: the span that gives exactly it, else the smallest that covers it."""
     end = start + len(text)
     covering = [index for index, (a, b) in enumerate(offsets) if b > start and a < end and b > a]
     if not covering:
