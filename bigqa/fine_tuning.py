@@ -21,7 +21,7 @@ from bigqa.runs import begin, versions
 from bigqa.settings import Settings
 from bigqa.tasks.features import build_features, window_lengths
 from bigqa.tasks.qa import COLUMNS
-from bigqa.tasks.scoring import evaluate_files
+from bigqa.tasks.scoring import evaluate_files, metric_of
 from bigqa.tasks.windows import Lengths
 
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout", "embedding_dropout")
@@ -187,5 +187,5 @@ def _score(model: Any, tokenizer: Any, settings: Settings, lengths: Lengths, dev
     with progress("Predicting") as on_progress:
         found = predict(model, tokenizer, settings.dev_file, lengths, device, on_progress)
     write_json(settings.out / "predictions.json", found.answers)
-    score = evaluate_files(settings.dev_file, settings.out / "predictions.json", "korquad1")
+    score = evaluate_files(settings.dev_file, settings.out / "predictions.json", metric_of(settings.dev_file))
     return dataclasses.asdict(score)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from bigqa import enliple
 from bigqa.errors import BigqaError
-from bigqa.files import read_json
+from bigqa.files import read_json, read_text
 from bigqa.sample import FOLDER as SAMPLE
 
 Kind = Literal["hf", "enliple", "config", "preset"]
@@ -216,7 +216,13 @@ def _lower_case(vocabulary: Path, source: ModelSource) -> bool:
     beside = vocabulary.with_name("tokenizer_config.json")
     if beside.is_file():
         return bool(read_json(beside, "the tokenizer's config").get("do_lower_case", False))
-    return source.lower_case
+    return source.lower_case and not _has_capitals(vocabulary)
+
+
+def _has_capitals(vocabulary: Path) -> bool:
+    # Pieces that lower-cased text could never reach: the vocabulary was made of cased text, whoever uses it now.
+    pieces = read_text(vocabulary, "the vocabulary").splitlines()
+    return any(piece != piece.lower() for piece in pieces if not piece.startswith(("[", "<")))
 
 
 def _from_dict(values: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Answers of a fine-tuned model. In: a model, a data file. Out: `{id: text}` and n-best lists.
+"""Answers of a fine-tuned model. In: a model, a data set. Out: `{id: text}` and n-best lists.
 
 A model folder written by bigqa holds `bigqa.json`, the lengths it was trained at; other folders get the defaults.
 """
@@ -18,7 +18,7 @@ from bigqa.models import check_lengths, load_config, load_model, load_tokenizer,
 from bigqa.tasks.features import build_features, window_lengths
 from bigqa.tasks.postprocess import decode
 from bigqa.tasks.qa import COLUMNS, QuestionAnswering
-from bigqa.tasks.squad import read_questions
+from bigqa.tasks.squad import iter_questions
 from bigqa.tasks.windows import Lengths
 
 LENGTHS_FILE = "bigqa.json"
@@ -62,13 +62,13 @@ def predict(
     on_progress: Progress | None = None,
     n_best: int = 20,
 ) -> Predictions:
-    """Answer every question of a file."""
+    """Answer every question of a data set: one forward pass over its windows, one document in memory at a time."""
     windows = build_features(file, tokenizer, lengths, training=False, cache_dir=cache_folder() / "features")
     sizes = window_lengths(windows)
     inputs = windows.select_columns([name for name in COLUMNS if name in windows.column_names])
     task = qa_task(tokenizer, model)
     logits = span_logits(model, task, inputs.with_format("numpy"), sizes, device, on_progress)
-    questions = read_questions(file, need_answers=False)
+    questions = iter_questions(file, need_answers=False)
     answers, nbest = decode(questions, windows, logits, lengths, n_best=n_best)
     return Predictions(answers, nbest)
 

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from bigqa.sample import FOLDER
 from transformers import BertConfig, BertForMaskedLM, BertForQuestionAnswering
+
+from bigqa.sample import FOLDER
 
 
 def bigqa(*words: str | Path, debug: bool = False) -> "subprocess.CompletedProcess[str]":

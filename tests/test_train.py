@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from bigqa.sample import FOLDER
 from safetensors.torch import load_file
+
+from bigqa.sample import FOLDER
 
 TRAIN = Path(__file__).parents[1] / "bigqa" / "train.py"
 SMALL = ["--model", "tiny", "--limit", "24", "--global-batch", "5", "--device", "cpu", "--precision", "fp32"]

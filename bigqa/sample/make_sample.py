@@ -54,6 +54,7 @@ FILLERS = (
     "비용은 여러 단체가 나누어 냈다.",
     "처음에는 반대하는 의견도 있었다.",
 )
+DATE_RANGES = ((1900, 2019), (1, 12), (1, 28))
 Fact = tuple[str, str, list[str]]
 """A sentence with `{}` for the answer, the answer, and ways to ask for it."""
 
@@ -78,9 +79,7 @@ def pools(random_numbers: random.Random, size: int) -> dict[str, list[str]]:
             + random_numbers.choice(PLACE_SECOND)
             + random_numbers.choice(PLACE_KINDS)
         ),
-        "date": lambda: (
-            f"{random_numbers.randint(1900, 2019)}년 {random_numbers.randint(1, 12)}월 {random_numbers.randint(1, 28)}일"
-        ),
+        "date": lambda: "{}년 {}월 {}일".format(*(random_numbers.randint(*ends) for ends in DATE_RANGES)),
         "number": lambda: str(random_numbers.randint(12, 9899)),
     }
     return {kind: _distinct(make, size) for kind, make in makers.items()}

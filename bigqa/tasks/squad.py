@@ -1,13 +1,19 @@
-"""Questions of KorQuAD 1.0 and SQuAD-like JSON files. In: a path. Out: questions, each checked; or one line that says
-what is wrong, in which file, at which id."""
+"""Questions of KorQuAD 1.0, KorQuAD 2.x and SQuAD-like data. In: a JSON file; for 2.x also a zip, or a folder of them.
+
+Out: a stream of questions, each checked; or one line that says what is wrong, in which file, at which id. The form is
+told by the content: 1.0 has paragraphs, 2.x has one HTML document per article.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from bigqa.errors import BigqaError
-from bigqa.files import read_json
+from bigqa.tasks.documents import documents, field, items
+
+DATA = "data file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,64 +35,66 @@ class Question:
     title: str
 
 
+def iter_questions(path: Path, *, need_answers: bool) -> Iterator[Question]:
+    """Yield a data set's questions, one document in memory at a time."""
+    seen: dict[str, str] = {}
+    for document, document_where in documents(path, DATA):
+        for article, article_where in items(document, "data", document_where):
+            for question, where in _of_article(article, article_where, need_answers):
+                if question.id in seen:
+                    raise BigqaError(
+                        f"{where}: question id {question.id!r} is there twice, first in {seen[question.id]}; keep one"
+                    )
+                seen[question.id] = where
+                yield question
+    if not seen:
+        raise BigqaError(f"{DATA} holds no question: {path}")
+
+
 def read_questions(path: Path, *, need_answers: bool, limit: int | None = None) -> list[Question]:
-    """Return a file's questions, or the first `limit` of them."""
-    document = read_json(path, "the data file")
-    questions: list[Question] = []
-    seen: set[str] = set()
-    for question in _questions(document, path, need_answers):
-        if question.id in seen:
-            raise BigqaError(f"{path}: the id {question.id!r} occurs twice; ids must be unique")
-        seen.add(question.id)
-        questions.append(question)
-    if not questions:
-        raise BigqaError(f"{path} has no questions")
-    return questions[:limit]
+    """Return a data set's questions, or the first `limit` of them."""
+    return list(islice(iter_questions(path, need_answers=need_answers), limit))
 
 
-def _questions(document: Any, path: Path, need_answers: bool) -> Iterator[Question]:
-    for number, article in enumerate(_list(document, "data", path, "the document")):
-        title = article.get("title", "") if isinstance(article, dict) else ""
-        for paragraph in _list(article, "paragraphs", path, f"data[{number}]"):
-            where = f"data[{number}] {title!r}"
-            context = _text(paragraph, "context", path, where)
-            for qa in _list(paragraph, "qas", path, where):
-                yield _question(qa, context, str(title), path, where, need_answers)
+def _of_article(article: Any, where: str, need_answers: bool) -> Iterator[tuple[Question, str]]:
+    title = article.get("title", "") if isinstance(article, dict) else ""
+    is_document = isinstance(article, dict) and "paragraphs" not in article and "qas" in article
+    parts = [(article, where)] if is_document else items(article, "paragraphs", where)
+    for part, part_where in parts:
+        context = field(part, "context", str, part_where)
+        for qa, qa_where in items(part, "qas", part_where):
+            yield _question(qa, context, str(title), qa_where, need_answers), qa_where
 
 
-def _question(qa: Any, context: str, title: str, path: Path, where: str, need_answers: bool) -> Question:
-    name = _text(qa, "id", path, where)
-    text = _text(qa, "question", path, f"id {name!r}")
+def _question(qa: Any, context: str, title: str, where: str, need_answers: bool) -> Question:
+    name = field(qa, "id", str, where)
+    where = f"{where} id {name!r}"
+    text = field(qa, "question", str, where)
     if not text.strip():
-        raise BigqaError(f"{path}: id {name!r} has an empty question")
-    entries = _list(qa, "answers", path, f"id {name!r}") if need_answers or "answers" in qa else []
-    answers = tuple(_answer(entry, context, path, name) for entry in entries) if need_answers else ()
+        raise BigqaError(f"{where}: the question is empty; write one, or leave the entry out")
+    answers = tuple(_answers(qa, context, where)) if need_answers else ()
     if need_answers and not answers:
-        raise BigqaError(f"{path}: id {name!r} has no answer; training and scoring need one")
+        raise BigqaError(f"{where} has no answer; training needs one for each question")
     return Question(name, text, context, answers, title)
 
 
-def _answer(entry: Any, context: str, path: Path, name: str) -> Answer:
-    text = _text(entry, "text", path, f"an answer of id {name!r}")
-    start = entry.get("answer_start")
-    if not isinstance(start, int) or not text:
-        raise BigqaError(f"{path}: id {name!r}: an answer needs a text and a whole number answer_start")
-    if start < 0 or context[start : start + len(text)] != text:
-        found = context.find(text)
-        hint = f"it is at {found}" if found >= 0 else "it is nowhere in the context"
-        raise BigqaError(f"{path}: id {name!r}: the answer {text!r} is not in its context at {start}; {hint}")
-    return Answer(text, start)
+def _answers(qa: dict[str, Any], context: str, where: str) -> Iterator[Answer]:
+    # One object in 2.x, a list in 1.0.
+    entries = [(qa["answer"], where)] if "answer" in qa else items(qa, "answers", where)
+    for entry, entry_where in entries:
+        text = field(entry, "text", str, entry_where)
+        start = field(entry, "answer_start", int, entry_where)
+        if not text or context[max(0, start) : start + len(text)] != text:
+            raise BigqaError(
+                f"{where}: the answer {_short(text)} is not in its context at {start}; {_hint(context, text)}"
+            )
+        yield Answer(text, start)
 
 
-def _list(parent: Any, name: str, path: Path, where: str) -> list[Any]:
-    value = parent.get(name) if isinstance(parent, dict) else None
-    if not isinstance(value, list):
-        raise BigqaError(f'{path} is not in KorQuAD or SQuAD form: {where} has no list "{name}"')
-    return value
+def _hint(context: str, text: str) -> str:
+    found = context.find(text) if text else -1
+    return f"it is at {found}" if found >= 0 else "it is nowhere in it"
 
 
-def _text(parent: Any, name: str, path: Path, where: str) -> str:
-    value = parent.get(name) if isinstance(parent, dict) else None
-    if not isinstance(value, str):
-        raise BigqaError(f'{path} is not in KorQuAD or SQuAD form: {where} has no text "{name}"')
-    return value
+def _short(text: str, size: int = 40) -> str:
+    return repr(text if len(text) <= size else text[:size] + "…")

@@ -4,6 +4,7 @@ A window is the question, cut to its longest length, and a slice of the context,
 pair. Slices advance by `doc_stride` tokens until one reaches the context's end, as in BERT's published code.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -105,11 +106,14 @@ def max_context_ranges(starts: Sequence[int], sizes: Sequence[int]) -> list[tupl
 
 def _best_slice(token: int, starts: Sequence[int], sizes: Sequence[int]) -> int:
     best, best_score = 0, float("-inf")
-    for index, (start, size) in enumerate(zip(starts, sizes, strict=True)):
-        if start <= token < start + size:
-            score = min(token - start, start + size - 1 - token) + 0.01 * size
-            if score > best_score:
-                best, best_score = index, score
+    # Backwards from the last slice that has begun, so that a long document costs no more per token than a short one.
+    for index in range(bisect_right(starts, token) - 1, -1, -1):
+        end = starts[index] + sizes[index]
+        if end <= token:
+            break
+        score = min(token - starts[index], end - 1 - token) + 0.01 * sizes[index]
+        if score >= best_score:
+            best, best_score = index, score
     return best
 
 
@@ -143,10 +147,10 @@ def _types(template: Template, query_size: int) -> list[int]:
     return [prefix] * len(template.prefix) + [query] * query_size + [middle] * len(template.middle)
 
 
-def answer_tokens(offsets: Sequence[tuple[int, int]], context: str, text: str, start: int) -> tuple[int, int]:
-    """Return an answer's first and last token: the span that gives exactly it, else the smallest that covers it."""
-    end = start + len(text)
-    covering = [index for index, (a, b) in enumerate(offsets) if b > start and a < end and b > a]
+def answer_tokens(offsets: Sequence[tuple[int, int]], begin: int, end: int) -> tuple[int, int]:
+    """Return the first and last token of the characters [begin, end): the span that gives exactly them where the
+    tokens' borders allow, else the smallest that covers them; (-1, -1) where no token does."""
+    covering = [index for index, (a, b) in enumerate(offsets) if b > begin and a < end and b > a]
     if not covering:
         return -1, -1
     return covering[0], covering[-1]
