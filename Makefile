@@ -1,4 +1,4 @@
-# bigqa: everything runs in .venv, which needs only Python 3.11 or later, git and make.
+# bigqa: everything runs in .venv, which needs only Python 3.10 or later, git and make.
 #   make install EXTRAS=test        a smaller installation (no DeepSpeed, bitsandbytes, PEFT)
 #   make install PYTHON3=python3.12 another Python
 
@@ -19,7 +19,7 @@ install: $(STAMP)  ## make .venv and install bigqa with its pinned dependencies 
 
 # torch first: DeepSpeed's build looks for it. DS_BUILD_OPS=0: no compiler and no nvcc needed to install.
 $(STAMP): setup.cfg pyproject.toml constraints.txt
-	@$(PYTHON3) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "bigqa: constraints.txt needs Python 3.11 or later; name one with PYTHON3=")'
+	@$(PYTHON3) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "bigqa: needs Python 3.10 or later; name one with PYTHON3=")'
 	@echo "bigqa: installing into $(VENV) (some minutes, once)"
 	@$(PYTHON3) -m venv $(VENV)
 	@$(PYTHON) -m pip install -qq --disable-pip-version-check -c constraints.txt torch

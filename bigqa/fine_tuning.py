@@ -141,7 +141,9 @@ def _finish(training: Training, outcome: Outcome, tokenizer: Any, lengths: Lengt
         recorder.say(f"stopped and saved at step {outcome.steps}/{training.num_steps}; to go on:")
         recorder.say(f"  bigqa train --resume {settings.out}")
         return
-    model = training.processes.accelerator.unwrap_model(training.parts.model)
+    model = training.parts.model
+    model = getattr(model, "module", model)  # out of its wrapper for several processes
+    training.parts.weights.hand_back(model)
     _save_model(model, training, tokenizer, lengths)
     report = _report(training, outcome)
     if settings.dev_file is not None:
@@ -155,11 +157,9 @@ def _finish(training: Training, outcome: Outcome, tokenizer: Any, lengths: Lengt
 
 def _save_model(model: Any, training: Training, tokenizer: Any, lengths: Lengths) -> None:
     """Write `RUN/model`: fp32 weights, config, tokenizer, and the lengths it was trained at."""
-    masters = training.parts.weights.masters
-    state = {name: masters[name].detach() if name in masters else value for name, value in model.state_dict().items()}
     with atomic_folder(training.settings.out / "model", replace=True) as temporary:
         model.config.dtype = torch.float32
-        model.save_pretrained(temporary, state_dict=state)
+        model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         write_json(temporary / LENGTHS_FILE, {"schema": 1, "lengths": lengths.model_dump(mode="json")})
 

@@ -161,7 +161,9 @@ def load_model(
     """
     import torch
     from transformers import AutoModelForQuestionAnswering
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # of loading and saving: seconds, and bigqa's own bars tell of the rest
     if type(config) not in AutoModelForQuestionAnswering._model_mapping:
         raise BigqaError(f"{source.name}: models of type {config.model_type} have no question-answering head")
     _fit_vocabulary(source, config, vocabulary_size)

@@ -16,7 +16,20 @@ from safetensors.torch import load_file
 from bigqa.sample import FOLDER
 
 TRAIN = Path(__file__).parents[1] / "bigqa" / "train.py"
-SMALL = ["--model", "tiny", "--limit", "24", "--global-batch", "5", "--device", "cpu", "--precision", "fp32"]
+SMALL = [
+    "--model",
+    "tiny",
+    "--limit",
+    "24",
+    "--global-batch",
+    "5",
+    "--device",
+    "cpu",
+    "--precision",
+    "fp32",
+    "--dropout",
+    "0.1",
+]
 
 
 @pytest.fixture(scope="session")

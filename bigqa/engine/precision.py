@@ -47,3 +47,11 @@ class Weights:
         with torch.no_grad():
             for name, parameter in self.model_parameters.items():
                 parameter.copy_(self.masters[name])
+
+    def hand_back(self, model: nn.Module) -> None:
+        """Make the masters the model's own weights, without a copy: after training, what is saved is what is used."""
+        if not self.has_masters:
+            return
+        for name, parameter in self.model_parameters.items():
+            parameter.data = self.masters[name].detach()
+        model.float()
