@@ -1,6 +1,6 @@
 """The command line. In: arguments. Out: functions called and text printed; no arithmetic here.
 
-bigqa train | predict | evaluate | data | convert
+bigqa probe | train | predict | evaluate | data | convert
 """
 
 import dataclasses
@@ -14,8 +14,9 @@ import typer
 from rich.table import Table
 
 from bigqa import __version__
-from bigqa.console import command, console, progress
+from bigqa.console import command, console, progress, stderr
 from bigqa.errors import UsageError
+from bigqa.files import write_text
 from bigqa.options import MODEL_HELP, given, train_signature
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -50,6 +51,69 @@ def train(**options: Any) -> None:
     settings = settings_from(given(options), options["resume"])  # refused here before any process starts
     words = sys.argv[sys.argv.index("train") + 1 :]
     raise typer.Exit(launch(words, settings.out, options["num_processes"]))
+
+
+@app.command()
+def probe(
+    model: Annotated[str, typer.Argument(help=MODEL_HELP + " Only its configuration is used.")],
+    task: Annotated[Literal["korquad1", "korquad2"], typer.Option(help="What is trained.")] = "korquad1",
+    tokenizer: Annotated[str | None, typer.Option(help="For --train-file, where the model has no vocabulary.")] = None,
+    seq_len: Annotated[int | None, typer.Option(help="Longest window.  [default: the recipe's]")] = None,
+    global_batch: Annotated[int | None, typer.Option(help="Windows per step.  [default: the recipe's]")] = None,
+    gpu: Annotated[str, typer.Option(help="auto, none, or a card that is not here, such as T4 or 3090.")] = "auto",
+    gpu_memory: Annotated[str | None, typer.Option(help="Use at most this much of a GPU, such as 8GiB.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs of a machine.  [default: those here]")] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
+    host_memory: Annotated[str | None, typer.Option(help="RAM to plan for.  [default: what is free here]")] = None,
+    nvme: Annotated[Path | None, typer.Option(help="A folder on a fast disk to offload to.")] = None,
+    strategy: Annotated[str | None, typer.Option(help="Judge this one alone.")] = None,
+    tier: Annotated[int, typer.Option(min=0, max=2, help="Change at most: 0 nothing, 1 rounding, 2 learning.")] = 2,
+    train_file: Annotated[Path | None, typer.Option(help="Count the windows and lost answers of this file.")] = None,
+    show_all: Annotated[bool, typer.Option("--all", help="Show what does not fit as well.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    least: Annotated[bool, typer.Option("--need", help="How much GPU memory is enough, and on which cards.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write the plan, and the files that launch it.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the table as a page of its own.")] = None,
+) -> None:
+    """Say what fits, how fast, and what it gives up, before anything runs."""
+    from bigqa import probing
+    from bigqa.render import need_table, plan_text, probe_page, probe_table
+
+    question = probing.Question(
+        model=model,
+        tokenizer=tokenizer,
+        seq_len=seq_len,
+        global_batch=global_batch,
+        gpu=gpu,
+        gpu_memory=gpu_memory,
+        gpus=gpus,
+        nodes=nodes,
+        host_memory=host_memory,
+        nvme=nvme,
+        strategy=strategy,
+        tier=tier,
+        train_file=train_file,
+    )
+    if least:
+        rows = probing.need(question)
+        if as_json:
+            print(json.dumps([dataclasses.asdict(row) for row in rows]))
+        else:
+            console.print(need_table(rows))
+        return
+    found = probing.probe(question)
+    if as_json:
+        print(probing.as_json(found))
+    else:
+        console.print(probe_table(found, show_all=show_all or strategy is not None))
+        console.print(plan_text(found, out or Path("plan.json")), markup=False, highlight=False, soft_wrap=True)
+    if html is not None:
+        write_text(html, probe_page(found))
+    if out is not None:
+        for path in probing.write_plan(found, out):
+            stderr.print(f"written: {path}", markup=False, highlight=False, soft_wrap=True)
+    if found.chosen is None:
+        raise typer.Exit(1)
 
 
 @app.command()

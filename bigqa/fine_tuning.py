@@ -7,7 +7,7 @@ import torch
 
 from bigqa.console import INTERRUPTED, console, progress
 from bigqa.engine import checkpoint
-from bigqa.engine.build import build, choose_precision, share_of_batch
+from bigqa.engine.build import build, share_of_batch, strategy_of
 from bigqa.engine.loop import Outcome, Training, fit
 from bigqa.engine.meter import MemoryMeter
 from bigqa.engine.processes import Processes
@@ -114,7 +114,7 @@ def _plan(settings: Settings, processes: Processes, micro_batch: int) -> dict[st
     return {
         "schema": 1,
         "device": processes.device.type,
-        "precision": choose_precision(settings.precision, processes.device),
+        "strategy": strategy_of(settings, processes.device).model_dump(),
         "num_processes": processes.world_size,
         "global_batch": settings.global_batch,
         "micro_batch": micro_batch,
@@ -129,7 +129,7 @@ def _restore(training: Training, recorder: Silent) -> int:
     if found is None:
         recorder.say("no whole checkpoint yet: starting from the first step")
         return 0
-    checkpoint.restore(found, training.parts.weights, training.parts.optimizer)
+    checkpoint.restore(found, training.parts.weights, training.parts.optimizer, training.parts.scaler)
     recorder.say(f"going on from step {found.step}")
     return found.step
 

@@ -31,7 +31,9 @@ Lr = Annotated[float | None, typer.Option(help="Peak learning rate.")]
 Warmup = Annotated[float | None, typer.Option(help="Share of the steps that warm up.")]
 WeightDecay = Annotated[float | None, typer.Option(help="Not on biases and norms.")]
 Dropout = Annotated[float | None, typer.Option(help="Replaces the model's dropouts.")]
-PrecisionOption = Annotated[str | None, typer.Option(help="auto, fp32 or bf16 (fp32 masters).")]
+PlanFile = Annotated[Path | None, typer.Option("--plan", help="A plan.json of `bigqa probe`: strategy and batches.")]
+StrategyOption = Annotated[str | None, typer.Option("--strategy", help="A named strategy of `bigqa probe --all`.")]
+PrecisionOption = Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16 (both with fp32 masters).")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
 SaveEvery = Annotated[int | None, typer.Option(help="Steps between checkpoints.")]
 Keep = Annotated[int | None, typer.Option(help="Checkpoints to keep.")]
@@ -59,6 +61,8 @@ def train_signature(
     weight_decay: WeightDecay = None,
     dropout: Dropout = None,
     precision: PrecisionOption = None,
+    strategy: StrategyOption = None,
+    plan: PlanFile = None,
     device: Device = None,
     save_every: SaveEvery = None,
     keep: Keep = None,

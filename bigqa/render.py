@@ -1,9 +1,19 @@
 """Tables for people. In: plain records. Out: rich tables; the only place where numbers become text."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import jinja2
 from rich.table import Table
+
+from bigqa.planner import Candidate
+from bigqa.probing import Need, Probe, launch_words
+from bigqa.units import format_bytes, format_seconds
+
+TEMPLATES = Path(__file__).parent / "templates"
+TIERS = {0: "nothing", 1: "rounding only", 2: "what is learned"}
+PROBE_COLUMNS = ("strategy", "tier", "batch", "GPU peak of limit", "host peak", "samples/s", "run", "verdict")
 
 
 def inspection_table(found: Mapping[str, Any]) -> Table:
@@ -21,6 +31,120 @@ def scores_table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> Table:
         figures = (f"{score['exact_match']:.2f}", f"{score['f1']:.2f}", str(score["total"]))
         table.add_row(name, *figures)
     return table
+
+
+def probe_table(found: Probe, *, show_all: bool) -> Table:
+    """Show the strategies, the best first."""
+    table = Table(*PROBE_COLUMNS, title=_title(found))
+    for candidate in found.candidates:
+        if candidate.fits or show_all:
+            style = "bold green" if candidate is found.chosen else None if candidate.fits else "dim"
+            table.add_row(*_cells(found, candidate), style=style)
+    return table
+
+
+def plan_text(found: Probe, plan: Path) -> str:
+    """Say in words what was chosen, what comes next, and how to run it."""
+    hidden = [c.name for c in found.candidates if c.verdict == "not built"]
+    lines = []
+    if found.chosen is None:
+        least = min((c for c in found.candidates if c.memory), key=lambda c: c.peak_bytes, default=None)
+        lines.append("Nothing fits." + (f" The least is {least.name}: {_peak(least)}." if least else ""))
+    else:
+        chosen = found.chosen
+        where = f"in {chosen.strategy.precision}, on the {_device(found, chosen)}"
+        lines.append(f"Plan: {chosen.name}, {where}. {_gives_up(found, chosen)}")
+        lines.append(f"  predicted peak {_peak(chosen)}, reached in the {_phase(chosen)}: {_made_of(chosen)}")
+        if found.next_best is not None:
+            lines.append(f"Next: {found.next_best.name}. {_gives_up(found, found.next_best)}")
+        lines.append(f"Run (after --out {plan}):" if found.question else "Run:")
+        lines.append(f"  {launch_words(found, plan)}")
+    if hidden:
+        lines.append(f"Predicted, but not in this version's trainer: {', '.join(hidden)} (--all shows them).")
+    lines.append("GPU figures are predictions from the step's own trace; none has been measured on a GPU yet.")
+    return "\n".join(lines)
+
+
+def need_table(rows: Sequence[Need]) -> Table:
+    """Show how much GPU memory is enough."""
+    table = Table("strategy", "changes", "at micro-batch 1", "at the published batch", "enough at micro-batch 1")
+    for row in rows:
+        cells = (format_bytes(row.least_bytes), format_bytes(row.published_bytes))
+        table.add_row(row.name, TIERS[row.tier], *cells, ", ".join(row.cards) or "no card of the table")
+    return table
+
+
+def probe_page(found: Probe) -> str:
+    """Return a page that needs nothing beside it."""
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True)
+    rows = [
+        {"cells": _cells(found, c), "keys": _sort_keys(c), "fits": c.fits, "chosen": c is found.chosen}
+        for c in found.candidates
+    ]
+    text = plan_text(found, Path("plan.json"))
+    return environment.get_template("probe.html.j2").render(
+        title=_title(found), columns=PROBE_COLUMNS, rows=rows, text=text
+    )
+
+
+def _title(found: Probe) -> str:
+    work = found.workload
+    where = f"{found.gpu.name} ({format_bytes(found.gpu.free_bytes)} free)" if found.gpu else found.hardware.cpu.name
+    count = f"{found.num_gpus} x " if found.num_gpus > 1 else ""
+    return f"{found.question.model} on {count}{where}, windows of {work.seq_len}, {work.global_batch} per step"
+
+
+def _cells(found: Probe, candidate: Candidate) -> tuple[str, ...]:
+    on_gpu = candidate.strategy.device == "cuda"
+    memory = candidate.memory
+    run = format_seconds(candidate.run_s) if candidate.samples_per_s else "-"
+    return (
+        candidate.name,
+        str(candidate.tier),
+        f"{candidate.micro_batch} x {candidate.grad_accum}",
+        _peak(candidate) if memory and on_gpu else "-",
+        format_bytes(memory.host_bytes) if memory else "-",
+        f"{candidate.samples_per_s:.2f}" if candidate.samples_per_s else "-",
+        run,
+        candidate.verdict + (f": {candidate.reason}" if candidate.reason else ""),
+    )
+
+
+def _sort_keys(candidate: Candidate) -> tuple[float | str, ...]:
+    host = candidate.memory.host_bytes if candidate.memory else 0
+    gpu = candidate.peak_bytes if candidate.strategy.device == "cuda" else 0
+    numbers = (candidate.tier, candidate.micro_batch, gpu, host, candidate.samples_per_s, candidate.run_s)
+    return (candidate.name, *numbers, candidate.verdict)
+
+
+def _peak(candidate: Candidate) -> str:
+    return f"{format_bytes(candidate.peak_bytes)} of {format_bytes(candidate.limit_bytes)}"
+
+
+def _device(found: Probe, candidate: Candidate) -> str:
+    return "CPU" if candidate.strategy.device == "cpu" or found.gpu is None else found.gpu.name
+
+
+def _phase(candidate: Candidate) -> str:
+    phase = candidate.memory.phase if candidate.memory else ""
+    names = {"backward": "backward pass", "forward": "forward pass", "clip": "clipping", "set-up": "set-up"}
+    return names.get(phase, f"{phase} step")
+
+
+def _made_of(candidate: Candidate) -> str:
+    assert candidate.memory is not None
+    parts = sorted(candidate.memory.by_category.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {format_bytes(size)}" for name, size in parts if size >= 2**20)
+
+
+def _gives_up(found: Probe, candidate: Candidate) -> str:
+    lost = found.workload.out_of_reach.get(candidate.seq_len)
+    if candidate.strategy.seq_len is not None:
+        share = (
+            f", {lost:.1%} of the answers out of reach" if lost is not None else " (--train-file counts lost answers)"
+        )
+        return f"It changes what is learned: windows of {candidate.seq_len}{share}."
+    return f"It changes {TIERS[candidate.tier]}."
 
 
 def _flat(found: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -11,9 +11,10 @@ from typing import Any
 
 from bigqa import __version__
 from bigqa.errors import BigqaError, UsageError
-from bigqa.files import write_error, write_json
+from bigqa.files import read_json, write_error, write_json
 from bigqa.models import resolve
 from bigqa.settings import Settings, make_settings, read_settings
+from bigqa.strategy import STRATEGIES
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors")
 PACKAGES_IF_THERE = ("deepspeed", "bitsandbytes", "peft", "torchao")
@@ -26,12 +27,43 @@ def settings_from(options: dict[str, Any], resume: Path | None) -> Settings:
     for name in ("model", "train_file", "out"):
         if name not in options:
             raise UsageError(f"--{name.replace('_', '-')} is missing (or --resume RUN to go on with a run)")
+    options = _planned(options)
     source = resolve(options["model"], tokenizer=options.get("tokenizer"))
     recipe = source.recipe.model_dump(exclude_none=True) if source.recipe else {}
     known = {name: value for name, value in recipe.items() if name in Settings.model_fields}
     settings = make_settings(**(known | options))
     _check_new(settings.out)
     return settings
+
+
+def _planned(options: dict[str, Any]) -> dict[str, Any]:
+    """Put the axes in place of a plan's file, or of a strategy's name."""
+    rest = {name: value for name, value in options.items() if name not in ("plan", "strategy")}
+    if "plan" in options and "strategy" in options:
+        raise UsageError("--plan and --strategy exclude each other: a plan holds its strategy")
+    if "plan" in options:
+        return read_plan(options["plan"]) | rest
+    if "strategy" in options:
+        return strategy_options(options["strategy"]) | rest
+    return rest
+
+
+def read_plan(path: Path) -> dict[str, Any]:
+    """Return the settings that a plan of `bigqa probe` stands for."""
+    plan = read_json(path, "the plan")
+    if not isinstance(plan, dict) or not isinstance(plan.get("settings"), dict):
+        raise BigqaError(f"{path} is not a plan of `bigqa probe --out`: it has no settings")
+    return dict(plan["settings"])
+
+
+def strategy_options(name: str) -> dict[str, Any]:
+    """Return the settings that a named strategy stands for."""
+    if name not in STRATEGIES:
+        raise UsageError(f"no strategy {name}; choose one of {', '.join(STRATEGIES)}")
+    strategy = STRATEGIES[name]
+    fixed = {"micro_batch": strategy.micro_batch, "seq_len": strategy.seq_len}
+    found: dict[str, Any] = {key: value for key, value in fixed.items() if value is not None}
+    return found | {"strategy": strategy, "device": "cpu" if strategy.device == "cpu" else "auto"}
 
 
 def _resumed(options: dict[str, Any], resume: Path) -> Settings:

@@ -10,8 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from bigqa.errors import BigqaError, UsageError
 from bigqa.files import read_json
+from bigqa.strategy import Strategy
 
-PrecisionName = Literal["auto", "fp32", "bf16"]
+PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 
 
@@ -52,6 +53,8 @@ class Settings(BaseModel):
     dropout: float | None = Field(None, ge=0, lt=1)
     """Replaces every dropout of the model's configuration."""
     precision: PrecisionName = "auto"
+    strategy: Strategy | None = None
+    """As a plan gives it; none: plain, in `precision`."""
     device: DeviceName = "auto"
     save_every: int = Field(500, ge=1)
     """Optimizer steps between checkpoints."""

@@ -15,12 +15,14 @@ if __name__ == "__main__":
 import typer
 
 from bigqa.console import command
+from bigqa.heap import hold_tight
 from bigqa.options import given, train_signature
 
 
 @functools.wraps(train_signature)
 def train(**options: Any) -> None:
     """Run on the processes that the launcher started."""
+    hold_tight()
     from bigqa.fine_tuning import fine_tune
     from bigqa.launcher import spread_out
     from bigqa.runs import settings_from

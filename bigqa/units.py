@@ -1,5 +1,7 @@
 """Units: sizes and times as people write them, and back. GiB = 2**30 bytes everywhere."""
 
+import re
+
 GIB = 2**30
 MIB = 2**20
 
@@ -17,3 +19,20 @@ def format_seconds(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+SIZE = re.compile(r"([\d.]+)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
+
+
+def parse_bytes(text: str) -> int:
+    """Return the bytes of a size as people write it: "8GiB", "8GB" (10**9), "7600MiB", "8G" (GiB).
+
+    Raises: ValueError.
+    """
+    found = SIZE.fullmatch(text.strip())
+    if found is None:
+        raise ValueError(f"{text!r} is not a size; write it like 8GiB or 7600MiB")
+    number, prefix, binary = found.groups()
+    decimal = text.strip().lower().endswith("b") and not binary
+    unit = 1000 if decimal else 1024
+    return int(float(number) * unit ** ("KMGT".index(prefix.upper()) + 1 if prefix else 0))

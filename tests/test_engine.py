@@ -10,7 +10,7 @@ from torch import nn
 from transformers import get_linear_schedule_with_warmup
 
 from bigqa.engine import checkpoint
-from bigqa.engine.optimizers import adamw, linear_rate, undecayed_names
+from bigqa.engine.optimizers import linear_rate, make_optimizer, parameter_groups, undecayed_names
 from bigqa.engine.order import DataOrder, share_of_process, split
 from bigqa.engine.precision import Weights
 from bigqa.engine.step import Parts, train_step
@@ -33,7 +33,8 @@ class Regression:
 def parts_for(model: nn.Module, precision: str = "fp32", lr: float = 0.1, clip: float = 1e9) -> Parts:
     undecayed = undecayed_names(model)
     weights = Weights(model, precision)
-    optimizer = adamw(weights.masters, undecayed, lr=lr, weight_decay=0.01, eps=1e-6)
+    groups = parameter_groups(weights.masters, undecayed, 0.01)
+    optimizer = make_optimizer("adamw", groups, lr=lr, eps=1e-6)
     return Parts(model=model, weights=weights, optimizer=optimizer, task=Regression(), clip=clip)
 
 

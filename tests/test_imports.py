@@ -10,12 +10,17 @@ import bigqa
 
 ROOT = Path(bigqa.__file__).parent
 ROWS = (
-    {"errors", "units"},
-    {"files", "console", "options"},
+    {"errors", "units", "strategy", "gpus", "heap"},
+    {"files", "console", "options", "hardware"},
     {"settings", "tasks", "enliple", "download", "sample"},
     {"models"},
     {"engine"},
-    {"prediction", "runs", "launcher", "render"},
+    {"memory"},
+    {"throughput"},
+    {"planner"},
+    {"prediction", "runs", "launcher"},
+    {"probing"},
+    {"render"},
     {"fine_tuning"},
     {"cli", "train", "demo"},
 )

@@ -9,7 +9,7 @@ precision, device or number of processes.
 import hashlib
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from bigqa.engine.moments import NAMES as MOMENTS
+from bigqa.engine.moments import get as get_moments
+from bigqa.engine.moments import put as put_moments
 from bigqa.engine.precision import Weights
+from bigqa.engine.scaling import LossScaler
 from bigqa.errors import BigqaError
 from bigqa.files import atomic_folder, read_json, write_error, write_json
 
 SCHEMA = 1
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,26 +38,32 @@ class Checkpoint:
     weights: Mapping[str, Tensor]
     moments: Mapping[str, Tensor]
     settings: Mapping[str, Any]
+    scaler: Mapping[str, Any] | None = None
 
 
 def save(
-    folder: Path, step: int, weights: Weights, optimizer: torch.optim.Optimizer, settings: Mapping[str, Any]
+    folder: Path,
+    step: int,
+    weights: Weights,
+    optimizer: torch.optim.Optimizer,
+    settings: Mapping[str, Any],
+    scaler: LossScaler | None = None,
 ) -> Path:
     """Write a checkpoint of a completed step; it appears under its name only when it is whole."""
     path = folder / f"step-{step:08d}"
-    moments = {
-        f"{kind}.{name}": optimizer.state[master][kind]
-        for name, master in weights.masters.items()
-        if master in optimizer.state
-        for kind in MOMENTS
-    }
+    moments: dict[str, Tensor] = {}
+    for name, master in weights.masters.items():
+        kept = get_moments(optimizer, master)
+        if kept is not None:
+            moments |= {f"{kind}.{name}": moment for kind, moment in zip(MOMENTS, kept, strict=True)}
+    state = {"schema": SCHEMA, "step": step, "settings": dict(settings), "scaler": scaler and asdict(scaler)}
     with atomic_folder(path, replace=True) as temporary:
         try:
             save_file(_portable(weights.masters), temporary / "weights.safetensors")
             save_file(_portable(moments), temporary / "adam.safetensors")
         except SafetensorError as error:  # safetensors wraps the operating system's error in its own
             raise write_error(path, OSError(*_errno(error))) from error
-        write_json(temporary / "state.json", {"schema": SCHEMA, "step": step, "settings": dict(settings)})
+        write_json(temporary / "state.json", state)
         write_json(temporary / "checksums.json", {file.name: _sha256(file) for file in sorted(temporary.iterdir())})
     return path
 
@@ -75,18 +84,22 @@ def load_newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
     return None
 
 
-def restore(checkpoint: Checkpoint, weights: Weights, optimizer: torch.optim.Optimizer) -> None:
+def restore(
+    checkpoint: Checkpoint, weights: Weights, optimizer: torch.optim.Optimizer, scaler: LossScaler | None = None
+) -> None:
     """Put a checkpoint's weights and moments in place. Raises: BigqaError where it is of another model."""
     if set(checkpoint.weights) != set(weights.masters):
         name = sorted(set(checkpoint.weights) ^ set(weights.masters))[0]
         raise BigqaError(f"the checkpoint is of another model: {name} is in one and not in the other")
     weights.load(checkpoint.weights)
+    if scaler is not None and checkpoint.scaler:
+        for field, value in checkpoint.scaler.items():
+            setattr(scaler, field, value)
     for name, master in weights.masters.items():
         if f"exp_avg.{name}" not in checkpoint.moments:
             continue
-        optimizer.state[master] = {
-            kind: checkpoint.moments[f"{kind}.{name}"].to(master.device, torch.float32) for kind in MOMENTS
-        } | {"step": torch.tensor(float(checkpoint.step), device=master.device)}
+        first, second = (checkpoint.moments[f"{kind}.{name}"] for kind in MOMENTS)
+        put_moments(optimizer, master, (first, second), checkpoint.step - (scaler.skipped if scaler else 0))
 
 
 def _load(path: Path) -> Checkpoint:
@@ -103,6 +116,7 @@ def _load(path: Path) -> Checkpoint:
         weights=load_file(path / "weights.safetensors"),
         moments=load_file(path / "adam.safetensors"),
         settings=state["settings"],
+        scaler=state.get("scaler"),
     )
 
 

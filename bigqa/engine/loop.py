@@ -95,7 +95,7 @@ def save(run: Training, step: int) -> None:
     if run.processes.is_main:
         folder = run.settings.out / "checkpoints"
         settings = run.settings.model_dump(mode="json")
-        checkpoint.save(folder, step, run.parts.weights, run.parts.optimizer, settings)
+        checkpoint.save(folder, step, run.parts.weights, run.parts.optimizer, settings, run.parts.scaler)
         checkpoint.keep_last(folder, run.settings.keep)
     run.processes.wait()
 
@@ -104,7 +104,9 @@ def _one_step(run: Training, step: int, num_steps: int, speed: SpeedMeter) -> tu
     started = time.perf_counter()
     positions = run.order.batch(step)
     warmup_steps = round(run.settings.warmup * num_steps)
-    lr = run.settings.lr * linear_rate(step, num_steps, warmup_steps)
+    # A step that overflowed in fp16 changed nothing, and does not advance the schedule.
+    skipped = run.parts.scaler.skipped if run.parts.scaler else 0
+    lr = run.settings.lr * linear_rate(step - skipped, num_steps, warmup_steps)
     for group in run.parts.optimizer.param_groups:
         group["lr"] = lr
     torch.manual_seed(mix_seed(run.settings.seed, step, run.processes.rank))

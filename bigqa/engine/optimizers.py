@@ -4,11 +4,16 @@ In: a model's parameters by name and the run's settings. Out: a torch optimizer 
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
+from bigqa.errors import BigqaError
+from bigqa.strategy import Optimizer
+
 Parameters = Mapping[str, nn.Parameter]
+BETAS = (0.9, 0.999)
 
 
 def undecayed_names(model: nn.Module) -> set[str]:
@@ -20,18 +25,29 @@ def undecayed_names(model: nn.Module) -> set[str]:
     return names
 
 
-def adamw(
-    parameters: Parameters, undecayed: set[str], *, lr: float, weight_decay: float, eps: float
-) -> torch.optim.Optimizer:
-    """Build fused AdamW in two groups.
-
-    The implementation is named, never left to a default: the predictor must run the same one.
-    """
+def parameter_groups(parameters: Parameters, undecayed: set[str], weight_decay: float) -> list[dict[str, Any]]:
+    """Return the groups with and without decay."""
     decayed = [parameter for name, parameter in parameters.items() if name not in undecayed]
     others = [parameter for name, parameter in parameters.items() if name in undecayed]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=lr, eps=eps, betas=(0.9, 0.999), fused=True)
+    return [group for group in groups if group["params"]]
+
+
+def make_optimizer(kind: Optimizer, groups: list[dict[str, Any]], *, lr: float, eps: float) -> torch.optim.Optimizer:
+    """Build AdamW. Its implementation is named, never left to a default: the predictor must know which one runs.
+
+    Raises: BigqaError where bitsandbytes is wanted and missing.
+    """
+    if kind == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, eps=eps, betas=BETAS, fused=True)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError:
+        raise BigqaError("8-bit Adam needs bitsandbytes: pip install 'bigqa[8bit]'") from None
+    optimizer: torch.optim.Optimizer = AdamW8bit(
+        groups, lr=lr, eps=eps, betas=BETAS, is_paged=kind == "paged-adamw8bit"
+    )
+    return optimizer
 
 
 def linear_rate(step: int, num_steps: int, warmup_steps: int) -> float:

@@ -1,28 +1,30 @@
 """Precision of weights and of what the optimizer keeps. In: a model and a precision. Out: what the optimizer steps.
 
-fp32: the optimizer steps the model's own weights. bf16: the model holds bf16 weights and the optimizer fp32 masters,
-so no autocast, and no cache of cast weights, is needed.
+fp32: the optimizer steps the model's own weights. bf16, fp16: the model holds low-precision weights and the optimizer
+fp32 masters, so no autocast, and no cache of cast weights, is needed. bf16-sr: bf16 weights alone, rounded at random.
 """
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from torch import nn
 
-Precision = Literal["fp32", "bf16"]
+from bigqa.strategy import Precision
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "bf16-sr": torch.bfloat16}
 
 
 class Weights:
-    """A model's trainable weights, as the optimizer sees them: fp32, by name."""
+    """A model's trainable weights by name, and the masters that the optimizer steps."""
 
     def __init__(self, model: nn.Module, precision: Precision) -> None:
         self.model_parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.has_masters = precision == "bf16"
+        self.has_masters = precision in ("bf16", "fp16")
         self.masters: Mapping[str, nn.Parameter] = self.model_parameters
         if self.has_masters:
             self.masters = {name: nn.Parameter(p.detach().float().clone()) for name, p in self.model_parameters.items()}
-            model.to(torch.bfloat16)
+        if precision != "fp32":
+            model.to(DTYPES[precision])
 
     def load(self, values: Mapping[str, torch.Tensor]) -> None:
         """Take fp32 values by name."""

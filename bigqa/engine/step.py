@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bigqa.engine.precision import Weights
+from bigqa.engine.scaling import LossScaler
 from bigqa.tasks.base import Batch, Task
 
 
@@ -25,6 +26,8 @@ class Parts:
     task: Task
     clip: float
     world_size: int = 1
+    scaler: LossScaler | None = None
+    """For fp16 alone."""
 
 
 def train_step(parts: Parts, batches: list[Batch], num_windows: int) -> tuple[Tensor, Tensor]:
@@ -35,25 +38,45 @@ def train_step(parts: Parts, batches: list[Batch], num_windows: int) -> tuple[Te
     """
     loss = accumulate(parts, batches, num_windows)
     parts.weights.gather_gradients()
-    norm = nn.utils.clip_grad_norm_(list(parts.weights.masters.values()), parts.clip, foreach=True)
-    parts.optimizer.step()
+    gradients = [p.grad for p in parts.weights.masters.values() if p.grad is not None]
+    if parts.scaler is not None:
+        torch._foreach_mul_(gradients, 1.0 / parts.scaler.scale)
+    norm = clip_gradients(gradients, parts.clip)
+    finite = parts.scaler is None or bool(torch.isfinite(norm))
+    if parts.scaler is not None:
+        parts.scaler.update(finite=finite)
+    if finite:
+        parts.optimizer.step()
+        parts.weights.publish()
+    del gradients
     parts.optimizer.zero_grad(set_to_none=True)
-    parts.weights.publish()
     return loss, norm
 
 
 def accumulate(parts: Parts, batches: list[Batch], num_windows: int) -> Tensor:
     """Leave the gradient of the step's mean loss in the model; return this process's part of that loss."""
     total = torch.zeros((), device=batches[0]["input_ids"].device)
+    scale = 1.0 if parts.scaler is None else parts.scaler.scale
     for index, batch in enumerate(batches):
         with _gradient_sync(parts.model, is_last=index == len(batches) - 1):
             # A process that has no window of a small last batch still takes part in the averaging.
             share = batch.get("weight", 1.0)
             loss = parts.task.loss_sum(parts.model, batch) * share / num_windows
             # Gradients are averaged over the processes, and are wanted summed.
-            (loss * parts.world_size).backward()
+            (loss * (parts.world_size * scale)).backward()
         total += loss.detach()
     return total
+
+
+def clip_gradients(gradients: list[Tensor], max_norm: float) -> Tensor:
+    """Scale gradients, in place, to a global norm of at most `max_norm`; return the norm before that.
+
+    As `torch.nn.utils.clip_grad_norm_`, but with the multi-tensor kernels named: that one refuses tensors without data.
+    """
+    norms = torch._foreach_norm(gradients, 2.0)
+    norm = torch.linalg.vector_norm(torch.stack([value.float() for value in norms]), 2.0)
+    torch._foreach_mul_(gradients, torch.clamp(max_norm / (norm + 1e-6), max=1.0))
+    return norm
 
 
 @contextlib.contextmanager

@@ -34,6 +34,12 @@ class QuestionAnswering:
                 batch[name] = torch.tensor([int(row[name]) for row in rows])
         return batch
 
+    def example(self, micro_batch: int, seq_len: int) -> Batch:
+        """Return a full micro-batch on the current device, for shapes alone."""
+        names = ["input_ids", "attention_mask", *(["token_type_ids"] if self.takes_token_types else [])]
+        batch = {name: torch.zeros(micro_batch, seq_len, dtype=torch.long) for name in names}
+        return batch | {name: torch.zeros(micro_batch, dtype=torch.long) for name in TARGETS}
+
     def logits(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return start and end logits in fp32, [B, S] each; -inf at padding."""
         output = model(**{name: batch[name] for name in MODEL_INPUTS if name in batch})

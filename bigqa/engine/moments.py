@@ -1,0 +1,70 @@
+"""Adam's two moments in one form, fp32 by parameter, however an optimizer keeps them. In, out: tensors of a parameter.
+
+bitsandbytes keeps them as 8-bit codes with a scale for each block of 256; the largest value of a block is a code of its
+own, so taking them out and putting them back changes nothing.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+NAMES = ("exp_avg", "exp_avg_sq")
+BLOCK = 256
+
+
+def get(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> tuple[Tensor, Tensor] | None:
+    """Return both moments, or none before the parameter's first step."""
+    state = optimizer.state.get(parameter)
+    if not state:
+        return None
+    if NAMES[0] in state:
+        return state[NAMES[0]], state[NAMES[1]]
+    return _decoded(state, "1"), _decoded(state, "2")
+
+
+def put(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, moments: tuple[Tensor, Tensor], step: int) -> None:
+    """Put both moments in place, as they are after `step` steps."""
+    first, second = (moment.to(parameter.device, torch.float32) for moment in moments)
+    if not hasattr(optimizer, "init_state"):
+        count = torch.tensor(float(step), device=parameter.device)
+        optimizer.state[parameter] = {NAMES[0]: first, NAMES[1]: second, "step": count}
+        return
+    _make_state(optimizer, parameter)
+    state = optimizer.state[parameter]
+    state["step"] = step
+    for number, moment in (("1", first), ("2", second)):
+        _encode(state, number, moment)
+
+
+def _decoded(state: dict[str, Any], number: str) -> Tensor:
+    if state[f"state{number}"].dtype == torch.float32:
+        kept: Tensor = state[f"state{number}"]
+        return kept
+    from bitsandbytes.functional import dequantize_blockwise
+
+    codes, scales, code = (state[f"{name}{number}"] for name in ("state", "absmax", "qmap"))
+    values: Tensor = dequantize_blockwise(codes, absmax=scales, code=code, blocksize=BLOCK)
+    return values
+
+
+def _encode(state: dict[str, Any], number: str, moment: Tensor) -> None:
+    if state[f"state{number}"].dtype == torch.float32:
+        state[f"state{number}"].copy_(moment)
+        return
+    from bitsandbytes.functional import quantize_blockwise
+
+    codes, scale = quantize_blockwise(moment.contiguous(), code=state[f"qmap{number}"], blocksize=BLOCK)
+    state[f"state{number}"].copy_(codes.view_as(state[f"state{number}"]))
+    state[f"absmax{number}"].copy_(scale.absmax)
+
+
+def _make_state(optimizer: Any, parameter: nn.Parameter) -> None:
+    if not optimizer.initialized:
+        optimizer.check_overrides()
+        optimizer.to_gpu()
+        optimizer.initialized = True
+    for group_index, group in enumerate(optimizer.param_groups):
+        for index, candidate in enumerate(group["params"]):
+            if candidate is parameter:
+                optimizer.init_state(group, parameter, group_index, index)

@@ -1,0 +1,191 @@
+"""What a strategy needs: traced for torch's tensors, modelled for everything else. In: a model's configuration, a
+workload, a strategy. Out: `MemoryEstimate`.
+
+Everything that is not a torch tensor is one small function with its source: `memory.deepspeed`, `memory.host`.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from bigqa.memory import deepspeed, host
+from bigqa.memory.scaling import Footprint, Scaling
+from bigqa.memory.trace import trace_step
+from bigqa.strategy import Strategy
+from bigqa.tasks.base import Batch, Task
+
+MIB = 2**20
+CONTEXT_BYTES = 430 * MIB
+"""A CUDA context with torch's kernels loaded, as NVML shows it: 300-500 MiB by card and driver. A datasheet has no such
+figure; `bigqa bench` measures it."""
+WORKSPACE_BYTES = 8_519_680
+"""cuBLAS' workspace per handle and stream. Source: torch, `getChosenWorkspaceSize` (4096 KiB x 2 + 16 KiB x 8)."""
+WORKSPACE_HOPPER_BYTES = 32 * MIB
+
+
+class MemoryEstimate(BaseModel):
+    """Bytes of one process at its peak."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    allocated_bytes: int
+    """By torch, on the device; on a CPU, live tensors."""
+    reserved_bytes: int
+    """By torch's allocator, from the device."""
+    device_bytes: int
+    """As NVML shows it: reserved, and the context. On a CPU: zero."""
+    host_bytes: int
+    """Resident, pinned memory included."""
+    pinned_bytes: int
+    disk_bytes: int
+    phase: str
+    by_category: dict[str, int]
+    largest: tuple[tuple[str, int], ...]
+
+
+class Estimator:
+    """Estimates one model and task; a trace is made once for each set of axes that shapes it."""
+
+    def __init__(
+        self, config: Any, make_model: Callable[[Any], Any], task: Task, make_batch: Callable[[int, int], Batch]
+    ):
+        self.config = config
+        self.make_model = make_model
+        self.task = task
+        self.make_batch = make_batch
+        """(micro-batch, sequence length) -> batch on the current device."""
+        self._scalings: dict[tuple[Strategy, int, bool], Scaling] = {}
+        self._counts: tuple[int, int] | None = None
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the model, all of them trained."""
+        return self._count()[0]
+
+    @property
+    def largest_layer(self) -> int:
+        """Parameters of the largest module that ZeRO-3 gathers at once: a layer, or the embeddings."""
+        return self._count()[1]
+
+    def footprint(self, strategy: Strategy, micro_batch: int, seq_len: int, *, accumulating: bool) -> Footprint:
+        """Return what one process holds and does in a step of one micro-batch."""
+        shape = _traced(strategy)
+        key = (shape, seq_len, accumulating)
+        if key not in self._scalings:
+            self._scalings[key] = self._scaling(shape, seq_len, accumulating)
+        return self._scalings[key].at(micro_batch)
+
+    def estimate(
+        self,
+        strategy: Strategy,
+        micro_batch: int,
+        seq_len: int,
+        *,
+        accumulating: bool,
+        world_size: int = 1,
+        capability: tuple[int, int] = (8, 0),
+    ) -> MemoryEstimate:
+        """Return the peaks of one process."""
+        found = self.footprint(strategy, micro_batch, seq_len, accumulating=accumulating)
+        if strategy.device == "cpu":
+            return _on_cpu(found)
+        states = None
+        if strategy.needs_deepspeed:
+            states = deepspeed.states(strategy, self.num_parameters, self.largest_layer, world_size)
+            found = deepspeed.with_states(found, states)
+        workspace = WORKSPACE_HOPPER_BYTES if capability >= (9, 0) else WORKSPACE_BYTES
+        allocated, reserved = found.allocated_bytes + workspace, found.reserved_bytes + _segment(workspace)
+        pinned = states.pinned_bytes if states else 0
+        return MemoryEstimate(
+            allocated_bytes=allocated,
+            reserved_bytes=reserved,
+            device_bytes=reserved + CONTEXT_BYTES,
+            host_bytes=host.CUDA_BASELINE_BYTES + (states.host_bytes if states else 0) + pinned,
+            pinned_bytes=pinned,
+            disk_bytes=states.disk_bytes if states else 0,
+            phase=found.phase,
+            by_category=found.by_category | {"workspaces": workspace, "context": CONTEXT_BYTES},
+            largest=found.largest,
+        )
+
+    def _scaling(self, strategy: Strategy, seq_len: int, accumulating: bool) -> Scaling:
+        num_layers = int(self.config.num_hidden_layers)
+        repeat = _period(self.config)
+        # The traced depths and the full one must be a whole number of repeats apart.
+        first = num_layers % repeat + (2 if repeat == 1 else repeat)
+        if first + repeat >= num_layers:
+            first, repeat = num_layers, 1
+        depths = (first, first + repeat)
+
+        def trace(layers: int, micro_batch: int) -> Any:
+            config = with_layers(self.config, layers)
+            return trace_step(
+                lambda: self.make_model(config),
+                self.task,
+                lambda: self.make_batch(micro_batch, seq_len),
+                strategy,
+                accumulating=accumulating,
+            )
+
+        return Scaling(trace, num_layers, depths)
+
+    def _count(self) -> tuple[int, int]:
+        if self._counts is None:
+            with torch.device("meta"):
+                model = self.make_model(self.config)
+            children = [sum(p.numel() for p in m.parameters(recurse=False)) for m in model.modules()]
+            self._counts = sum(p.numel() for p in model.parameters()), max(children)
+        return self._counts
+
+
+def with_layers(config: Any, num_layers: int) -> Any:
+    """Return a configuration of another depth."""
+    changed = copy.deepcopy(config)
+    changed.num_hidden_layers = num_layers
+    if getattr(changed, "layer_types", None):
+        changed.layer_types = list(config.layer_types[:num_layers])
+        changed.layer_types += [config.layer_types[-1]] * (num_layers - len(changed.layer_types))
+    return changed
+
+
+def _period(config: Any) -> int:
+    """Return after how many layers the kinds of layers repeat."""
+    if getattr(config, "global_attn_every_n_layers", None):
+        return int(config.global_attn_every_n_layers)
+    kinds = list(getattr(config, "layer_types", None) or [])
+    for period in range(1, len(kinds)):
+        if all(kinds[index] == kinds[index - period] for index in range(period, len(kinds))):
+            return period
+    return 1
+
+
+def _traced(strategy: Strategy) -> Strategy:
+    """Return the axes that shape a trace: what DeepSpeed does to the states is added afterwards."""
+    update: dict[str, Any] = {"micro_batch": None, "seq_len": None}
+    if strategy.needs_deepspeed:
+        update |= {"zero_stage": 0, "offload_optimizer": "none", "offload_parameters": "none", "precision": "bf16-sr"}
+    if strategy.optimizer == "paged-adamw8bit":
+        update["optimizer"] = "adamw8bit"
+    return strategy.model_copy(update=update)
+
+
+def _on_cpu(found: Footprint) -> MemoryEstimate:
+    resident = host.resident_bytes(found.allocated_bytes)
+    return MemoryEstimate(
+        allocated_bytes=found.allocated_bytes,
+        reserved_bytes=found.allocated_bytes,
+        device_bytes=0,
+        host_bytes=resident,
+        pinned_bytes=0,
+        disk_bytes=0,
+        phase=found.phase,
+        by_category=found.by_category | {"process": resident - found.allocated_bytes},
+        largest=found.largest,
+    )
+
+
+def _segment(size_bytes: int) -> int:
+    return 20 * MIB if size_bytes < 10 * MIB else -(-size_bytes // (2 * MIB)) * 2 * MIB

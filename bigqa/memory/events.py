@@ -1,0 +1,93 @@
+"""Allocations and frees of a training step, as records. In: what a trace saw. Out: a stream that can be replayed."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+Category = Literal["weights", "gradients", "optimizer", "activations", "temporaries"]
+CATEGORIES: tuple[Category, ...] = ("weights", "gradients", "optimizer", "activations", "temporaries")
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A storage is allocated (size > 0), or freed (size 0)."""
+
+    storage: int
+    size_bytes: int
+    phase: str
+    operation: str
+
+
+@dataclass(slots=True)
+class Stream:
+    """What one process did, in order."""
+
+    events: list[Event] = field(default_factory=list)
+    categories: dict[int, Category] = field(default_factory=dict)
+    """Of each storage."""
+    flops: int = 0
+    """Of the matrix products of one micro-batch."""
+    moved_bytes: int = 0
+    """Read and written by all other operations of one micro-batch."""
+    operations: int = 0
+    """Launched for one micro-batch."""
+    step_bytes: int = 0
+    """Read and written once in an optimizer step: norms, clipping, masters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """The most that was live at once, and what it was made of."""
+
+    total_bytes: int
+    phase: str
+    by_category: dict[str, int]
+    largest: tuple[tuple[str, int], ...]
+    """The largest tensors at the peak: the operation that made each, and its bytes."""
+
+
+def live_sizes(stream: Stream, rounding_bytes: int) -> Iterator[tuple[Event, int]]:
+    """Yield each event with the bytes that are live after it."""
+    sizes: dict[int, int] = {}
+    live = 0
+    for event in stream.events:
+        if event.size_bytes:
+            sizes[event.storage] = -(-event.size_bytes // rounding_bytes) * rounding_bytes
+            live += sizes[event.storage]
+        else:
+            live -= sizes.pop(event.storage)
+        yield event, live
+
+
+def phase_peaks(stream: Stream, rounding_bytes: int = 512) -> dict[str, int]:
+    """Return the most bytes that are live in each phase."""
+    peaks: dict[str, int] = {}
+    for event, live in live_sizes(stream, rounding_bytes):
+        peaks[event.phase] = max(peaks.get(event.phase, 0), live)
+    return peaks
+
+
+def find_peak(stream: Stream, rounding_bytes: int = 512, num_largest: int = 5) -> Peak:
+    """Return the peak of the whole stream."""
+    at, most = 0, -1
+    for index, (_, live) in enumerate(live_sizes(stream, rounding_bytes)):
+        if live > most:
+            at, most = index, live
+    live_events: dict[int, Event] = {}
+    for event in stream.events[: at + 1]:
+        if event.size_bytes:
+            live_events[event.storage] = event
+        else:
+            live_events.pop(event.storage)
+    by_category: dict[str, int] = dict.fromkeys(CATEGORIES, 0)
+    for event in live_events.values():
+        rounded = -(-event.size_bytes // rounding_bytes) * rounding_bytes
+        by_category[stream.categories[event.storage]] += rounded
+    transient = [event for event in live_events.values() if stream.categories[event.storage] != "weights"]
+    largest = sorted(transient, key=lambda event: -event.size_bytes)[:num_largest]
+    return Peak(
+        total_bytes=max(most, 0),
+        phase=stream.events[at].phase if stream.events else "",
+        by_category=by_category,
+        largest=tuple((event.operation, event.size_bytes) for event in largest),
+    )

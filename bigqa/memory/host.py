@@ -1,0 +1,12 @@
+"""Memory of the process around torch's tensors. In: live tensors. Out: resident memory. Bytes."""
+
+MIB = 2**20
+CPU_BASELINE_BYTES = 510 * MIB
+"""Python, torch, transformers, datasets, accelerate, TensorBoard, and thread stacks, before the model is made."""
+CUDA_BASELINE_BYTES = 2600 * MIB
+"""The same with CUDA's libraries loaded. From public reports; not measured by this project yet."""
+
+
+def resident_bytes(live_bytes: int) -> int:
+    """Return the resident memory of a CPU run whose tensors hold `live_bytes` at their peak."""
+    return CPU_BASELINE_BYTES + live_bytes

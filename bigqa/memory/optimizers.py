@@ -1,0 +1,56 @@
+"""Optimizers as far as memory goes, for kernels that do not run without data. In: parameters. Out: their state.
+
+Each form is that of the implementation which `engine.optimizers` names: what it keeps, and what it holds for a moment.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bigqa.strategy import Strategy
+
+BLOCK_8BIT = 256
+"""Elements that share a scale in bitsandbytes' 8-bit states. Source: bitsandbytes/optim/optimizer.py."""
+SMALLEST_8BIT = 4096
+"""Elements below which bitsandbytes keeps a parameter's state in fp32. Source: its `min_8bit_size`."""
+
+
+class StandIn(torch.optim.Optimizer):
+    """Keeps the state that AdamW keeps, and does nothing else.
+
+    Fused AdamW and bitsandbytes' kernels step in place: they hold nothing for a moment.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], strategy: Strategy) -> None:
+        super().__init__(groups, {"lr": 0.0})
+        self.kind = strategy.optimizer
+        self.kept_elsewhere = strategy.offload_optimizer != "none"
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.requires_grad:
+                    self.state[parameter] = dict(self._state(parameter))
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Do nothing: the state is there."""
+
+    def state_tensors(self) -> Iterator[Tensor]:
+        """Yield what is kept."""
+        for state in self.state.values():
+            yield from state.values()
+
+    def _state(self, parameter: Tensor) -> Iterator[tuple[str, Tensor]]:
+        if self.kept_elsewhere:
+            return
+        if self.kind == "adamw" or parameter.numel() < SMALLEST_8BIT:
+            dtype = parameter.dtype if self.kind == "adamw" else torch.float32
+            for name in ("exp_avg", "exp_avg_sq"):
+                yield name, torch.zeros_like(parameter, dtype=dtype)
+            if self.kind == "adamw":
+                yield "step", torch.zeros((), dtype=torch.float32)
+        else:
+            blocks = -(-parameter.numel() // BLOCK_8BIT)
+            for number in ("1", "2"):
+                yield f"state{number}", torch.zeros_like(parameter, dtype=torch.uint8)
+                yield f"absmax{number}", torch.zeros(blocks, dtype=torch.float32)

@@ -1,0 +1,185 @@
+"""Runs the trainer's own step on tensors without data, and writes down every allocation and free.
+
+In: a function that makes the model, a task, a strategy, a micro-batch's shape. Out: a `Stream`. Tensors live on the
+meta device, which needs no GPU, no memory for weights and no compiler; kernels whose choice hangs on the device are
+named by the engine (see `engine.attention`), and dropout is turned into the form that the real device uses.
+"""
+
+import contextlib
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from bigqa.engine import attention
+from bigqa.engine.build import change
+from bigqa.engine.optimizers import parameter_groups, undecayed_names
+from bigqa.engine.step import Parts, train_step
+from bigqa.memory.events import Category, Event, Stream
+from bigqa.memory.optimizers import StandIn
+from bigqa.memory.work import Work
+from bigqa.strategy import Strategy
+from bigqa.tasks.base import Batch, Task
+
+
+def trace_step(
+    make_model: Callable[[], nn.Module],
+    task: Task,
+    make_batch: Callable[[], Batch],
+    strategy: Strategy,
+    *,
+    accumulating: bool,
+) -> Stream:
+    """Trace an optimizer step in its steady state: the optimizer's state is there from the start.
+
+    `accumulating`: gradients of an earlier micro-batch are there too, as when a step has several. Both are made before
+    the step instead of by a step before it, which leaves one pass to trace. `make_model` and `make_batch` are
+    called on the meta device.
+    """
+    recorder = Recorder()
+    with attention.standing_in_for(strategy.device), torch.device("meta"), _Dropout(strategy.device), recorder:
+        model = make_model().train()
+        undecayed = undecayed_names(model)
+        recorder.phase = "set-up"
+        weights = change(model, strategy)
+        optimizer = StandIn(parameter_groups(weights.masters, undecayed, 0.01), strategy)
+        if accumulating:
+            for parameter in model.parameters():
+                parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        recorder.mark("weights", [*model.parameters(), *model.buffers()])
+        recorder.mark(
+            "optimizer", [*optimizer.state_tensors(), *(weights.masters.values() if weights.has_masters else [])]
+        )
+        parts = Parts(model=model, weights=weights, optimizer=optimizer, task=task, clip=1.0)
+        batch = make_batch()
+        micro_work = recorder.work = Work()
+        with _phases(recorder, parts):
+            train_step(parts, [batch], 1)
+        recorder.closed = True
+    return recorder.stream(micro_work)
+
+
+class Recorder(TorchDispatchMode):
+    """Writes down the birth and the end of every storage, and counts the work of the operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.phase = "model"
+        self.events: list[Event] = []
+        self.categories: dict[int, Category] = {}
+        self.work = Work()
+        self.closed = False
+        """Set at the step's end: what is dropped afterwards is no part of it."""
+        self._known: dict[int, int] = {}
+        self._count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run an operation and look at what it made."""
+        result = func(*args, **(kwargs or {}))
+        made = 0
+        for tensor in tree_iter(result):
+            if isinstance(tensor, Tensor):
+                made += self._see(tensor, func)
+        self.work.add(func, args, result, made)
+        return result
+
+    def mark(self, category: Category, tensors: Any) -> None:
+        """Say what tensors are for."""
+        for tensor in tensors:
+            number = self._known.get(tensor.untyped_storage()._cdata)
+            if number is not None:
+                self.categories[number] = category
+
+    def stream(self, work: Work) -> Stream:
+        """Return what was seen."""
+        for event in self.events:
+            self.categories.setdefault(event.storage, "temporaries")
+        _find_activations(self.events, self.categories)
+        return Stream(
+            events=self.events,
+            categories=self.categories,
+            flops=work.flops,
+            moved_bytes=work.moved_bytes,
+            operations=work.operations,
+            step_bytes=self.work.moved_bytes,
+        )
+
+    def _see(self, tensor: Tensor, func: Any) -> int:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._known or storage.nbytes() == 0:
+            return 0
+        self._count += 1
+        number = self._known[key] = self._count
+        size_bytes = storage.nbytes()
+        self.events.append(Event(number, size_bytes, self.phase, func.overloadpacket.__name__))
+        weakref.finalize(storage, self._end, key, number)
+        return size_bytes
+
+    def _end(self, key: int, number: int) -> None:
+        if not self.closed and self._known.get(key) == number:
+            del self._known[key]
+            self.events.append(Event(number, 0, self.phase, ""))
+
+
+class _Dropout(TorchFunctionMode):
+    """Keeps a mask of one byte per element, as CUDA's dropout does; the plain form multiplies by a float mask."""
+
+    def __init__(self, device_type: str) -> None:
+        super().__init__()
+        self.fused = device_type == "cuda"
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Replace dropout, pass on everything else."""
+        if self.fused and func is torch.dropout:
+            return torch.native_dropout(*args, **(kwargs or {}))[0]
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def _phases(recorder: Recorder, parts: Parts) -> Iterator[None]:
+    """Name the phases of a step by hooks on its parts, so that the step itself stays as it is."""
+    weights, optimizer, task = parts.weights, parts.optimizer, parts.task
+    gather, step, loss_sum = weights.gather_gradients, optimizer.step, task.loss_sum
+
+    def enter(phase: str, function: Callable[..., Any], after: str | None = None) -> Callable[..., Any]:
+        def wrapped(*args: Any, **options: Any) -> Any:
+            recorder.phase = phase
+            result = function(*args, **options)
+            recorder.phase = after or phase
+            return result
+
+        return wrapped
+
+    def gather_and_mark() -> None:
+        recorder.phase = "clip"
+        recorder.work = Work()
+        recorder.mark("gradients", [p.grad for p in parts.model.parameters() if p.grad is not None])
+        gather()
+        recorder.mark("gradients", [p.grad for p in weights.masters.values() if p.grad is not None])
+
+    weights.gather_gradients = gather_and_mark  # type: ignore[method-assign]
+    optimizer.step = enter("optimizer", step)  # type: ignore[method-assign]
+    task.loss_sum = enter("forward", loss_sum, "backward")  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del weights.gather_gradients, optimizer.step, task.loss_sum
+
+
+def _find_activations(events: list[Event], categories: dict[int, Category]) -> None:
+    """What the forward pass made and the backward pass freed was kept for it."""
+    born = {event.storage: event.phase for event in events if event.size_bytes}
+    for event in events:
+        kept = not event.size_bytes and born[event.storage] == "forward" and event.phase == "backward"
+        if kept and categories[event.storage] == "temporaries":
+            categories[event.storage] = "activations"

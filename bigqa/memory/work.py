@@ -1,0 +1,42 @@
+"""The work of a step, counted while it is traced. In: operations. Out: FLOPs, bytes moved, kernels launched.
+
+Matrix products and attention are counted in FLOPs (a multiplication and an addition are two); everything else is
+counted in the bytes it reads and writes, which is what it costs.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import flop_registry
+
+VIEWS = {
+    "view", "_unsafe_view", "transpose", "t", "expand", "slice", "select", "split", "unsqueeze", "squeeze", "detach",
+    "alias", "permute", "as_strided", "reshape", "unbind", "lift_fresh", "_to_copy_view", "empty", "empty_like",
+    "empty_strided", "new_empty", "new_empty_strided", "split_with_sizes", "narrow",
+}  # fmt: skip
+
+
+class Work:
+    """Counters of one step."""
+
+    def __init__(self) -> None:
+        self.flops = 0
+        self.moved_bytes = 0
+        self.operations = 0
+
+    def add(self, func: Any, args: tuple[Any, ...], result: Any, made_bytes: int) -> None:
+        """Count one operation."""
+        packet = func.overloadpacket
+        if packet in flop_registry:
+            self.flops += flop_registry[packet](*args, out_val=result)
+        elif packet.__name__ not in VIEWS:
+            self.moved_bytes += sum(_bytes(t) for t in tree_iter(args) if isinstance(t, Tensor)) + made_bytes
+        else:
+            return
+        self.operations += 1
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.untyped_storage().nbytes() if tensor.dtype != torch.bool else tensor.numel()

@@ -1,0 +1,268 @@
+"""From what is wanted and what is there to a plan. In: a model, a workload, hardware. Out: candidates, the best first.
+
+The plan is the fastest of the lowest tier that fits. The predictor runs the trainer's own step, so a strategy is
+predicted from the moment that it can run.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from bigqa.engine.build import not_built
+from bigqa.errors import BigqaError
+from bigqa.hardware import Gpu, Hardware
+from bigqa.memory.estimate import Estimator, MemoryEstimate
+from bigqa.strategy import STRATEGIES, Strategy, with_low_precision
+from bigqa.tasks.qa import QuestionAnswering
+from bigqa.throughput import Rates, gpu_rates, measure_cpu, speed_of
+
+HEADROOM = 0.02
+"""Left free of a limit: a prediction's own error."""
+HOST_HEADROOM = 0.05
+Verdict = Literal["fits", "too large", "not possible", "not built"]
+
+
+class Record(BaseModel):
+    """A frozen record that rejects unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Workload(Record):
+    """What is wanted, never how."""
+
+    seq_len: int = 512
+    global_batch: int = 16
+    num_windows: int = 68_538
+    """Of one epoch. Default: KorQuAD 1.0 train (60,407 questions) at the 1.13 windows each that its dev file has."""
+    epochs: float = 4
+    out_of_reach: dict[int, float] = {}
+    """Sequence length -> share of the answers that no window of it holds."""
+
+
+class Candidate(Record):
+    """One strategy on this hardware."""
+
+    name: str
+    strategy: Strategy
+    tier: int
+    micro_batch: int
+    grad_accum: int
+    seq_len: int
+    memory: MemoryEstimate | None
+    limit_bytes: int
+    """Of what runs short first: the GPU's memory, or on the CPU the host's."""
+    samples_per_s: float
+    run_s: float
+    verdict: Verdict
+    reason: str
+
+    @property
+    def fits(self) -> bool:
+        """Whether it can be chosen."""
+        return self.verdict == "fits"
+
+    @property
+    def peak_bytes(self) -> int:
+        """What is compared with the limit."""
+        if self.memory is None:
+            return 0
+        return self.memory.device_bytes if self.strategy.device == "cuda" else self.memory.host_bytes
+
+
+class Machine(Record):
+    """The part of the hardware that a plan is for."""
+
+    gpu: Gpu | None
+    num_gpus: int = 1
+    num_nodes: int = 1
+    host_bytes: int
+    host_cores: int
+    cpu_bf16: bool
+    nvme: bool = False
+    disk_free_bytes: int | None = None
+
+    @property
+    def world_size(self) -> int:
+        """Processes, one per GPU."""
+        return self.num_gpus * self.num_nodes
+
+
+def machine_for(hardware: Hardware, gpu: Gpu | None, **counts: Any) -> Machine:
+    """Return what a plan may use of the hardware."""
+    return Machine(
+        gpu=gpu,
+        host_bytes=counts.pop("host_bytes", None) or hardware.host_free_bytes,
+        host_cores=hardware.cpu.cores,
+        cpu_bf16=hardware.cpu.bf16,
+        disk_free_bytes=hardware.disk_free_bytes,
+        **counts,
+    )
+
+
+def estimator_for(config: Any) -> Estimator:
+    """Return the estimator of a model's configuration. Raises: BigqaError where the model has no QA head."""
+    from transformers import AutoModelForQuestionAnswering
+
+    if type(config) not in AutoModelForQuestionAnswering._model_mapping:
+        raise BigqaError(f"models of type {config.model_type} have no question-answering head")
+    task = QuestionAnswering(0, getattr(config, "type_vocab_size", 0) > 1)
+
+    def make_model(changed: Any) -> torch.nn.Module:
+        model: torch.nn.Module = AutoModelForQuestionAnswering.from_config(changed, dtype=torch.float32)
+        return model
+
+    return Estimator(config, make_model, task, task.example)
+
+
+class Planner:
+    """Judges strategies for one model, workload and machine."""
+
+    def __init__(self, estimator: Estimator, workload: Workload, machine: Machine) -> None:
+        self.estimator = estimator
+        self.workload = workload
+        self.machine = machine
+        self._cpu_rates: Rates | None = None
+
+    def candidates(self, names: list[str] | None = None, tier: int = 2) -> list[Candidate]:
+        """Return every named strategy that the machine could have, judged; the best first."""
+        rows = [(name, row) for name, row in STRATEGIES.items() if names is None or name in names]
+        found = [self.judge(name, row) for name, row in rows if self._concerns(row) and row.tier <= tier]
+        return rank(found)
+
+    def judge(self, name: str, row: Strategy) -> Candidate:
+        """Find the largest micro-batch at which a strategy fits, and how fast it is then."""
+        strategy = with_low_precision(row, self._low_precision(row))
+        impossible = self._impossible(strategy)
+        seq_len = min(strategy.seq_len or self.workload.seq_len, self.workload.seq_len)
+        tried = list(self._micro_batches(strategy))
+        if impossible:
+            return self._candidate(name, strategy, tried[-1], seq_len, "not possible", impossible)
+        for micro_batch in tried:
+            found = self._candidate(name, strategy, micro_batch, seq_len)
+            if found.fits or found.verdict == "not built":
+                return found
+        return found
+
+    def _candidate(
+        self,
+        name: str,
+        strategy: Strategy,
+        micro_batch: int,
+        seq_len: int,
+        verdict: Verdict | None = None,
+        reason: str = "",
+    ) -> Candidate:
+        world_size = self.machine.world_size if strategy.device == "cuda" else 1
+        accum = -(-self.workload.global_batch // (micro_batch * world_size))
+        memory, speed = None, 0.0
+        if verdict is None:
+            memory = self.estimator.estimate(
+                strategy,
+                micro_batch,
+                seq_len,
+                accumulating=accum > 1,
+                world_size=world_size,
+                capability=self.machine.gpu.capability if self.machine.gpu else (8, 0),
+            )
+            speed = self._speed(strategy, micro_batch, seq_len, accum, world_size)
+            verdict, reason = self._verdict(strategy, memory)
+        windows = self.workload.num_windows * self.workload.epochs
+        return Candidate(
+            name=name,
+            strategy=strategy,
+            tier=strategy.tier,
+            micro_batch=micro_batch,
+            grad_accum=accum,
+            seq_len=seq_len,
+            memory=memory,
+            limit_bytes=self._limit(strategy),
+            samples_per_s=speed,
+            run_s=windows / speed if speed else 0.0,
+            verdict=verdict,
+            reason=reason,
+        )
+
+    def _verdict(self, strategy: Strategy, memory: MemoryEstimate) -> tuple[Verdict, str]:
+        host_limit = int(self.machine.host_bytes * (1 - HOST_HEADROOM))
+        if strategy.device == "cuda" and memory.device_bytes > self._limit(strategy) * (1 - HEADROOM):
+            return "too large", "GPU memory"
+        if memory.host_bytes * self.machine.num_gpus > host_limit:
+            return "too large", "host memory"
+        if memory.disk_bytes and memory.disk_bytes > (self.machine.disk_free_bytes or 0):
+            return "too large", "disk space"
+        missing = not_built(strategy)
+        if missing:
+            return "not built", f"would fit; {missing} is not in this version's trainer"
+        return "fits", ""
+
+    def _speed(self, strategy: Strategy, micro_batch: int, seq_len: int, accum: int, world_size: int) -> float:
+        return speed_of(
+            self.estimator.footprint(strategy, micro_batch, seq_len, accumulating=accum > 1),
+            strategy,
+            self._rates(strategy),
+            num_parameters=self.estimator.num_parameters,
+            micro_batch=micro_batch,
+            seq_len=seq_len,
+            num_micro_batches=accum,
+            world_size=world_size,
+            host_cores=self.machine.host_cores,
+        ).samples_per_s
+
+    def _rates(self, strategy: Strategy) -> Rates:
+        if strategy.device == "cuda":
+            assert self.machine.gpu is not None
+            if self.machine.gpu.model is None:
+                raise BigqaError(f"no datasheet for {self.machine.gpu.name}: name a like card with --gpu NAME")
+            return gpu_rates(self.machine.gpu.model)
+        if self._cpu_rates is None:
+            self._cpu_rates = measure_cpu()
+        return self._cpu_rates
+
+    def _micro_batches(self, strategy: Strategy) -> Iterator[int]:
+        world_size = self.machine.world_size if strategy.device == "cuda" else 1
+        micro_batch = strategy.micro_batch or max(1, -(-self.workload.global_batch // world_size))
+        while micro_batch > 1:
+            yield micro_batch
+            micro_batch = -(-micro_batch // 2)
+        yield 1
+
+    def _low_precision(self, row: Strategy) -> Literal["bf16", "fp16", "fp32"]:
+        if row.device == "cpu":
+            return "bf16" if self.machine.cpu_bf16 else "fp32"
+        gpu = self.machine.gpu
+        return "bf16" if gpu is not None and gpu.capability >= (8, 0) else "fp16"
+
+    def _impossible(self, strategy: Strategy) -> str:
+        gpu = self.machine.gpu
+        if strategy.precision == "bf16-sr" and gpu is not None and gpu.capability < (8, 0):
+            return f"{gpu.name} has no bf16"
+        if "nvme" in (strategy.offload_optimizer, strategy.offload_parameters) and not self.machine.nvme:
+            return "needs --nvme DIR"
+        if strategy.seq_len is not None and strategy.seq_len >= self.workload.seq_len:
+            return f"windows are of {self.workload.seq_len} already"
+        return ""
+
+    def _concerns(self, row: Strategy) -> bool:
+        return row.device == "cpu" or self.machine.gpu is not None
+
+    def _limit(self, strategy: Strategy) -> int:
+        if strategy.device == "cuda" and self.machine.gpu is not None:
+            return self.machine.gpu.free_bytes
+        return self.machine.host_bytes
+
+
+def rank(candidates: list[Candidate]) -> list[Candidate]:
+    """Order candidates: what fits before what does not, then the lower tier, then the faster.
+
+    The CPU comes after every GPU plan of its tier: it is what is left.
+    """
+    order = {"fits": 0, "not built": 1, "too large": 2, "not possible": 3}
+    return sorted(candidates, key=lambda c: (order[c.verdict], c.tier, -c.samples_per_s))
+
+
+def choose(candidates: list[Candidate]) -> Candidate | None:
+    """Return the fastest of the lowest tier that fits, or none."""
+    return next((candidate for candidate in candidates if candidate.fits), None)

@@ -1,0 +1,241 @@
+"""What fits, how fast, what is given up: `bigqa probe`. In: what a person asks. Out: a `Probe`, and a plan's files.
+
+No weights are made and nothing is run: the planner traces the trainer's own step without data.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bigqa.errors import BigqaError, UsageError
+from bigqa.files import write_json, write_text
+from bigqa.gpus import GPUS
+from bigqa.hardware import Gpu, Hardware, capped, detect, planned_gpu
+from bigqa.memory.estimate import Estimator
+from bigqa.models import check_lengths, load_config, load_tokenizer, resolve
+from bigqa.planner import Candidate, Planner, Workload, choose, estimator_for, machine_for
+from bigqa.runs import versions
+from bigqa.strategy import STRATEGIES
+from bigqa.units import parse_bytes
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What a person asks of `bigqa probe`."""
+
+    model: str
+    tokenizer: str | None = None
+    seq_len: int | None = None
+    global_batch: int | None = None
+    gpu: str = "auto"
+    gpu_memory: str | None = None
+    gpus: int | None = None
+    nodes: int = 1
+    host_memory: str | None = None
+    nvme: Path | None = None
+    strategy: str | None = None
+    tier: int = 2
+    train_file: Path | None = None
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What was found. `candidates`: the best first."""
+
+    question: Question
+    hardware: Hardware
+    gpu: Gpu | None
+    num_gpus: int
+    workload: Workload
+    candidates: list[Candidate]
+    chosen: Candidate | None
+
+    @property
+    def next_best(self) -> Candidate | None:
+        """The next plan that fits, were the chosen one not there."""
+        return choose([c for c in self.candidates if c is not self.chosen])
+
+
+@dataclass(frozen=True)
+class Need:
+    """The least GPU memory that a strategy needs. Bytes, as NVML shows them."""
+
+    name: str
+    tier: int
+    least_bytes: int
+    """At a micro-batch of 1."""
+    published_bytes: int
+    """At the published batch in one micro-batch."""
+    cards: tuple[str, ...]
+    """Of the table, those that have the least."""
+
+
+def probe(question: Question) -> Probe:
+    """Judge every strategy on this machine, or on the one that the question names."""
+    if question.strategy is not None and question.strategy not in STRATEGIES:
+        raise UsageError(f"no strategy {question.strategy}; choose one of {', '.join(STRATEGIES)}")
+    config, workload = _config_and_workload(question)
+    hardware = detect(question.nvme)
+    gpu, count = _gpus(question, hardware)
+    machine = machine_for(
+        hardware,
+        gpu,
+        host_bytes=_size(question.host_memory, "--host-memory"),
+        num_gpus=count,
+        num_nodes=question.nodes,
+        nvme=question.nvme is not None,
+    )
+    names = None if question.strategy is None else [question.strategy]
+    candidates = Planner(estimator_for(config), workload, machine).candidates(names, question.tier)
+    return Probe(question, hardware, gpu, count, workload, candidates, choose(candidates))
+
+
+def need(question: Question) -> list[Need]:
+    """Return the least GPU memory for each strategy on one GPU."""
+    config, workload = _config_and_workload(question)
+    estimator = estimator_for(config)
+    found = []
+    for name, strategy in STRATEGIES.items():
+        if strategy.device == "cpu" or (strategy.seq_len or 0) >= workload.seq_len:
+            continue
+        seq_len = strategy.seq_len or workload.seq_len
+        least, published = (
+            _device_bytes(estimator, name, size, seq_len, workload.global_batch) for size in (1, workload.global_batch)
+        )
+        low_only = strategy.precision == "bf16-sr"
+        cards = (card.name for card in GPUS if card.memory_bytes * 0.98 >= least and (card.has_bf16 or not low_only))
+        found.append(Need(name, strategy.tier, least, published, tuple(cards)))
+    return sorted(found, key=lambda row: (row.tier, row.least_bytes))
+
+
+def write_plan(found: Probe, path: Path) -> list[Path]:
+    """Write plan.json, and beside it the Accelerate YAML that launches it; return what was written."""
+    if found.chosen is None:
+        raise BigqaError(f"nothing fits, so there is no plan to write to {path}")
+    launch = path.with_name(path.stem + ".accelerate.yaml")
+    write_json(path, plan_of(found))
+    write_text(launch, yaml.safe_dump(_accelerate(found), sort_keys=False))
+    return [path, launch]
+
+
+def plan_of(found: Probe) -> dict[str, Any]:
+    """Return the plan as plain values."""
+    chosen = found.chosen
+    assert chosen is not None
+    ladder = [c for c in found.candidates if c.fits]
+    return {
+        "schema": SCHEMA,
+        "strategy": chosen.name,
+        "settings": _settings(found, chosen),
+        "predicted": chosen.model_dump(mode="json"),
+        "ladder": [{"strategy": c.name, "settings": _settings(found, c)} for c in ladder[1:]],
+        "hardware": found.hardware.model_dump(mode="json"),
+        "gpu": found.gpu.model_dump(mode="json") if found.gpu else None,
+        "versions": versions(),
+    }
+
+
+def launch_words(found: Probe, plan: Path | str = "plan.json") -> str:
+    """Return the command that carries the chosen plan out."""
+    path = Path(plan)
+    config = path.with_name(path.stem + ".accelerate.yaml")
+    return f"accelerate launch --config_file {config} bigqa/train.py --plan {path} --train-file FILE --out RUN"
+
+
+def as_json(found: Probe) -> str:
+    """Return everything that was found as one JSON object."""
+    value = {
+        "schema": SCHEMA,
+        "model": found.question.model,
+        "gpu": found.gpu.model_dump(mode="json") if found.gpu else None,
+        "workload": found.workload.model_dump(mode="json"),
+        "chosen": found.chosen.name if found.chosen else None,
+        "candidates": [candidate.model_dump(mode="json") for candidate in found.candidates],
+    }
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _settings(found: Probe, candidate: Candidate) -> dict[str, Any]:
+    settings = {
+        "model": found.question.model,
+        "strategy": candidate.strategy.model_dump(mode="json"),
+        "seq_len": candidate.seq_len,
+        "global_batch": found.workload.global_batch,
+        "micro_batch": candidate.micro_batch,
+        "device": candidate.strategy.device,
+    }
+    return settings | ({"tokenizer": found.question.tokenizer} if found.question.tokenizer else {})
+
+
+def _accelerate(found: Probe) -> dict[str, Any]:
+    assert found.chosen is not None
+    on_cpu = found.chosen.strategy.device == "cpu"
+    processes = 1 if on_cpu else found.num_gpus * found.question.nodes
+    return {
+        "compute_environment": "LOCAL_MACHINE",
+        "distributed_type": "NO" if processes == 1 else "MULTI_GPU",
+        "use_cpu": on_cpu,
+        "num_machines": found.question.nodes,
+        "machine_rank": 0,
+        "num_processes": processes,
+        "mixed_precision": "no",
+    }
+
+
+def _config_and_workload(question: Question) -> tuple[Any, Workload]:
+    source = resolve(question.model, tokenizer=question.tokenizer)
+    config = load_config(source)
+    recipe = source.recipe.model_dump() if source.recipe else {}
+    asked = {"seq_len": question.seq_len, "global_batch": question.global_batch}
+    fields = {name: recipe[name] for name in ("seq_len", "global_batch", "epochs") if name in recipe}
+    workload = Workload.model_validate(fields | {name: value for name, value in asked.items() if value is not None})
+    check_lengths(config, workload.seq_len)
+    if question.train_file is not None:
+        workload = _with_data(workload, source, question.train_file)
+    return config, workload
+
+
+def _with_data(workload: Workload, source: Any, file: Path) -> Workload:
+    """Count the windows of a file, and the answers that shorter ones lose."""
+    from bigqa.tasks.inspection import inspect_file
+    from bigqa.tasks.windows import Lengths
+
+    found = inspect_file(file, load_tokenizer(source), Lengths(seq_len=workload.seq_len))
+    at = {int(name[4:]): value for name, value in found.items() if name.startswith("seq_")}
+    lost = {length: value["answers_out_of_reach_share"] for length, value in at.items()}
+    return workload.model_copy(update={"num_windows": at[workload.seq_len]["windows"], "out_of_reach": lost})
+
+
+def _gpus(question: Question, hardware: Hardware) -> tuple[Gpu | None, int]:
+    memory = _size(question.gpu_memory, "--gpu-memory")
+    if question.gpu == "none":
+        return None, 1
+    if question.gpu != "auto":
+        return planned_gpu(question.gpu, memory), question.gpus or 1
+    if not hardware.gpus:
+        if memory is not None:
+            raise UsageError("--gpu-memory without a GPU here: name a card with --gpu NAME")
+        return None, 1
+    # Processes of one run are alike, so the GPU with the least free memory decides.
+    gpu = min(hardware.gpus, key=lambda card: card.free_bytes)
+    return (capped(gpu, memory) if memory else gpu), question.gpus or len(hardware.gpus)
+
+
+def _size(text: str | None, option: str) -> int | None:
+    if text is None:
+        return None
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise UsageError(f"{option}: {error}") from None
+
+
+def _device_bytes(estimator: Estimator, name: str, micro_batch: int, seq_len: int, global_batch: int) -> int:
+    strategy = STRATEGIES[name]
+    found = estimator.estimate(strategy, micro_batch, seq_len, accumulating=micro_batch < global_batch)
+    return found.device_bytes
