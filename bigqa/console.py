@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from bigqa.errors import BigqaError
 DEBUG_VARIABLE = "BIGQA_DEBUG"
 INTERRUPTED = 130
 
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 120)
 stderr = Console(stderr=True)
 
 
@@ -55,6 +56,7 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if not Path("/dev/nvidiactl").exists() and not Path("/dev/dxg").exists():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed warns of what it finds out by itself
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from bigqa.console import INTERRUPTED, console, progress
-from bigqa.engine import checkpoint
+from bigqa.engine import adapters, checkpoint
 from bigqa.engine.build import build, share_of_batch, strategy_of
 from bigqa.engine.loop import Outcome, Training, fit
 from bigqa.engine.meter import MemoryMeter
@@ -15,7 +15,9 @@ from bigqa.engine.recorder import Recorder, Silent
 from bigqa.engine.stop import StopRequest
 from bigqa.errors import BigqaError
 from bigqa.files import atomic_folder, write_json
+from bigqa.hardware import detect
 from bigqa.models import check_lengths, load_config, load_model, load_tokenizer, resolve
+from bigqa.planner import Candidate, Planner, Workload, choose, estimator_for, machine_for
 from bigqa.prediction import LENGTHS_FILE, cache_folder, predict, qa_task
 from bigqa.runs import begin, versions
 from bigqa.settings import Settings
@@ -31,6 +33,7 @@ DROPOUTS_MORE = ("mlp_dropout", "classifier_dropout", "pooler_dropout", "residua
 def fine_tune(settings: Settings, *, resume: bool) -> None:
     """Run, or go on with, one fine-tuning run on this process and its peers."""
     processes = Processes(settings.device)
+    settings = _planned(settings, processes)
     model, tokenizer = _model_and_tokenizer(settings)
     lengths = lengths_of_settings(settings)
     windows = _windows(settings, tokenizer, lengths, processes)
@@ -65,6 +68,34 @@ def fine_tune(settings: Settings, *, resume: bool) -> None:
 def lengths_of_settings(settings: Settings) -> Lengths:
     """Return the lengths of windows that a run's settings ask for."""
     return Lengths.model_validate({name: getattr(settings, name) for name in Lengths.model_fields})
+
+
+def _planned(settings: Settings, processes: Processes) -> Settings:
+    """Choose strategy and micro-batch where neither a plan nor the command line did, as `bigqa probe` would."""
+    if settings.strategy is not None or settings.micro_batch is not None or settings.precision != "auto":
+        return settings
+    found = processes.from_main(_choice(settings, processes) if processes.is_main else None)
+    if isinstance(found, str):
+        raise BigqaError(found)
+    assert isinstance(found, Candidate)
+    if processes.is_main:
+        console.print(f"plan: {found.name} in {found.strategy.precision}, micro-batches of {found.micro_batch}")
+    return settings.model_copy(
+        update={"strategy": found.strategy, "micro_batch": found.micro_batch, "seq_len": found.seq_len}
+    )
+
+
+def _choice(settings: Settings, processes: Processes) -> Candidate | str:
+    config = load_config(resolve(settings.model, tokenizer=settings.tokenizer))
+    check_lengths(config, settings.seq_len)
+    hardware = detect()
+    gpu = hardware.gpus[processes.device.index or 0] if processes.device.type == "cuda" and hardware.gpus else None
+    machine = machine_for(hardware, gpu, num_gpus=processes.world_size)
+    workload = Workload(seq_len=settings.seq_len, global_batch=settings.global_batch)
+    candidates = Planner(estimator_for(config), workload, machine).candidates()
+    return (
+        choose(candidates) or f"no strategy fits {settings.model} here: `bigqa probe {settings.model} --all` shows why"
+    )
 
 
 def _model_and_tokenizer(settings: Settings) -> tuple[Any, Any]:
@@ -144,6 +175,7 @@ def _finish(training: Training, outcome: Outcome, tokenizer: Any, lengths: Lengt
     model = training.parts.model
     model = getattr(model, "module", model)  # out of its wrapper for several processes
     training.parts.weights.hand_back(model)
+    adapters.merge(model)
     _save_model(model, training, tokenizer, lengths)
     report = _report(training, outcome)
     if settings.dev_file is not None:

@@ -155,7 +155,7 @@ class Planner:
         verdict: Verdict | None = None,
         reason: str = "",
     ) -> Candidate:
-        world_size = self.machine.world_size if strategy.device == "cuda" else 1
+        world_size = self._processes(strategy)
         accum = -(-self.workload.global_batch // (micro_batch * world_size))
         memory, speed = None, 0.0
         if verdict is None:
@@ -189,13 +189,14 @@ class Planner:
         host_limit = int(self.machine.host_bytes * (1 - HOST_HEADROOM))
         if strategy.device == "cuda" and memory.device_bytes > self._limit(strategy) * (1 - HEADROOM):
             return "too large", "GPU memory"
-        if memory.host_bytes * self.machine.num_gpus > host_limit:
+        on_a_machine = self._processes(strategy) // self.machine.num_nodes or 1
+        if memory.host_bytes * on_a_machine > host_limit:
             return "too large", "host memory"
         if memory.disk_bytes and memory.disk_bytes > (self.machine.disk_free_bytes or 0):
             return "too large", "disk space"
         missing = not_built(strategy)
         if missing:
-            return "not built", f"would fit; {missing} is not in this version's trainer"
+            return "not built", missing
         return "fits", ""
 
     def _speed(self, strategy: Strategy, micro_batch: int, seq_len: int, accum: int, world_size: int) -> float:
@@ -222,12 +223,16 @@ class Planner:
         return self._cpu_rates
 
     def _micro_batches(self, strategy: Strategy) -> Iterator[int]:
-        world_size = self.machine.world_size if strategy.device == "cuda" else 1
+        world_size = self._processes(strategy)
         micro_batch = strategy.micro_batch or max(1, -(-self.workload.global_batch // world_size))
         while micro_batch > 1:
             yield micro_batch
             micro_batch = -(-micro_batch // 2)
         yield 1
+
+    def _processes(self, strategy: Strategy) -> int:
+        # On a machine with GPUs, what is left to the CPU runs as one process.
+        return self.machine.world_size if strategy.device == "cuda" or self.machine.gpu is None else 1
 
     def _low_precision(self, row: Strategy) -> Literal["bf16", "fp16", "fp32"]:
         if row.device == "cpu":

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from rich import box
 from rich.table import Table
 
 from bigqa.planner import Candidate
@@ -13,7 +14,7 @@ from bigqa.units import format_bytes, format_seconds
 
 TEMPLATES = Path(__file__).parent / "templates"
 TIERS = {0: "nothing", 1: "rounding only", 2: "what is learned"}
-PROBE_COLUMNS = ("strategy", "tier", "batch", "GPU peak of limit", "host peak", "samples/s", "run", "verdict")
+PROBE_COLUMNS = ("strategy", "tier", "batch", "GPU peak / limit", "host peak", "samples/s", "run", "verdict")
 
 
 def inspection_table(found: Mapping[str, Any]) -> Table:
@@ -35,7 +36,9 @@ def scores_table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> Table:
 
 def probe_table(found: Probe, *, show_all: bool) -> Table:
     """Show the strategies, the best first."""
-    table = Table(*PROBE_COLUMNS, title=_title(found))
+    table = Table(title=_title(found), box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for name in PROBE_COLUMNS:
+        table.add_column(name, no_wrap=name != "verdict")
     for candidate in found.candidates:
         if candidate.fits or show_all:
             style = "bold green" if candidate is found.chosen else None if candidate.fits else "dim"
@@ -118,7 +121,7 @@ def _sort_keys(candidate: Candidate) -> tuple[float | str, ...]:
 
 
 def _peak(candidate: Candidate) -> str:
-    return f"{format_bytes(candidate.peak_bytes)} of {format_bytes(candidate.limit_bytes)}"
+    return f"{format_bytes(candidate.peak_bytes)} / {format_bytes(candidate.limit_bytes)}"
 
 
 def _device(found: Probe, candidate: Candidate) -> str:

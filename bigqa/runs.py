@@ -24,10 +24,10 @@ def settings_from(options: dict[str, Any], resume: Path | None) -> Settings:
     """Return a run's settings: options over the model's published recipe, or the resumed run's own."""
     if resume is not None:
         return _resumed(options, resume)
+    options = _planned(options)
     for name in ("model", "train_file", "out"):
         if name not in options:
             raise UsageError(f"--{name.replace('_', '-')} is missing (or --resume RUN to go on with a run)")
-    options = _planned(options)
     source = resolve(options["model"], tokenizer=options.get("tokenizer"))
     recipe = source.recipe.model_dump(exclude_none=True) if source.recipe else {}
     known = {name: value for name, value in recipe.items() if name in Settings.model_fields}

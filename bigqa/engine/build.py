@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from bigqa.engine import attention, recompute
+from bigqa.engine import adapters, attention, recompute
 from bigqa.engine.optimizers import make_optimizer, parameter_groups, undecayed_names
 from bigqa.engine.precision import Weights
 from bigqa.engine.processes import Processes
@@ -43,7 +43,7 @@ def not_built(strategy: Strategy) -> str | None:
         "gradient release": strategy.release,
         "activation offload": strategy.activation_offload,
         "ZeRO": strategy.zero_stage > 0,
-        "adapters": strategy.adapters != "none",
+        "4-bit weights": strategy.adapters == "qlora",
     }
     return next((name for name, wanted in missing.items() if wanted), None)
 
@@ -62,6 +62,7 @@ def prepare(model: nn.Module, strategy: Strategy) -> Weights:
 def change(model: nn.Module, strategy: Strategy) -> Weights:
     """Apply the axes that change the model."""
     attention.use(model)
+    adapters.apply(model, strategy.adapters)
     recompute.apply(model, strategy.recompute)
     return Weights(model, strategy.precision)
 

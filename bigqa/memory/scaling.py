@@ -70,7 +70,7 @@ class Scaling:
     def __init__(self, trace: Trace, num_layers: int, traced_layers: tuple[int, int] = LAYERS) -> None:
         self.num_layers = num_layers
         self.traced_layers = traced_layers
-        self.pairs = [[trace(layers, batch) for batch in BATCHES] for layers in traced_layers]
+        self.pairs = [_pair(trace, layers) for layers in traced_layers]
 
     def at(self, micro_batch: int) -> Footprint:
         """Return the footprint of a micro-batch."""
@@ -112,6 +112,14 @@ class Scaling:
 
     def _line(self, low: int, high: int) -> int:
         return low + (high - low) * self._steps()
+
+
+def _pair(trace: Trace, layers: int) -> list[Stream]:
+    streams = [trace(layers, batch) for batch in BATCHES]
+    if len(streams[0].events) != len(streams[1].events):
+        # The first trace of a process may import a library that makes tensors of its own.
+        streams = [trace(layers, batch) for batch in BATCHES]
+    return streams
 
 
 def _common(one: list[Any], other: list[Any]) -> int:

@@ -6,6 +6,7 @@ named by the engine (see `engine.attention`), and dropout is turned into the for
 """
 
 import contextlib
+import gc
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -42,7 +43,13 @@ def trace_step(
     called on the meta device.
     """
     recorder = Recorder()
-    with attention.standing_in_for(strategy.device), torch.device("meta"), _Dropout(strategy.device), recorder:
+    with (
+        _collected_on_demand(),
+        attention.standing_in_for(strategy.device),
+        torch.device("meta"),
+        _Dropout(strategy.device),
+        recorder,
+    ):
         model = make_model().train()
         undecayed = undecayed_names(model)
         recorder.phase = "set-up"
@@ -56,6 +63,7 @@ def trace_step(
             "optimizer", [*optimizer.state_tensors(), *(weights.masters.values() if weights.has_masters else [])]
         )
         parts = Parts(model=model, weights=weights, optimizer=optimizer, task=task, clip=1.0)
+        gc.collect()
         batch = make_batch()
         micro_work = recorder.work = Work()
         with _phases(recorder, parts):
@@ -174,6 +182,20 @@ def _phases(recorder: Recorder, parts: Parts) -> Iterator[None]:
         yield
     finally:
         del weights.gather_gradients, optimizer.step, task.loss_sum
+
+
+@contextlib.contextmanager
+def _collected_on_demand() -> Iterator[None]:
+    """Keep Python's collector from freeing at a moment of its own: two traces of one step must be alike."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    gc.freeze()  # what is there already is none of the trace's, and would make its one collection slow
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        if was_enabled:
+            gc.enable()
 
 
 def _find_activations(events: list[Event], categories: dict[int, Category]) -> None:

@@ -1,0 +1,38 @@
+"""The named attention gives what the library's own gives, with masks, and its gradients."""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForQuestionAnswering
+
+from bigqa.engine import attention
+
+SMALL = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 50}
+
+
+@pytest.mark.parametrize("dropout", [0.0, 1e-9])
+@pytest.mark.parametrize("family", ["bert", "roberta", "electra", "modernbert", "llama", "qwen3"])
+def test_logits_and_gradients_are_the_librarys(family: str, dropout: float) -> None:
+    """A dropout too small to drop anything takes the other path through the same mathematics."""
+    extra: dict[str, Any] = {"pad_token_id": 0, "max_position_embeddings": 64, "attention_dropout": dropout}
+    extra |= {"num_key_value_heads": 2, "head_dim": 8} if family in ("llama", "qwen3") else {}
+    extra |= {"attention_probs_dropout_prob": dropout, "hidden_dropout_prob": 0.0}
+    config = AutoConfig.for_model(family, **(SMALL | extra))
+    torch.manual_seed(0)
+    model = AutoModelForQuestionAnswering.from_config(config, attn_implementation="eager").train()
+    ids, open_BS = torch.randint(5, 50, (3, 20)), torch.ones(3, 20, dtype=torch.long)
+    open_BS[1, 12:] = 0
+    expected = _run(model, ids, open_BS)
+    assert attention.use(model)
+    for found, wanted in zip(_run(model, ids, open_BS), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=5e-6)
+
+
+def _run(model: Any, ids: torch.Tensor, open_BS: torch.Tensor) -> list[torch.Tensor]:
+    model.zero_grad()
+    output = model(input_ids=ids, attention_mask=open_BS)
+    logits = (output.start_logits + 2 * output.end_logits) * open_BS
+    logits.square().sum().backward()
+    gradients = [p.grad.clone() for _, p in sorted(model.named_parameters()) if p.grad is not None]
+    return [logits.detach(), *gradients]

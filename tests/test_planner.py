@@ -1,0 +1,178 @@
+"""What is chosen: the fastest of the lowest tier that fits, on the hardware as it is."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoConfig
+
+from bigqa import hardware
+from bigqa.errors import BigqaError
+from bigqa.gpus import GPUS, find_gpu
+from bigqa.hardware import Cpu, Gpu, Hardware, capped, planned_gpu
+from bigqa.planner import Machine, Planner, Workload, choose, estimator_for, rank
+from bigqa.strategy import STRATEGIES
+from bigqa.units import GIB, parse_bytes
+
+SMALL = {
+    "hidden_size": 128,
+    "num_attention_heads": 4,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "max_position_embeddings": 512,
+    "vocab_size": 8000,
+}
+
+
+@pytest.fixture(scope="module")
+def estimator() -> Any:
+    return estimator_for(AutoConfig.for_model("bert", **SMALL))
+
+
+def machine(gpu: Gpu | None, **changes: Any) -> Machine:
+    return Machine(**({"gpu": gpu, "host_bytes": 64 * GIB, "host_cores": 8, "cpu_bf16": True} | changes))
+
+
+def card(name: str, memory: str | None = None) -> Gpu:
+    return planned_gpu(name, parse_bytes(memory) if memory else None)
+
+
+def test_the_fastest_of_the_lowest_tier_is_chosen(estimator: Any) -> None:
+    found = Planner(estimator, Workload(), machine(card("A100-40"))).candidates()
+    chosen = choose(found)
+    assert chosen is not None and chosen.tier == 0
+    assert all(chosen.samples_per_s >= c.samples_per_s for c in found if c.fits and c.tier == 0)
+    assert found == rank(found)
+
+
+def test_less_memory_gives_up_speed_before_it_gives_up_learning(estimator: Any) -> None:
+    least = {}
+    for memory in ("40GiB", "1GiB", "700MiB", "560MiB"):
+        chosen = choose(Planner(estimator, Workload(), machine(card("A100-40", memory))).candidates(tier=2))
+        assert chosen is not None
+        on_gpu = chosen.strategy.device == "cuda"
+        if on_gpu:
+            assert chosen.peak_bytes <= parse_bytes(memory) * 0.98
+        least[memory] = (chosen.tier, chosen.samples_per_s)
+    tiers = [tier for tier, _ in least.values()]
+    assert tiers == sorted(tiers)
+
+
+def test_the_global_batch_is_kept(estimator: Any) -> None:
+    for memory in ("40GiB", "700MiB"):
+        for candidate in Planner(estimator, Workload(), machine(card("3090", memory))).candidates():
+            assert candidate.micro_batch * candidate.grad_accum >= 16
+            assert candidate.micro_batch * (candidate.grad_accum - 1) < 16
+
+
+@pytest.mark.parametrize(("name", "low"), [("T4", "fp16"), ("1080 Ti", "fp16"), ("V100-16", "fp16"), ("3090", "bf16")])
+def test_cards_before_ampere_get_fp16_and_never_bf16(estimator: Any, name: str, low: str) -> None:
+    found = Planner(estimator, Workload(), machine(card(name))).candidates()
+    precisions = {c.strategy.precision for c in found if c.strategy.device == "cuda" and c.fits}
+    assert precisions <= {"fp32", low}
+
+
+def test_memory_that_others_hold_counts(estimator: Any) -> None:
+    whole = card("3090")
+    busy = whole.model_copy(update={"free_bytes": 600 * 2**20})
+    free, taken = (choose(Planner(estimator, Workload(), machine(gpu)).candidates(tier=0)) for gpu in (whole, busy))
+    assert free is not None and taken is not None
+    assert free.peak_bytes > 600 * 2**20 >= taken.peak_bytes or taken.strategy.device == "cpu"
+
+
+def test_without_a_gpu_the_cpu_is_planned_for_and_its_memory_is_the_limit(estimator: Any) -> None:
+    found = Planner(estimator, Workload(), machine(None)).candidates()
+    assert {c.strategy.device for c in found} == {"cpu"}
+    least = min(c.memory.host_bytes for c in found if c.memory)
+    tight = Planner(estimator, Workload(), machine(None, host_bytes=least // 2)).candidates()
+    assert choose(tight) is None and all(c.reason == "host memory" for c in tight)
+
+
+def test_a_cpu_without_bf16_gets_fp32(estimator: Any) -> None:
+    found = Planner(estimator, Workload(), machine(None, cpu_bf16=False)).candidates()
+    assert {c.strategy.precision for c in found} == {"fp32"}
+
+
+def test_what_the_trainer_lacks_is_not_chosen(estimator: Any) -> None:
+    found = Planner(estimator, Workload(), machine(card("3090"))).candidates(["zero2-offload"])
+    assert choose(found) is None and found[0].verdict == "not built"
+
+
+def test_there_is_a_row_for_each_answer_that_people_get() -> None:
+    assert len(STRATEGIES) >= 16
+    assert {"plain", "recompute", "8bit", "batch-1", "seq-384", "zero2-offload", "zero3-nvme", "lora", "cpu"} <= set(
+        STRATEGIES
+    )
+    assert {row.tier for row in STRATEGIES.values()} == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "total_gib", "row"),
+    [
+        ("Tesla T4", None, "T4"),
+        ("NVIDIA GeForce RTX 3090", None, "3090"),
+        ("NVIDIA GeForce GTX 1080 Ti", None, "1080 Ti"),
+        ("rtx 4060ti", None, "4060 Ti-16"),
+        ("Tesla V100-SXM2-32GB", None, "V100-32"),
+        ("Tesla V100-PCIE", 32, "V100-32"),
+        ("NVIDIA A100-SXM4-80GB", 79, "A100-80"),
+        ("NVIDIA H100 80GB HBM3", 79, "H100"),
+        ("NVIDIA L4", None, "L4"),
+        ("NVIDIA L40S", None, "L40S"),
+    ],
+)
+def test_names_as_drivers_and_people_write_them(name: str, total_gib: int | None, row: str) -> None:
+    found = find_gpu(name, total_gib * GIB if total_gib else None)
+    assert found is not None and found.name == row
+
+
+def test_every_card_of_the_table_is_found_by_its_own_name_and_has_a_source() -> None:
+    for row in GPUS:
+        assert find_gpu(row.name) == row and row.source
+
+
+def test_an_unknown_card_is_an_error_that_says_what_to_do() -> None:
+    with pytest.raises(BigqaError, match="--gpu-memory with one of T4, P100"):
+        planned_gpu("K80")
+
+
+def test_a_cap_lowers_and_never_raises() -> None:
+    assert capped(card("T4"), 8 * GIB).free_bytes == 8 * GIB
+    assert capped(card("T4"), 80 * GIB) == card("T4")
+
+
+def test_a_cgroup_limit_is_the_memory_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "memory.max").write_text(str(3 * GIB))
+    (tmp_path / "memory.current").write_text(str(2 * GIB))
+    (tmp_path / "memory.stat").write_text(f"anon {GIB}\ninactive_file {GIB}\n")
+    (tmp_path / "cpu.max").write_text("100000 100000")
+    monkeypatch.setattr(hardware, "CGROUP", tmp_path)
+    assert hardware.host_memory() == (3 * GIB, 2 * GIB)
+    assert hardware.usable_cores() == 1
+
+
+def test_detection_sees_this_machine() -> None:
+    found = hardware.detect(Path("/tmp"))
+    assert isinstance(found, Hardware) and isinstance(found.cpu, Cpu)
+    assert 0 < found.host_free_bytes <= found.host_total_bytes and found.cpu.cores >= 1
+    assert (found.disk_free_bytes or 0) > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("8GiB", 8 * GIB),
+        ("8G", 8 * GIB),
+        ("8GB", 8 * 10**9),
+        ("7600MiB", 7600 * 2**20),
+        ("512", 512),
+        ("1.5 gib", 3 * GIB // 2),
+    ],
+)
+def test_sizes_as_people_write_them(text: str, size: int) -> None:
+    assert parse_bytes(text) == size
+
+
+def test_what_is_no_size_is_refused() -> None:
+    with pytest.raises(ValueError, match="write it like 8GiB"):
+        parse_bytes("plenty")

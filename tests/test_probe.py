@@ -1,0 +1,132 @@
+"""`bigqa probe` as a person types it, and its plan carried out as printed."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bigqa.sample import FOLDER
+
+LLAMA_7B = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "vocab_size": 32000,
+    "max_position_embeddings": 4096,
+}
+
+
+def bigqa(*words: str | Path, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "bigqa.cli", *map(str, words)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False, cwd=cwd)
+
+
+def as_json(*words: str | Path) -> Any:
+    done = bigqa(*words, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_the_table_the_plan_in_words_and_the_command() -> None:
+    done = bigqa("probe", "tiny", "--gpu", "T4")
+    assert done.returncode == 0, done.stderr
+    for text in ("strategy", "tier", "GPU peak / limit", "host peak", "samples/s", "verdict", "Plan: ", "Next: "):
+        assert text in done.stdout
+    assert "accelerate launch --config_file plan.accelerate.yaml bigqa/train.py --plan plan.json" in done.stdout
+    assert "predictions" in done.stdout  # never presented as measured
+    assert done.stderr == ""
+
+
+def test_the_plan_runs_as_it_was_printed(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    page = tmp_path / "page.html"
+    done = bigqa("probe", "tiny", "--gpu", "none", "--out", plan, "--html", page)
+    assert done.returncode == 0, done.stderr
+    assert "<table>" in page.read_text(encoding="utf-8") and "http" not in page.read_text(encoding="utf-8")
+    [line] = [line.strip() for line in done.stdout.splitlines() if "accelerate launch" in line]
+    words = line.replace("FILE", str(FOLDER / "train.json")).replace("RUN", str(tmp_path / "run")).split()
+    words = [word if word != "bigqa/train.py" else str(FOLDER.parent / "train.py") for word in words]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *words[2:]]
+    more = ["--limit", "20", "--max-steps", "2"]
+    environment = os.environ | {"BIGQA_CACHE": str(tmp_path / "cache")}
+    ran = subprocess.run([*launcher, *more], env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert ran.returncode == 0, ran.stderr
+    chosen = json.loads(plan.read_text(encoding="utf-8"))
+    carried_out = json.loads((tmp_path / "run" / "plan.json").read_text(encoding="utf-8"))
+    assert carried_out["strategy"] == chosen["settings"]["strategy"]
+    assert carried_out["micro_batch"] == chosen["settings"]["micro_batch"]
+
+
+@pytest.mark.parametrize("name", ["cpu", "cpu-fp32", "cpu-recompute", "cpu-8bit", "cpu-8bit-recompute", "lora"])
+def test_a_named_strategy_trains_and_resumes(tmp_path: Path, name: str) -> None:
+    run = tmp_path / "run"
+    words = ["--model", "tiny", "--train-file", FOLDER / "train.json", "--limit", "12", "--device", "cpu"]
+    done = bigqa("train", *words, "--strategy", name, "--max-steps", "2", "--global-batch", "4", "--out", run)
+    assert done.returncode == 0, done.stderr
+    losses = [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert len(losses) == 2 and all(0 < loss < 10 for loss in losses)
+    answered = bigqa("predict", run / "model", FOLDER / "dev.json", tmp_path / "answers.json")
+    assert answered.returncode == 0, answered.stderr
+
+
+def test_how_much_is_enough() -> None:
+    rows = {row["name"]: row for row in as_json("probe", "enliple-large-v1", "--need")}
+    assert rows["recompute"]["published_bytes"] < rows["plain"]["published_bytes"]
+    assert all(row["least_bytes"] <= row["published_bytes"] for row in rows.values())
+    # 330M parameters x 16 bytes of states are 5.3 GB: no card of 4 GB would do, and every one of the table does.
+    assert 5.3e9 < rows["plain"]["least_bytes"] < 7e9
+    assert "T4" in rows["plain"]["cards"] and "T4" not in rows["stochastic"]["cards"]
+
+
+def test_training_data_tell_what_shorter_windows_lose(tmp_path: Path) -> None:
+    words = ["probe", "tiny", "--gpu", "none", "--train-file", FOLDER / "dev.json", "--seq-len", "256"]
+    assert as_json(*words)["workload"]["num_windows"] == 240
+
+
+def test_tiers_limit_what_may_change() -> None:
+    found = as_json("probe", "tiny", "--gpu", "3090", "--tier", "0")
+    assert {candidate["tier"] for candidate in found["candidates"]} == {0}
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (["tiny", "--gpu", "K80"], 1, "no GPU K80 in the table"),
+        (
+            ["tiny", "--gpu-memory", "8GiB", "--gpu", "T4", "--host-memory", "lots"],
+            2,
+            "--host-memory: 'lots' is not a size",
+        ),
+        (["tiny", "--strategy", "magic"], 2, "no strategy magic; choose one of plain"),
+        (["tiny", "--seq-len", "4096"], 1, "positions"),
+        (["no-such-model"], 1, "no model no-such-model"),
+    ],
+)
+def test_refusals_are_one_line(words: list[str], code: int, text: str) -> None:
+    done = bigqa("probe", *words)
+    assert done.returncode == code
+    assert text in done.stderr and "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_where_nothing_fits_no_plan_is_written(tmp_path: Path) -> None:
+    done = bigqa("probe", "tiny", "--gpu", "none", "--host-memory", "100MiB", "--out", tmp_path / "plan.json")
+    assert done.returncode == 1 and "Nothing fits" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_seven_billion_parameters_need_no_memory(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_7B), encoding="utf-8")
+    found = as_json("probe", tmp_path / "config.json", "--gpu", "A100-80", "--seq-len", "512", "--tier", "1")
+    weights = {c["name"]: c["memory"]["by_category"]["weights"] for c in found["candidates"] if c["memory"]}
+    assert weights["stochastic"] == pytest.approx(2 * 6.6e9, rel=0.02)
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 < 1.5e9
