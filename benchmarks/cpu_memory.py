@@ -8,7 +8,6 @@ resident memory over three steps. A finished case is not run again.
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -16,7 +15,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bigqa.files import read_json, write_json
+from bigqa.files import read_json, write_json, write_text
+from bigqa.hardware import detect_cpu
+from bigqa.runs import versions
 from bigqa.sample import FOLDER
 from bigqa.strategy import STRATEGIES
 
@@ -25,6 +26,9 @@ MODELS = {
     "bert-base": ((4, 512), (8, 384)),
     "enliple-large-v1": ((1, 512), (4, 384)),
 }
+REPORTS = Path(__file__).parent / "runs" / "cpu-memory"
+README = Path(__file__).parent / "README.md"
+BEGIN, END = "<!-- cpu-memory -->", "<!-- /cpu-memory -->"
 BERT_BASE = {
     "model_type": "bert",
     "num_hidden_layers": 12,
@@ -106,30 +110,74 @@ def _environment(folder: Path) -> dict[str, str]:
     return os.environ | {"BIGQA_CACHE": str(folder), "HF_HUB_OFFLINE": "1"}
 
 
+def compare(folder: Path, only: str = "") -> list[dict[str, Any]]:
+    """Return each finished case of a folder with its prediction, and the error of the prediction."""
+    rows = []
+    for case in cases():
+        file = folder / f"{name_of(case)}.json"
+        if only not in name_of(case) or not file.is_file():
+            continue
+        measured = read_json(file, "the report")["measured"]
+        row = case | {
+            "name": name_of(case),
+            "measured": measured.get("peak_bytes"),
+            "error_text": measured.get("error"),
+        }
+        if row["measured"]:
+            row["predicted"] = predict(case)
+            row["error"] = row["predicted"] / row["measured"] - 1
+        rows.append(row)
+    return rows
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """Return the grade in one line."""
+    errors = [row["error"] for row in rows if "error" in row]
+    sizes = [abs(error) for error in errors]
+    return (
+        f"{len(errors)} runs: median error {statistics.median(sizes):.1%}, worst {max(sizes):.1%}, "
+        f"shortest prediction {min(errors):+.1%}"
+    )
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return a Markdown table."""
+    lines = ["| model | precision | strategy | batch x length | measured MiB | predicted MiB | error |"]
+    lines.append("|---|---|---|---|---:|---:|---:|")
+    for row in rows:
+        shape = f"{row['micro_batch']} x {row['seq_len']}"
+        sizes = f"{row['measured'] / 2**20:,.0f} | {row['predicted'] / 2**20:,.0f} | {row['error']:+.1%}"
+        lines.append(f"| {row['model']} | {row['precision']} | {row['row']} | {shape} | {sizes} |")
+    return "\n".join([*lines, "", summary(rows)])
+
+
+def write_table(rows: list[dict[str, Any]]) -> None:
+    """Put the table between its markers in benchmarks/README.md."""
+    text = README.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    write_text(README, f"{before}{BEGIN}\n\n{table(rows)}\n\n{END}{after}")
+
+
 def main() -> None:
     """Run what is missing, print the table."""
     parser = argparse.ArgumentParser(description="Predicted against measured memory on this CPU.")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/runs/cpu-memory"))
+    parser.add_argument("--out", type=Path, default=REPORTS)
     parser.add_argument("--only", default="", help="part of a case's name")
+    parser.add_argument("--table", action="store_true", help="run nothing; write benchmarks/README.md from the reports")
     options = parser.parse_args()
-    chosen = [case for case in cases() if options.only in name_of(case)]
-    errors = []
-    for case in chosen:
+    if options.table:
+        write_table(compare(options.out))
+        return
+    for case in cases():
         file = options.out / f"{name_of(case)}.json"
-        if not file.is_file():
+        if options.only in name_of(case) and not file.is_file():
             with tempfile.TemporaryDirectory() as folder:
                 found = measure(case, Path(folder))
-            write_json(file, {"case": case, "measured": found, "machine": platform.processor() or platform.machine()})
-        report = read_json(file, "the report")
-        if "error" in report["measured"]:
-            print(f"{name_of(case):48} {report['measured']['error']}")
-            continue
-        measured, predicted = report["measured"]["peak_bytes"], predict(case)
-        errors.append(predicted / measured - 1)
-        print(f"{name_of(case):48} {measured / 2**20:8.0f} {predicted / 2**20:8.0f} MiB {errors[-1]:+7.1%}", flush=True)
-    if errors:
-        sizes = [abs(error) for error in errors]
-        print(f"median {statistics.median(sizes):.1%} · worst {max(sizes):.1%} · shortest {min(errors):+.1%}")
+            machine = {"cpu": detect_cpu().model_dump(), "versions": versions()}
+            write_json(file, {"case": case, "measured": found, **machine})
+            print(name_of(case), found, flush=True)
+    print(table(compare(options.out, options.only)))
 
 
 if __name__ == "__main__":

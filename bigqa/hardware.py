@@ -6,12 +6,15 @@ Memory is what this process may use: the limits of its cgroup count, and what ot
 import os
 import platform
 import shutil
+import tempfile
+import time
 from pathlib import Path
 
 import psutil
 from pydantic import BaseModel, ConfigDict
 
 from bigqa.errors import BigqaError
+from bigqa.files import write_error
 from bigqa.gpus import GPUS, GpuModel, find_gpu
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -64,6 +67,9 @@ class Hardware(Record):
     """The most that may be pinned; none: no limit."""
     disk_path: str | None = None
     disk_free_bytes: int | None = None
+    disk_write_bytes_per_s: float | None = None
+    """Measured in the offload folder, past the page cache."""
+    disk_read_bytes_per_s: float | None = None
     container: bool = False
     wsl: bool = False
 
@@ -71,6 +77,7 @@ class Hardware(Record):
 def detect(disk: Path | None = None) -> Hardware:
     """Look at this machine."""
     total, free = host_memory()
+    write_rate, read_rate = disk_rates(disk) if disk else (None, None)
     return Hardware(
         gpus=tuple(detect_gpus()),
         cpu=detect_cpu(),
@@ -81,6 +88,8 @@ def detect(disk: Path | None = None) -> Hardware:
         memlock_bytes=_memlock(),
         disk_path=str(disk) if disk else None,
         disk_free_bytes=_free_space(disk) if disk else None,
+        disk_write_bytes_per_s=write_rate,
+        disk_read_bytes_per_s=read_rate,
         container=Path("/.dockerenv").exists() or "container" in os.environ,
         wsl="microsoft" in platform.release().lower(),
     )
@@ -177,6 +186,29 @@ def host_memory() -> tuple[int, int]:
             total = int(limit)
             free = min(free, total - _without_cache(int(used or 0), used_file.parent))
     return total, max(free, 0)
+
+
+def disk_rates(folder: Path, size_bytes: int = 2**27) -> tuple[float, float]:
+    """Write a file in a folder and read it back; return both rates. Raises: BigqaError where nothing can be written."""
+    block = os.urandom(2**22)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".bigqa-rate.", buffering=0) as file:
+            started = time.perf_counter()
+            for _ in range(size_bytes // len(block)):
+                file.write(block)
+            os.fsync(file.fileno())
+            written_s = time.perf_counter() - started
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            file.seek(0)
+            started = time.perf_counter()
+            while file.read(len(block)):
+                pass
+            read_s = time.perf_counter() - started
+    except OSError as error:
+        raise write_error(folder, error) from None
+    return size_bytes / written_s, size_bytes / read_s
 
 
 def _cgroup_files() -> list[tuple[Path, Path]]:

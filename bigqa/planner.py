@@ -5,6 +5,7 @@ predicted from the moment that it can run.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -14,7 +15,7 @@ from bigqa.engine.build import not_built
 from bigqa.errors import BigqaError
 from bigqa.hardware import Gpu, Hardware
 from bigqa.memory.estimate import Estimator, MemoryEstimate
-from bigqa.strategy import STRATEGIES, Strategy, with_low_precision
+from bigqa.strategy import STRATEGIES, Precision, Strategy, with_low_precision
 from bigqa.tasks.qa import QuestionAnswering
 from bigqa.throughput import Rates, gpu_rates, measure_cpu, speed_of
 
@@ -83,6 +84,7 @@ class Machine(Record):
     cpu_bf16: bool
     nvme: bool = False
     disk_free_bytes: int | None = None
+    disk_bytes_per_s: float | None = None
 
     @property
     def world_size(self) -> int:
@@ -98,8 +100,13 @@ def machine_for(hardware: Hardware, gpu: Gpu | None, **counts: Any) -> Machine:
         host_cores=hardware.cpu.cores,
         cpu_bf16=hardware.cpu.bf16,
         disk_free_bytes=hardware.disk_free_bytes,
+        disk_bytes_per_s=_slower(hardware.disk_write_bytes_per_s, hardware.disk_read_bytes_per_s),
         **counts,
     )
+
+
+def _slower(*rates: float | None) -> float | None:
+    return min((rate for rate in rates if rate), default=None)
 
 
 def estimator_for(config: Any) -> Estimator:
@@ -120,10 +127,14 @@ def estimator_for(config: Any) -> Estimator:
 class Planner:
     """Judges strategies for one model, workload and machine."""
 
-    def __init__(self, estimator: Estimator, workload: Workload, machine: Machine) -> None:
+    def __init__(
+        self, estimator: Estimator, workload: Workload, machine: Machine, precision: Precision | None = None
+    ) -> None:
         self.estimator = estimator
         self.workload = workload
         self.machine = machine
+        self.precision = precision
+        """What low precision is to be; none: what the device is best at."""
         self._cpu_rates: Rates | None = None
 
     def candidates(self, names: list[str] | None = None, tier: int = 2) -> list[Candidate]:
@@ -217,7 +228,9 @@ class Planner:
             assert self.machine.gpu is not None
             if self.machine.gpu.model is None:
                 raise BigqaError(f"no datasheet for {self.machine.gpu.name}: name a like card with --gpu NAME")
-            return gpu_rates(self.machine.gpu.model)
+            rates = gpu_rates(self.machine.gpu.model)
+            disk = self.machine.disk_bytes_per_s
+            return replace(rates, disk_bytes_per_s=disk) if disk else rates
         if self._cpu_rates is None:
             self._cpu_rates = measure_cpu()
         return self._cpu_rates
@@ -234,7 +247,9 @@ class Planner:
         # On a machine with GPUs, what is left to the CPU runs as one process.
         return self.machine.world_size if strategy.device == "cuda" or self.machine.gpu is None else 1
 
-    def _low_precision(self, row: Strategy) -> Literal["bf16", "fp16", "fp32"]:
+    def _low_precision(self, row: Strategy) -> Precision:
+        if self.precision is not None:
+            return self.precision
         if row.device == "cpu":
             return "bf16" if self.machine.cpu_bf16 else "fp32"
         gpu = self.machine.gpu
@@ -242,7 +257,12 @@ class Planner:
 
     def _impossible(self, strategy: Strategy) -> str:
         gpu = self.machine.gpu
-        if strategy.precision == "bf16-sr" and gpu is not None and gpu.capability < (8, 0):
+        if (
+            strategy.precision.startswith("bf16")
+            and strategy.device == "cuda"
+            and gpu is not None
+            and gpu.capability < (8, 0)
+        ):
             return f"{gpu.name} has no bf16"
         if "nvme" in (strategy.offload_optimizer, strategy.offload_parameters) and not self.machine.nvme:
             return "needs --nvme DIR"

@@ -6,7 +6,7 @@ No weights are made and nothing is run: the planner traces the trainer's own ste
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -38,6 +38,7 @@ class Question:
     nodes: int = 1
     host_memory: str | None = None
     nvme: Path | None = None
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     strategy: str | None = None
     tier: int = 2
     train_file: Path | None = None
@@ -90,8 +91,9 @@ def probe(question: Question) -> Probe:
         num_nodes=question.nodes,
         nvme=question.nvme is not None,
     )
+    precision = None if question.precision == "auto" else question.precision
     names = None if question.strategy is None else [question.strategy]
-    candidates = Planner(estimator_for(config), workload, machine).candidates(names, question.tier)
+    candidates = Planner(estimator_for(config), workload, machine, precision).candidates(names, question.tier)
     return Probe(question, hardware, gpu, count, workload, candidates, choose(candidates))
 
 

@@ -25,7 +25,6 @@ ADAM_BYTES = {"adamw": 28, "adamw8bit": 18, "paged-adamw8bit": 18}
 """Read and written per parameter: gradient, master, moments, and the low-precision weight."""
 CPU_ADAM_PARAMETERS_PER_S = 2.5e8
 """Of DeepSpeed's CPU Adam, per core. From its documentation; not measured by this project yet."""
-NVME_BYTES_PER_S = 2.0e9
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,8 @@ class Rates:
     launch_s: float
     half_speed_tokens: int
     source: str
+    disk_bytes_per_s: float = 2.0e9
+    """Of the offload folder; a guess until it is measured."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def _gathering_s(strategy: Strategy, rates: Rates, num_parameters: int, world_si
     """Return what ZeRO-3 adds to a micro-batch: weights are fetched for the forward and for the backward pass."""
     if strategy.zero_stage < 3 or (world_size == 1 and strategy.offload_parameters == "none"):
         return 0.0
-    rate = NVME_BYTES_PER_S if strategy.offload_parameters == "nvme" else rates.link_bytes_per_s
+    rate = rates.disk_bytes_per_s if strategy.offload_parameters == "nvme" else rates.link_bytes_per_s
     return 2 * 2 * num_parameters / rate
 
 
@@ -123,7 +124,7 @@ def _update_s(
     if strategy.offload_optimizer == "none":
         return work.step_bytes / rates.bytes_per_s + ADAM_BYTES[strategy.optimizer] * share / rates.bytes_per_s
     transfer_s = (2 + 2) * share / rates.link_bytes_per_s
-    disk_s = 2 * 16 * share / NVME_BYTES_PER_S if strategy.offload_optimizer == "nvme" else 0.0
+    disk_s = 2 * 16 * share / rates.disk_bytes_per_s if strategy.offload_optimizer == "nvme" else 0.0
     return transfer_s + share * world_size / (CPU_ADAM_PARAMETERS_PER_S * host_cores) + disk_s
 
 

@@ -11,7 +11,8 @@ import bigqa
 ROOT = Path(bigqa.__file__).parent
 ROWS = (
     {"errors", "units", "strategy", "gpus", "heap"},
-    {"files", "console", "options", "hardware"},
+    {"files", "console", "options"},
+    {"hardware"},
     {"settings", "tasks", "enliple", "download", "sample"},
     {"models"},
     {"engine"},

@@ -92,6 +92,24 @@ def test_training_data_tell_what_shorter_windows_lose(tmp_path: Path) -> None:
     assert as_json(*words)["workload"]["num_windows"] == 240
 
 
+def test_an_offload_folder_is_measured_and_left_as_it_was(tmp_path: Path) -> None:
+    found = as_json("probe", "tiny", "--gpu", "T4", "--nvme", tmp_path)
+    [row] = [candidate for candidate in found["candidates"] if candidate["name"] == "zero3-nvme"]
+    assert row["verdict"] == "not built" and row["memory"]["disk_bytes"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_precision_asked_for_is_kept_to() -> None:
+    rows = {c["name"]: c for c in as_json("probe", "tiny", "--gpu", "T4", "--precision", "fp32")["candidates"]}
+    assert rows["recompute"]["strategy"]["precision"] == "fp32"
+    refused = as_json("probe", "tiny", "--gpu", "T4", "--precision", "bf16")["candidates"]
+    assert all(
+        c["reason"] == "T4 has no bf16"
+        for c in refused
+        if c["strategy"]["precision"].startswith("bf16") and c["strategy"]["device"] == "cuda"
+    )
+
+
 def test_tiers_limit_what_may_change() -> None:
     found = as_json("probe", "tiny", "--gpu", "3090", "--tier", "0")
     assert {candidate["tier"] for candidate in found["candidates"]} == {0}
