@@ -29,6 +29,7 @@ def run() -> None:
     out = Path("demo")
     shutil.rmtree(out, ignore_errors=True)
     train, dev = FOLDER / "train.json", FOLDER / "dev.json"
+    _bigqa("probe", "tiny", "--train-file", str(train), "--out", str(out / "plan.json"))
     before = _train_and_score(out / "untrained", train, dev, "--max-steps", "1", "--lr", "1e-12")
     after = _train_and_score(out / "run", train, dev)
     console.print(scores_table("held-out questions", {"before fine-tuning": before, "after": after}))
@@ -38,7 +39,8 @@ def run() -> None:
 
 
 def _train_and_score(folder: Path, train: Path, dev: Path, *more: str) -> dict[str, Any]:
-    _bigqa("train", "--model", "tiny", "--train-file", str(train), "--out", str(folder), *more)
+    plan = str(folder.parent / "plan.json")
+    _bigqa("train", "--plan", plan, "--train-file", str(train), "--out", str(folder), *more)
     _bigqa("predict", str(folder / "model"), str(dev), str(folder / "predictions.json"))
     _bigqa("evaluate", str(dev), str(folder / "predictions.json"))
     scored = _bigqa("evaluate", str(dev), str(folder / "predictions.json"), "--json", quiet=True)

@@ -91,7 +91,7 @@ class Estimator:
         """Return the peaks of one process."""
         found = self.footprint(strategy, micro_batch, seq_len, accumulating=accumulating)
         if strategy.device == "cpu":
-            return _on_cpu(found)
+            return _on_cpu(found, strategy)
         states = None
         if strategy.needs_deepspeed:
             states = deepspeed.states(strategy, self.num_parameters, self.largest_layer, world_size)
@@ -172,8 +172,8 @@ def _traced(strategy: Strategy) -> Strategy:
     return strategy.model_copy(update=update)
 
 
-def _on_cpu(found: Footprint) -> MemoryEstimate:
-    resident = host.resident_bytes(found.allocated_bytes)
+def _on_cpu(found: Footprint, strategy: Strategy) -> MemoryEstimate:
+    resident = host.resident_bytes(found.allocated_bytes, strategy)
     return MemoryEstimate(
         allocated_bytes=found.allocated_bytes,
         reserved_bytes=found.allocated_bytes,

@@ -1,5 +1,7 @@
 """Memory of the process around torch's tensors. In: live tensors. Out: resident memory. Bytes."""
 
+from bigqa.strategy import Strategy
+
 MIB = 2**20
 CPU_BASELINE_BYTES = 510 * MIB
 """Python, torch, transformers, datasets, accelerate, TensorBoard, and thread stacks, before the model is made."""
@@ -7,6 +9,11 @@ CUDA_BASELINE_BYTES = 2600 * MIB
 """The same with CUDA's libraries loaded. From public reports; not measured by this project yet."""
 
 
-def resident_bytes(live_bytes: int) -> int:
+BITSANDBYTES_BYTES = 55 * MIB
+"""bitsandbytes, once it is loaded."""
+
+
+def resident_bytes(live_bytes: int, strategy: Strategy) -> int:
     """Return the resident memory of a CPU run whose tensors hold `live_bytes` at their peak."""
-    return CPU_BASELINE_BYTES + live_bytes
+    extra = BITSANDBYTES_BYTES if strategy.optimizer != "adamw" or strategy.adapters != "none" else 0
+    return CPU_BASELINE_BYTES + extra + live_bytes
