@@ -25,6 +25,8 @@ convert = typer.Typer(no_args_is_help=True, help="Turn released checkpoints into
 app.add_typer(data, name="data")
 app.add_typer(convert, name="convert")
 
+NOTHING_FITS = 3
+"""The exit code of `bigqa probe` where no strategy fits."""
 DEFAULT_LENGTHS = {"seq_len": 512, "doc_stride": 128, "max_query_length": 64}
 
 
@@ -78,7 +80,8 @@ def probe(
 ) -> None:
     """Say what fits, how fast, and what it gives up, before anything runs."""
     from bigqa import probing
-    from bigqa.render import need_table, plan_text, probe_page, probe_table
+    from bigqa.page import probe_page
+    from bigqa.render import need_table, plan_text, probe_table
 
     question = probing.Question(
         model=model,
@@ -111,11 +114,11 @@ def probe(
         console.print(plan_text(found, out or Path("plan.json")), markup=False, highlight=False, soft_wrap=True)
     if html is not None:
         write_text(html, probe_page(found))
-    if out is not None:
+    if out is not None and found.chosen is not None:
         for path in probing.write_plan(found, out):
             stderr.print(f"written: {path}", markup=False, highlight=False, soft_wrap=True)
     if found.chosen is None:
-        raise typer.Exit(1)
+        raise typer.Exit(NOTHING_FITS)
 
 
 @app.command()

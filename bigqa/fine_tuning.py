@@ -56,9 +56,10 @@ def fine_tune(settings: Settings, *, resume: bool) -> None:
         )
         first_step = _restore(training, recorder) if resume else 0
         outcome = fit(training, first_step)
+        trained = parts.update.finish() if outcome.finished else None
         processes.close()
         if processes.is_main:
-            _finish(training, outcome, tokenizer, lengths)
+            _finish(training, outcome, trained, tokenizer, lengths)
     finally:
         recorder.close()
     if not outcome.finished:
@@ -160,21 +161,18 @@ def _restore(training: Training, recorder: Silent) -> int:
     if found is None:
         recorder.say("no whole checkpoint yet: starting from the first step")
         return 0
-    checkpoint.restore(found, training.parts.weights, training.parts.optimizer, training.parts.scaler)
+    checkpoint.restore(found, training.parts.update)
     recorder.say(f"going on from step {found.step}")
     return found.step
 
 
-def _finish(training: Training, outcome: Outcome, tokenizer: Any, lengths: Lengths) -> None:
+def _finish(training: Training, outcome: Outcome, model: Any, tokenizer: Any, lengths: Lengths) -> None:
     settings, recorder = training.settings, training.recorder
-    if not outcome.finished:
+    if model is None:
         training.stop.clear()
         recorder.say(f"stopped and saved at step {outcome.steps}/{training.num_steps}; to go on:")
         recorder.say(f"  bigqa train --resume {settings.out}")
         return
-    model = training.parts.model
-    model = getattr(model, "module", model)  # out of its wrapper for several processes
-    training.parts.weights.hand_back(model)
     adapters.merge(model)
     _save_model(model, training, tokenizer, lengths)
     report = _report(training, outcome)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from bigqa.engine.build import not_built
+from bigqa.engine.build import not_built, not_together
 from bigqa.errors import BigqaError
 from bigqa.hardware import Gpu, Hardware
 from bigqa.memory.estimate import Estimator, MemoryEstimate
@@ -22,6 +22,8 @@ from bigqa.throughput import Rates, gpu_rates, measure_cpu, speed_of
 HEADROOM = 0.02
 """Left free of a limit: a prediction's own error."""
 HOST_HEADROOM = 0.05
+UNSURE = 0.05
+"""Nearness to a limit, as a share of it, at which the whole model is traced."""
 Verdict = Literal["fits", "too large", "not possible", "not built"]
 
 
@@ -55,10 +57,16 @@ class Candidate(Record):
     memory: MemoryEstimate | None
     limit_bytes: int
     """Of what runs short first: the GPU's memory, or on the CPU the host's."""
+    windows_per_step: int
     samples_per_s: float
     run_s: float
     verdict: Verdict
     reason: str
+
+    @property
+    def step_s(self) -> float:
+        """Seconds of one optimizer step; zero where unknown."""
+        return self.windows_per_step / self.samples_per_s if self.samples_per_s else 0.0
 
     @property
     def fits(self) -> bool:
@@ -128,20 +136,36 @@ class Planner:
     """Judges strategies for one model, workload and machine."""
 
     def __init__(
-        self, estimator: Estimator, workload: Workload, machine: Machine, precision: Precision | None = None
+        self,
+        estimator: Estimator,
+        workload: Workload,
+        machine: Machine,
+        precision: Precision | None = None,
+        *,
+        on_all_cores: bool = False,
     ) -> None:
         self.estimator = estimator
         self.workload = workload
         self.machine = machine
         self.precision = precision
         """What low precision is to be; none: what the device is best at."""
+        self.on_all_cores = on_all_cores
+        """Trace in forks: for a process that has not touched a GPU."""
         self._cpu_rates: Rates | None = None
 
     def candidates(self, names: list[str] | None = None, tier: int = 2) -> list[Candidate]:
         """Return every named strategy that the machine could have, judged; the best first."""
-        rows = [(name, row) for name, row in STRATEGIES.items() if names is None or name in names]
-        found = [self.judge(name, row) for name, row in rows if self._concerns(row) and row.tier <= tier]
-        return rank(found)
+        rows = {name: row for name, row in STRATEGIES.items() if names is None or name in names}
+        rows = {name: row for name, row in rows.items() if self._concerns(row) and row.tier <= tier}
+        if self.on_all_cores:
+            self.estimator.trace_ahead(self._first_tried(row) for row in rows.values())
+        return rank([self.judge(name, row) for name, row in rows.items()])
+
+    def _first_tried(self, row: Strategy) -> tuple[Strategy, int, bool]:
+        strategy = with_low_precision(row, self._low_precision(row))
+        micro_batch = next(self._micro_batches(strategy))
+        seq_len = min(strategy.seq_len or self.workload.seq_len, self.workload.seq_len)
+        return strategy, seq_len, micro_batch * self._processes(strategy) < self.workload.global_batch
 
     def judge(self, name: str, row: Strategy) -> Candidate:
         """Find the largest micro-batch at which a strategy fits, and how fast it is then."""
@@ -170,14 +194,7 @@ class Planner:
         accum = -(-self.workload.global_batch // (micro_batch * world_size))
         memory, speed = None, 0.0
         if verdict is None:
-            memory = self.estimator.estimate(
-                strategy,
-                micro_batch,
-                seq_len,
-                accumulating=accum > 1,
-                world_size=world_size,
-                capability=self.machine.gpu.capability if self.machine.gpu else (8, 0),
-            )
+            memory = self._memory(strategy, micro_batch, seq_len, accumulating=accum > 1)
             speed = self._speed(strategy, micro_batch, seq_len, accum, world_size)
             verdict, reason = self._verdict(strategy, memory)
         windows = self.workload.num_windows * self.workload.epochs
@@ -190,11 +207,29 @@ class Planner:
             seq_len=seq_len,
             memory=memory,
             limit_bytes=self._limit(strategy),
+            windows_per_step=micro_batch * accum * world_size,
             samples_per_s=speed,
             run_s=windows / speed if speed else 0.0,
             verdict=verdict,
             reason=reason,
         )
+
+    def _memory(self, strategy: Strategy, micro_batch: int, seq_len: int, *, accumulating: bool) -> MemoryEstimate:
+        def estimate(*, whole: bool) -> MemoryEstimate:
+            return self.estimator.estimate(
+                strategy,
+                micro_batch,
+                seq_len,
+                accumulating=accumulating,
+                world_size=self._processes(strategy),
+                capability=self.machine.gpu.capability if self.machine.gpu else (8, 0),
+                whole=whole,
+            )
+
+        found = estimate(whole=False)
+        # Fragmentation is known to a few percent from a part of the layers. Where that decides, all are traced.
+        near = abs(found.device_bytes / self._limit(strategy) - 1 + HEADROOM) < UNSURE
+        return estimate(whole=True) if strategy.device == "cuda" and near else found
 
     def _verdict(self, strategy: Strategy, memory: MemoryEstimate) -> tuple[Verdict, str]:
         host_limit = int(self.machine.host_bytes * (1 - HOST_HEADROOM))
@@ -268,7 +303,7 @@ class Planner:
             return "needs --nvme DIR"
         if strategy.seq_len is not None and strategy.seq_len >= self.workload.seq_len:
             return f"windows are of {self.workload.seq_len} already"
-        return ""
+        return not_together(strategy, self._processes(strategy)) or ""
 
     def _concerns(self, row: Strategy) -> bool:
         return row.device == "cpu" or self.machine.gpu is not None

@@ -15,6 +15,7 @@ from bigqa.files import write_json, write_text
 from bigqa.gpus import GPUS
 from bigqa.hardware import Gpu, Hardware, capped, detect, planned_gpu
 from bigqa.memory.estimate import Estimator
+from bigqa.memory.timeline import Timeline
 from bigqa.models import check_lengths, load_config, load_tokenizer, resolve
 from bigqa.planner import Candidate, Planner, Workload, choose, estimator_for, machine_for
 from bigqa.runs import versions
@@ -22,6 +23,8 @@ from bigqa.strategy import STRATEGIES
 from bigqa.units import parse_bytes
 
 SCHEMA = 1
+PEAKS = ("peak_allocated_bytes", "peak_reserved_bytes", "peak_gpu_bytes", "peak_host_bytes", "pinned_bytes",
+         "disk_bytes", "breakdown", "peak_phase", "largest_tensors")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,26 @@ class Probe:
     workload: Workload
     candidates: list[Candidate]
     chosen: Candidate | None
+    estimator: Estimator
+    host_bytes: int
+    """Of host memory, as planned for."""
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the model."""
+        return self.estimator.num_parameters
+
+    @property
+    def closest(self) -> Candidate | None:
+        """Where nothing fits: what is short of its limit by the smallest factor."""
+        short = [c for c in self.candidates if c.memory is not None and c.verdict == "too large"]
+        return min(short, key=lambda c: c.peak_bytes / max(1, c.limit_bytes), default=None)
+
+    def timeline(self, candidate: Candidate) -> Timeline:
+        """Return the memory of one step of a candidate over time."""
+        return self.estimator.timeline(
+            candidate.strategy, candidate.micro_batch, candidate.seq_len, accumulating=candidate.grad_accum > 1
+        )
 
     @property
     def next_best(self) -> Candidate | None:
@@ -93,8 +116,12 @@ def probe(question: Question) -> Probe:
     )
     precision = None if question.precision == "auto" else question.precision
     names = None if question.strategy is None else [question.strategy]
-    candidates = Planner(estimator_for(config), workload, machine, precision).candidates(names, question.tier)
-    return Probe(question, hardware, gpu, count, workload, candidates, choose(candidates))
+    estimator = estimator_for(config)
+    planner = Planner(estimator, workload, machine, precision, on_all_cores=True)
+    candidates = planner.candidates(names, question.tier)
+    return Probe(
+        question, hardware, gpu, count, workload, candidates, choose(candidates), estimator, machine.host_bytes
+    )
 
 
 def need(question: Question) -> list[Need]:
@@ -153,13 +180,33 @@ def as_json(found: Probe) -> str:
     """Return everything that was found as one JSON object."""
     value = {
         "schema": SCHEMA,
-        "model": found.question.model,
-        "gpu": found.gpu.model_dump(mode="json") if found.gpu else None,
+        "hardware": found.hardware.model_dump(mode="json")
+        | {"gpu": found.gpu.model_dump(mode="json") if found.gpu else None, "num_gpus": found.num_gpus},
+        "model": {"name": found.question.model, "parameters": found.num_parameters},
         "workload": found.workload.model_dump(mode="json"),
-        "chosen": found.chosen.name if found.chosen else None,
-        "candidates": [candidate.model_dump(mode="json") for candidate in found.candidates],
+        "candidates": [_as_row(candidate) for candidate in found.candidates],
+        "choice": found.chosen.name if found.chosen else None,
     }
     return json.dumps(value, ensure_ascii=False)
+
+
+def _as_row(candidate: Candidate) -> dict[str, Any]:
+    memory = candidate.memory
+    peaks = {
+        "peak_allocated_bytes": memory.allocated_bytes,
+        "peak_reserved_bytes": memory.reserved_bytes,
+        "peak_gpu_bytes": memory.device_bytes,
+        "peak_host_bytes": memory.host_bytes,
+        "pinned_bytes": memory.pinned_bytes,
+        "disk_bytes": memory.disk_bytes,
+        "breakdown": memory.by_category,
+        "peak_phase": memory.phase,
+        "largest_tensors": [{"made_by": name, "bytes": size} for name, size in memory.largest],
+    } if memory else dict.fromkeys(PEAKS)  # fmt: skip
+    fields = ("tier", "micro_batch", "grad_accum", "seq_len", "fits", "verdict", "reason", "limit_bytes")
+    speeds = ("samples_per_s", "step_s", "run_s")
+    row = {"strategy": candidate.name, "axes": candidate.strategy.model_dump(mode="json")}
+    return row | {name: getattr(candidate, name) for name in (*fields, *speeds)} | peaks
 
 
 def _settings(found: Probe, candidate: Candidate) -> dict[str, Any]:

@@ -4,15 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from rich import box
 from rich.table import Table
 
-from bigqa.planner import Candidate
+from bigqa.gpus import GPUS
+from bigqa.planner import HEADROOM, HOST_HEADROOM, Candidate
 from bigqa.probing import Need, Probe, launch_words
 from bigqa.units import format_bytes, format_seconds
 
-TEMPLATES = Path(__file__).parent / "templates"
 TIERS = {0: "nothing", 1: "rounding only", 2: "what is learned"}
 PROBE_COLUMNS = ("strategy", "tier", "batch", "GPU peak / limit", "host peak", "samples/s", "run", "verdict")
 
@@ -36,13 +35,13 @@ def scores_table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> Table:
 
 def probe_table(found: Probe, *, show_all: bool) -> Table:
     """Show the strategies, the best first."""
-    table = Table(title=_title(found), box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table = Table(title=title(found), box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for name in PROBE_COLUMNS:
         table.add_column(name, no_wrap=name != "verdict")
     for candidate in found.candidates:
         if candidate.fits or show_all:
             style = "bold green" if candidate is found.chosen else None if candidate.fits else "dim"
-            table.add_row(*_cells(found, candidate), style=style)
+            table.add_row(*cells(found, candidate), style=style)
     return table
 
 
@@ -51,13 +50,12 @@ def plan_text(found: Probe, plan: Path) -> str:
     hidden = [c.name for c in found.candidates if c.verdict == "not built"]
     lines = []
     if found.chosen is None:
-        least = min((c for c in found.candidates if c.memory), key=lambda c: c.peak_bytes, default=None)
-        lines.append("Nothing fits." + (f" The least is {least.name}: {_peak(least)}." if least else ""))
+        lines += _nothing_fits(found)
     else:
         chosen = found.chosen
-        where = f"in {chosen.strategy.precision}, on the {_device(found, chosen)}"
+        where = f"in {chosen.strategy.precision}, on the {device(found, chosen)}"
         lines.append(f"Plan: {chosen.name}, {where}. {_gives_up(found, chosen)}")
-        lines.append(f"  predicted peak {_peak(chosen)}, reached in the {_phase(chosen)}: {_made_of(chosen)}")
+        lines.append(f"  predicted peak {peak(chosen)}, reached in the {_phase(chosen)}: {_made_of(chosen)}")
         if found.next_best is not None:
             lines.append(f"Next: {found.next_best.name}. {_gives_up(found, found.next_best)}")
         lines.append(f"Run (after --out {plan}):" if found.question else "Run:")
@@ -66,6 +64,32 @@ def plan_text(found: Probe, plan: Path) -> str:
         lines.append(f"Predicted, but not in this version's trainer: {', '.join(hidden)} (--all shows them).")
     lines.append("GPU figures are predictions from the step's own trace; none has been measured on a GPU yet.")
     return "\n".join(lines)
+
+
+def _nothing_fits(found: Probe) -> list[str]:
+    closest = found.closest
+    if closest is None:
+        return ["Nothing fits: " + "; ".join(sorted({c.reason for c in found.candidates if c.reason})) + "."]
+    memory = closest.memory
+    assert memory is not None
+    if closest.reason == "disk space":
+        short, has = memory.disk_bytes, found.hardware.disk_free_bytes or 0
+    elif closest.reason == "host memory":
+        short, has = memory.host_bytes, found.host_bytes
+    else:
+        short, has = closest.peak_bytes, closest.limit_bytes
+    margin = HOST_HEADROOM if closest.reason == "host memory" else HEADROOM
+    wanted = short / (1 - margin)
+    lines = [
+        f"Nothing fits. The closest is {closest.name}: it needs {format_bytes(wanted)} of {closest.reason} with "
+        f"{margin:.0%} left free, and {format_bytes(has)} are there: {format_bytes(max(0, wanted - has))} short."
+    ]
+    if closest.reason == "GPU memory":
+        cards = [card.name for card in GPUS if card.memory_bytes * (1 - HEADROOM) >= short]
+        remedy = f"one of {', '.join(cards[:6])}; the CPU" if cards else "more GPUs (--gpus), a smaller model"
+    else:
+        remedy = f"{format_bytes(wanted)} of {closest.reason}"
+    return [*lines, f"What would make it fit: {remedy}; shorter windows (--seq-len)."]
 
 
 def need_table(rows: Sequence[Need]) -> Table:
@@ -77,27 +101,16 @@ def need_table(rows: Sequence[Need]) -> Table:
     return table
 
 
-def probe_page(found: Probe) -> str:
-    """Return a page that needs nothing beside it."""
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True)
-    rows = [
-        {"cells": _cells(found, c), "keys": _sort_keys(c), "fits": c.fits, "chosen": c is found.chosen}
-        for c in found.candidates
-    ]
-    text = plan_text(found, Path("plan.json"))
-    return environment.get_template("probe.html.j2").render(
-        title=_title(found), columns=PROBE_COLUMNS, rows=rows, text=text
-    )
-
-
-def _title(found: Probe) -> str:
+def title(found: Probe) -> str:
+    """Say in a line what was asked."""
     work = found.workload
     where = f"{found.gpu.name} ({format_bytes(found.gpu.free_bytes)} free)" if found.gpu else found.hardware.cpu.name
     count = f"{found.num_gpus} x " if found.num_gpus > 1 else ""
     return f"{found.question.model} on {count}{where}, windows of {work.seq_len}, {work.global_batch} per step"
 
 
-def _cells(found: Probe, candidate: Candidate) -> tuple[str, ...]:
+def cells(found: Probe, candidate: Candidate) -> tuple[str, ...]:
+    """Return a strategy's row of the table."""
     on_gpu = candidate.strategy.device == "cuda"
     memory = candidate.memory
     run = format_seconds(candidate.run_s) if candidate.samples_per_s else "-"
@@ -105,7 +118,7 @@ def _cells(found: Probe, candidate: Candidate) -> tuple[str, ...]:
         candidate.name,
         str(candidate.tier),
         f"{candidate.micro_batch} x {candidate.grad_accum}",
-        _peak(candidate) if memory and on_gpu else "-",
+        peak(candidate) if memory and on_gpu else "-",
         format_bytes(memory.host_bytes) if memory else "-",
         f"{candidate.samples_per_s:.2f}" if candidate.samples_per_s else "-",
         run,
@@ -113,18 +126,13 @@ def _cells(found: Probe, candidate: Candidate) -> tuple[str, ...]:
     )
 
 
-def _sort_keys(candidate: Candidate) -> tuple[float | str, ...]:
-    host = candidate.memory.host_bytes if candidate.memory else 0
-    gpu = candidate.peak_bytes if candidate.strategy.device == "cuda" else 0
-    numbers = (candidate.tier, candidate.micro_batch, gpu, host, candidate.samples_per_s, candidate.run_s)
-    return (candidate.name, *numbers, candidate.verdict)
-
-
-def _peak(candidate: Candidate) -> str:
+def peak(candidate: Candidate) -> str:
+    """Return "peak / limit" of what runs short first."""
     return f"{format_bytes(candidate.peak_bytes)} / {format_bytes(candidate.limit_bytes)}"
 
 
-def _device(found: Probe, candidate: Candidate) -> str:
+def device(found: Probe, candidate: Candidate) -> str:
+    """Name what a candidate runs on."""
     return "CPU" if candidate.strategy.device == "cpu" or found.gpu is None else found.gpu.name
 
 

@@ -55,6 +55,8 @@ class Settings(BaseModel):
     precision: PrecisionName = "auto"
     strategy: Strategy | None = None
     """As a plan gives it; none: plain, in `precision`."""
+    nvme: Path | None = None
+    """A folder on a fast disk, for strategies that offload to it."""
     device: DeviceName = "auto"
     save_every: int = Field(500, ge=1)
     """Optimizer steps between checkpoints."""

@@ -79,6 +79,8 @@ STRATEGIES: dict[str, Strategy] = {
     "paged-8bit-recompute": _row(optimizer="paged-adamw8bit", recompute="full"),
     "stochastic": _row(precision="bf16-sr"),
     "stochastic-8bit-recompute": _row(precision="bf16-sr", optimizer="adamw8bit", recompute="full"),
+    "release-recompute": _row(release=True, recompute="full"),
+    "stochastic-release-recompute": _row(precision="bf16-sr", optimizer="adamw8bit", release=True, recompute="full"),
     "seq-384": _row(seq_len=384),
     "seq-384-recompute": _row(seq_len=384, recompute="full"),
     "lora": _row(adapters="lora"),
@@ -88,6 +90,9 @@ STRATEGIES: dict[str, Strategy] = {
     "cpu-recompute": _row(device="cpu", recompute="full"),
     "cpu-8bit": _row(device="cpu", optimizer="adamw8bit"),
     "cpu-8bit-recompute": _row(device="cpu", optimizer="adamw8bit", recompute="full"),
+    "cpu-least": _row(
+        device="cpu", precision="bf16-sr", optimizer="adamw8bit", release=True, recompute="full", micro_batch=1
+    ),
     "cpu-seq-384": _row(device="cpu", seq_len=384, recompute="full"),
 }
 

@@ -63,7 +63,7 @@ def gpu_rates(card: GpuModel) -> Rates:
     )
 
 
-def measure_cpu(seconds: float = 0.25) -> Rates:
+def measure_cpu(seconds: float = 0.12) -> Rates:
     """Measure this CPU: products of the size that a layer has, and additions too large for its caches."""
     a, b = torch.randn(2048, 1024), torch.randn(1024, 1024)
     low_a, low_b = a.bfloat16(), b.bfloat16()

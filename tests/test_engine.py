@@ -10,11 +10,15 @@ from torch import nn
 from transformers import get_linear_schedule_with_warmup
 
 from bigqa.engine import checkpoint
+from bigqa.engine.build import make_update
 from bigqa.engine.optimizers import linear_rate, make_optimizer, parameter_groups, undecayed_names
 from bigqa.engine.order import DataOrder, share_of_process, split
 from bigqa.engine.precision import Weights
 from bigqa.engine.step import Parts, train_step
 from bigqa.errors import BigqaError
+from bigqa.strategy import Strategy
+
+FP32 = Strategy(precision="fp32", device="cpu")
 
 
 class Regression:
@@ -30,12 +34,15 @@ class Regression:
         return (model(batch["input_ids"]).squeeze(-1) - batch["y"]).square().float().sum()
 
 
-def parts_for(model: nn.Module, precision: str = "fp32", lr: float = 0.1, clip: float = 1e9) -> Parts:
+def parts_for(model: nn.Module, strategy: Strategy = FP32, lr: float = 0.1, clip: float = 1e9) -> Parts:
     undecayed = undecayed_names(model)
-    weights = Weights(model, precision)
+    weights = Weights(model, strategy.precision)
     groups = parameter_groups(weights.masters, undecayed, 0.01)
-    optimizer = make_optimizer("adamw", groups, lr=lr, eps=1e-6)
-    return Parts(model=model, weights=weights, optimizer=optimizer, task=Regression(), clip=clip)
+    update = make_update(
+        model, strategy, weights, lambda groups: make_optimizer(strategy, groups, lr=lr, eps=1e-6), groups=groups,
+        clip=clip,
+    )  # fmt: skip
+    return Parts(model=model, update=update, task=Regression())
 
 
 def rows(count: int) -> list:
@@ -110,13 +117,13 @@ def test_accumulation_gives_the_step_of_the_whole_batch(micro_batch: int) -> Non
 def test_small_updates_are_not_lost_to_bf16() -> None:
     model = nn.Linear(3, 1)
     nn.init.constant_(model.weight, 1.0)
-    parts = parts_for(model, precision="bf16", lr=1e-4)
+    parts = parts_for(model, strategy=Strategy(precision="bf16"), lr=1e-4)
     assert model.weight.dtype == torch.bfloat16
     for _ in range(50):
         batch = {"input_ids": torch.ones(1, 3, dtype=torch.bfloat16), "y": torch.zeros(1)}
         train_step(parts, [batch], 1)
     # One step of 1e-4 is below bf16's resolution at 1.0 (2**-8); fifty of them are not.
-    assert parts.weights.masters["weight"].max().item() == pytest.approx(1 - 50e-4, abs=5e-4)
+    assert parts.update.weights.masters["weight"].max().item() == pytest.approx(1 - 50e-4, abs=5e-4)
     assert model.weight.max().item() < 1.0
 
 
@@ -125,7 +132,7 @@ def _trained(folder: Path, steps: int) -> Parts:
     parts, task = parts_for(nn.Linear(3, 1)), Regression()
     for step in range(steps):
         train_step(parts, [task.collate(rows(4))], 4)
-        checkpoint.save(folder, step + 1, parts.weights, parts.optimizer, {"seed": 1})
+        checkpoint.save(folder, step + 1, parts.update.state(), {"seed": 1})
     return parts
 
 
@@ -135,11 +142,11 @@ def test_a_restored_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     found = checkpoint.load_newest(tmp_path / "a", pytest.fail)
     assert found is not None and found.step == 3
     parts, task = parts_for(nn.Linear(3, 1)), Regression()
-    checkpoint.restore(found, parts.weights, parts.optimizer)
+    checkpoint.restore(found, parts.update)
     for _ in range(2):
         train_step(parts, [task.collate(rows(4))], 4)
-    for name, weight in unbroken.weights.masters.items():
-        assert torch.equal(weight, parts.weights.masters[name])
+    for name, weight in unbroken.update.weights.masters.items():
+        assert torch.equal(weight, parts.update.weights.masters[name])
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "adam.safetensors", "state.json", "checksums.json"])
@@ -159,7 +166,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     assert found is not None
     other = parts_for(nn.Sequential(nn.Linear(3, 1)))
     with pytest.raises(BigqaError, match="another model"):
-        checkpoint.restore(found, other.weights, other.optimizer)
+        checkpoint.restore(found, other.update)
 
 
 def test_old_checkpoints_go(tmp_path: Path) -> None:

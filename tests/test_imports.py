@@ -22,6 +22,7 @@ ROWS = (
     {"prediction", "runs", "launcher"},
     {"probing"},
     {"render"},
+    {"page"},
     {"fine_tuning"},
     {"cli", "train", "demo"},
 )

@@ -6,11 +6,11 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from bigqa.memory.allocator import peak_reserved
 from bigqa.memory.deepspeed import states
 from bigqa.memory.estimate import Estimator, with_layers
-from bigqa.memory.events import CATEGORIES, find_peak
+from bigqa.memory.events import CATEGORIES, Event, Stream, find_peak
 from bigqa.memory.trace import trace_step
+from bigqa.memory.whole import whole_footprint
 from bigqa.planner import estimator_for
 from bigqa.strategy import STRATEGIES, Strategy
 
@@ -49,13 +49,13 @@ def whole_trace(estimator: Estimator, strategy: Strategy, batch: int, *, accumul
 def test_a_few_layers_and_windows_stand_for_many(estimator: Estimator, name: str, batch: int) -> None:
     strategy = STRATEGIES[name]
     scaled = estimator.footprint(strategy, batch, 128, accumulating=True)
-    whole = whole_trace(estimator, strategy, batch, accumulating=True)
-    assert scaled.allocated_bytes == pytest.approx(find_peak(whole).total_bytes, rel=0.005)
+    stream = whole_trace(estimator, strategy, batch, accumulating=True)
+    whole = whole_footprint(stream, made_on_host=strategy.device == "cuda")
+    assert scaled.allocated_bytes == pytest.approx(whole.allocated_bytes, rel=0.005)
     assert scaled.flops == whole.flops
-    if strategy.device == "cpu":
-        return  # nothing is reserved there
-    reserved = peak_reserved(whole, [event.size_bytes for event in whole.events])
-    assert reserved <= scaled.reserved_bytes * 1.02 + 2 * 2**20  # short of it by one small segment at most
+    if strategy.device == "cuda":  # nothing is reserved on a CPU
+        # Short of it by two small segments at most: where they decide, the planner traces the whole model.
+        assert whole.reserved_bytes <= scaled.reserved_bytes + 4 * 2**20
 
 
 def test_states_are_those_of_the_textbook(estimator: Estimator) -> None:
@@ -69,10 +69,7 @@ def test_states_are_those_of_the_textbook(estimator: Estimator) -> None:
         assert found["gradients"] == pytest.approx(weights_bytes * count, rel=0.05)
 
 
-def test_activations_of_a_linear_layer_by_hand() -> None:
-    """The peak of one product and its loss, in fp32: input, weight, its gradient and moments, and the output twice."""
-    from bigqa.memory.events import Event, Stream
-
+def test_a_peak_is_found_by_hand() -> None:
     stream = Stream([Event(1, 1000, "forward", "a"), Event(2, 600, "forward", "b"), Event(1, 0, "backward", "")])
     stream.categories = {1: "activations", 2: "temporaries"}
     peak = find_peak(stream)
@@ -156,3 +153,31 @@ def test_depths_keep_their_kinds_of_layers() -> None:
     assert config.num_hidden_layers == 6
     with torch.device("meta"):
         assert estimator_for(config).make_model(with_layers(config, 3)) is not None
+
+
+def test_dropout_keeps_a_byte_for_each_element_on_a_gpu(estimator: Estimator) -> None:
+    stream = whole_trace(estimator, Strategy(precision="bf16"), 2, accumulating=False)
+    masks = [event for event in stream.events if event.operation == "native_dropout" and event.phase == "forward"]
+    sizes = {event.size_bytes for event in masks}
+    assert masks and len(sizes) == 2 and max(sizes) == 2 * min(sizes)  # bf16 results, masks of one byte
+
+
+def test_a_timeline_keeps_the_peak(estimator: Estimator) -> None:
+    strategy = Strategy(precision="bf16", recompute="full")
+    timeline = estimator.timeline(strategy, 4, 128, accumulating=False)
+    assert max(timeline.totals) == estimator.footprint(strategy, 4, 128, accumulating=False).allocated_bytes
+    assert timeline.phases[0] == "forward" and timeline.phases[-1] == "optimizer"
+    assert len(timeline.totals) <= 400
+
+
+@pytest.mark.parametrize("name", ["plain", "recompute", "cpu-8bit", "stochastic-release-recompute"])
+def test_remembered_shapes_are_those_that_torch_works_out(
+    estimator: Estimator, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def trace() -> Any:
+        stream = whole_trace(estimator, STRATEGIES[name], 3, accumulating=False)
+        return [(event.storage, event.size_bytes, event.phase, event.operation) for event in stream.events]
+
+    remembered = trace()
+    monkeypatch.setattr("bigqa.memory.shapes._key", lambda *_: None)
+    assert trace() == remembered

@@ -11,7 +11,7 @@ from bigqa.errors import BigqaError
 from bigqa.gpus import GPUS, find_gpu
 from bigqa.hardware import Cpu, Gpu, Hardware, capped, planned_gpu
 from bigqa.planner import Machine, Planner, Workload, choose, estimator_for, rank
-from bigqa.strategy import STRATEGIES
+from bigqa.strategy import STRATEGIES, Strategy
 from bigqa.units import GIB, parse_bytes
 
 SMALL = {
@@ -69,7 +69,7 @@ def test_the_global_batch_is_kept(estimator: Any) -> None:
 def test_cards_before_ampere_get_fp16_and_never_bf16(estimator: Any, name: str, low: str) -> None:
     found = Planner(estimator, Workload(), machine(card(name))).candidates()
     precisions = {c.strategy.precision for c in found if c.strategy.device == "cuda" and c.fits}
-    assert precisions <= {"fp32", low}
+    assert precisions <= {"fp32", low} | ({"bf16-sr"} if low == "bf16" else set())
 
 
 def test_memory_that_others_hold_counts(estimator: Any) -> None:
@@ -90,12 +90,30 @@ def test_without_a_gpu_the_cpu_is_planned_for_and_its_memory_is_the_limit(estima
 
 def test_a_cpu_without_bf16_gets_fp32(estimator: Any) -> None:
     found = Planner(estimator, Workload(), machine(None, cpu_bf16=False)).candidates()
-    assert {c.strategy.precision for c in found} == {"fp32"}
+    assert {c.strategy.precision for c in found if c.strategy.optimizer == "adamw"} == {"fp32"}
 
 
 def test_what_the_trainer_lacks_is_not_chosen(estimator: Any) -> None:
-    found = Planner(estimator, Workload(), machine(card("3090"))).candidates(["zero2-offload"])
-    assert choose(found) is None and found[0].verdict == "not built"
+    planner = Planner(estimator, Workload(), machine(card("3090")))
+    found = planner.judge("offloaded activations", Strategy(activation_offload=True))
+    assert choose([found]) is None and found.verdict == "not built"
+
+
+def test_axes_that_exclude_each_other_are_not_planned(estimator: Any) -> None:
+    planner = Planner(estimator, Workload(), machine(card("3090"), num_gpus=2))
+    for name in ("release-recompute", "stochastic-release-recompute"):
+        found = planner.judge(name, STRATEGIES[name])
+        assert found.verdict == "not possible" and "one process" in found.reason
+
+
+def test_near_a_limit_the_whole_model_is_traced(estimator: Any) -> None:
+    """A card with just the memory that the quick prediction names is judged by the exact one."""
+    strategy, workload = STRATEGIES["plain"], Workload(seq_len=128)
+    quick = estimator.estimate(strategy, 16, 128, accumulating=False, capability=(8, 6))
+    exact = estimator.estimate(strategy, 16, 128, accumulating=False, capability=(8, 6), whole=True)
+    gpu = card("3090").model_copy(update={"free_bytes": int(quick.device_bytes * 1.03)})
+    found = Planner(estimator, workload, machine(gpu)).judge("plain", strategy)
+    assert found.micro_batch == 16 and found.memory == exact
 
 
 def test_there_is_a_row_for_each_answer_that_people_get() -> None:

@@ -2,13 +2,16 @@
 
 import json
 import os
+import re
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from bs4 import BeautifulSoup
 
 from bigqa.sample import FOLDER
 
@@ -94,19 +97,19 @@ def test_training_data_tell_what_shorter_windows_lose(tmp_path: Path) -> None:
 
 def test_an_offload_folder_is_measured_and_left_as_it_was(tmp_path: Path) -> None:
     found = as_json("probe", "tiny", "--gpu", "T4", "--nvme", tmp_path)
-    [row] = [candidate for candidate in found["candidates"] if candidate["name"] == "zero3-nvme"]
-    assert row["verdict"] == "not built" and row["memory"]["disk_bytes"] > 0
+    [row] = [candidate for candidate in found["candidates"] if candidate["strategy"] == "zero3-nvme"]
+    assert row["disk_bytes"] > 0 and found["hardware"]["disk_write_bytes_per_s"] > 0
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_precision_asked_for_is_kept_to() -> None:
-    rows = {c["name"]: c for c in as_json("probe", "tiny", "--gpu", "T4", "--precision", "fp32")["candidates"]}
-    assert rows["recompute"]["strategy"]["precision"] == "fp32"
+    rows = {c["strategy"]: c for c in as_json("probe", "tiny", "--gpu", "T4", "--precision", "fp32")["candidates"]}
+    assert rows["recompute"]["axes"]["precision"] == "fp32"
     refused = as_json("probe", "tiny", "--gpu", "T4", "--precision", "bf16")["candidates"]
     assert all(
         c["reason"] == "T4 has no bf16"
         for c in refused
-        if c["strategy"]["precision"].startswith("bf16") and c["strategy"]["device"] == "cuda"
+        if c["axes"]["precision"].startswith("bf16") and c["axes"]["device"] == "cuda"
     )
 
 
@@ -138,13 +141,69 @@ def test_refusals_are_one_line(words: list[str], code: int, text: str) -> None:
 
 def test_where_nothing_fits_no_plan_is_written(tmp_path: Path) -> None:
     done = bigqa("probe", "tiny", "--gpu", "none", "--host-memory", "100MiB", "--out", tmp_path / "plan.json")
-    assert done.returncode == 1 and "Nothing fits" in done.stdout
-    assert list(tmp_path.iterdir()) == []
+    assert done.returncode == 3 and list(tmp_path.iterdir()) == []
+    [said] = [line for line in done.stdout.splitlines() if "Nothing fits" in line]
+    assert "The closest is cpu-" in said and "of host memory" in said and "100 MiB are there" in said
+    assert "What would make it fit" in done.stdout
+
+
+def test_what_is_short_is_said_to_the_byte() -> None:
+    """The shortfall that is named, given as memory, makes it fit."""
+    words = ["probe", "enliple-large-v1", "--gpu", "none", "--strategy", "cpu-8bit-recompute"]
+    done = bigqa(*words, "--host-memory", "700MiB")
+    assert done.returncode == 3
+    needed = re.search(r"it needs ([\d.]+) GiB of host memory", done.stdout)
+    assert needed is not None
+    enough = f"{float(needed[1]) + 0.01}GiB"
+    assert bigqa(*words, "--host-memory", enough).returncode == 0
+
+
+def test_the_json_document() -> None:
+    found = as_json("probe", "tiny", "--gpu", "T4")
+    assert found["hardware"]["gpu"]["name"] == "T4" and found["hardware"]["cpu"]["cores"] >= 1
+    assert found["model"] == {"name": "tiny", "parameters": found["model"]["parameters"]}
+    chosen = [row for row in found["candidates"] if row["strategy"] == found["choice"]]
+    assert len(chosen) == 1 and chosen[0]["fits"] and chosen[0]["reason"] == ""
+    for row in found["candidates"]:
+        if row["breakdown"] is None:
+            continue
+        assert row["peak_allocated_bytes"] <= row["peak_reserved_bytes"]
+        if row["axes"]["device"] == "cuda":
+            assert sum(row["breakdown"].values()) - row["breakdown"]["context"] == row["peak_allocated_bytes"]
+            assert row["peak_gpu_bytes"] == row["peak_reserved_bytes"] + row["breakdown"]["context"]
+        assert row["step_s"] == pytest.approx(row["micro_batch"] * row["grad_accum"] / row["samples_per_s"])
+        assert row["disk_bytes"] >= 0 and row["peak_host_bytes"] > 0
+
+
+CLICK = "<script>document.querySelectorAll('th button')[6].click()</script></body>"
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+def test_the_page_in_a_browser(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    assert bigqa("probe", "tiny", "--gpu", "T4", "--html", page).returncode == 0
+    text = page.read_text(encoding="utf-8")
+    page.write_text(text.replace("</body>", CLICK), encoding="utf-8")  # as a person clicks on "run"
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    flags += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
+    done = subprocess.run([str(BROWSER), *flags, page.as_uri()], capture_output=True, text=True, timeout=60, check=True)
+    soup = BeautifulSoup(done.stdout, "lxml")
+    runs = [float(row.find_all("td")[6]["data-key"]) for row in soup.select("tbody tr")]
+    assert len(runs) > 16 and runs == sorted(runs)
+    assert len(soup.select("#bars .track")) > 16
+    areas = [area.title.string for area in soup.select("#timeline polygon") if area.title is not None]
+    assert areas == ["weights", "optimizer", "gradients", "activations", "temporaries"]
+    [peak] = soup.select("#timeline .peak")
+    heights = [
+        float(pair.split(",")[1]) for area in soup.select("#timeline polygon") for pair in area["points"].split()
+    ]
+    assert float(peak["cy"]) == pytest.approx(min(heights), abs=0.1)
 
 
 def test_seven_billion_parameters_need_no_memory(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_7B), encoding="utf-8")
     found = as_json("probe", tmp_path / "config.json", "--gpu", "A100-80", "--seq-len", "512", "--tier", "1")
-    weights = {c["name"]: c["memory"]["by_category"]["weights"] for c in found["candidates"] if c["memory"]}
+    weights = {c["strategy"]: c["breakdown"]["weights"] for c in found["candidates"] if c["breakdown"]}
     assert weights["stochastic"] == pytest.approx(2 * 6.6e9, rel=0.02)
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 < 1.5e9

@@ -128,7 +128,15 @@ def test_ctrl_c_saves_and_says_how_to_go_on(environment: dict[str, str], unbroke
     out = tmp_path / "stopped"
     words = ["--max-steps", "200", "--save-every", "50", "--train-file", str(FOLDER / "train.json")]
     command = [sys.executable, "-m", "bigqa.cli", "train", *SMALL, *words, "--out", str(out)]
-    launcher = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    launcher = subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # Tests that a shell runs in the background inherit an ignored SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     deadline = time.monotonic() + 120
     while not (out / "metrics.jsonl").is_file() or len(metrics_so_far(out)) < 2:
         assert launcher.poll() is None and time.monotonic() < deadline

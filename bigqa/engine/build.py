@@ -1,8 +1,9 @@
 """Puts a step together. In: a model, a task, a strategy and settings. Out: the parts that `train_step` works on."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -11,12 +12,18 @@ from bigqa.engine import adapters, attention, recompute
 from bigqa.engine.optimizers import make_optimizer, parameter_groups, undecayed_names
 from bigqa.engine.precision import Weights
 from bigqa.engine.processes import Processes
+from bigqa.engine.release import ReleasedUpdate
 from bigqa.engine.scaling import LossScaler
+from bigqa.engine.sharding import ShardedUpdate, deepspeed_config
 from bigqa.engine.step import Parts
+from bigqa.engine.update import Update
 from bigqa.errors import BigqaError
 from bigqa.settings import Settings
 from bigqa.strategy import Precision, Strategy
 from bigqa.tasks.base import Task
+
+MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+"""Takes groups of parameters."""
 
 
 def choose_precision(asked: str, device: torch.device) -> Precision:
@@ -39,48 +46,93 @@ def strategy_of(settings: Settings, device: torch.device) -> Strategy:
 def not_built(strategy: Strategy) -> str | None:
     """Say which axis of a strategy the engine does not have; none where it can run."""
     missing = {
-        "stochastic rounding": strategy.precision == "bf16-sr",
-        "gradient release": strategy.release,
         "activation offload": strategy.activation_offload,
-        "ZeRO": strategy.zero_stage > 0,
         "4-bit weights": strategy.adapters == "qlora",
     }
     return next((name for name, wanted in missing.items() if wanted), None)
 
 
-def prepare(model: nn.Module, strategy: Strategy) -> Weights:
-    """Change a model, already on its device, as a strategy asks; return its weights as the optimizer sees them.
-
-    Trainer and predictor share this. Raises: BigqaError where the engine does not have an axis.
-    """
-    missing = not_built(strategy)
-    if missing:
-        raise BigqaError(f"this version predicts {missing} and cannot train with it yet; choose another strategy")
-    return change(model, strategy)
+def not_together(strategy: Strategy, world_size: int = 1) -> str | None:
+    """Say which axes of a strategy exclude each other; none where they can be had at once."""
+    if strategy.release and world_size > 1:
+        return "gradients can be released in one process alone: several must average them first"
+    if strategy.release and strategy.precision == "fp16":
+        return "released gradients cannot be taken back when fp16 overflows; use bf16"
+    if strategy.needs_deepspeed and (strategy.release or strategy.precision == "bf16-sr"):
+        return "DeepSpeed has its own update: neither gradient release nor stochastic rounding goes with ZeRO"
+    if strategy.needs_deepspeed and (strategy.optimizer != "adamw" or strategy.adapters != "none"):
+        return "8-bit states and adapters do not go with ZeRO here"
+    return None
 
 
 def change(model: nn.Module, strategy: Strategy) -> Weights:
-    """Apply the axes that change the model."""
-    attention.use(model)
-    adapters.apply(model, strategy.adapters)
-    recompute.apply(model, strategy.recompute)
+    """Apply the axes that change the model; return its weights as the optimizer sees them.
+
+    Trainer and predictor share this.
+    """
+    _change_modules(model, strategy)
     return Weights(model, strategy.precision)
 
 
+def _change_modules(model: nn.Module, strategy: Strategy) -> None:
+    attention.use(model)
+    adapters.apply(model, strategy.adapters)
+    recompute.apply(model, strategy.recompute)
+
+
+def make_update(model: nn.Module, strategy: Strategy, weights: Weights, make: MakeOptimizer, **options: Any) -> Update:
+    """Return the update of a model that `change` was applied to; the predictor brings its own optimizers."""
+    groups, clip = options["groups"], options["clip"]
+    if strategy.release:
+        return ReleasedUpdate(model, weights, groups, lambda group: make([group]), clip=clip)
+    scaler = LossScaler() if strategy.precision == "fp16" else None
+    return Update(model, weights, make(groups), clip=clip, world_size=options.get("world_size", 1), scaler=scaler)
+
+
 def build(model: nn.Module, task: Task, settings: Settings, processes: Processes) -> Parts:
-    """Place the model, make its masters and optimizer, and wrap it for the processes."""
+    """Place the model, make its masters and optimizer, and wrap it for the processes. Raises: BigqaError."""
     strategy = strategy_of(settings, processes.device)
+    missing = not_built(strategy)
+    if missing:
+        raise BigqaError(f"this version predicts {missing} and cannot train with it yet; choose another strategy")
+    excluded = not_together(strategy, processes.world_size)
+    if excluded:
+        raise BigqaError(excluded)
     undecayed = undecayed_names(model)
-    weights = prepare(model.to(processes.device), strategy)
-    groups = parameter_groups(weights.masters, undecayed, settings.weight_decay)
-    return Parts(
-        model=processes.wrap(model),
-        weights=weights,
-        optimizer=make_optimizer(strategy.optimizer, groups, lr=settings.lr, eps=settings.adam_eps),
-        task=task,
+    if strategy.needs_deepspeed:
+        _change_modules(model.to(processes.device), strategy)
+        sharded = _sharded(model, strategy, settings, processes, undecayed)
+        return Parts(model=sharded.engine, update=sharded, task=task)
+    weights = change(model, strategy)
+    weights.place(model, processes.device)
+    wrapped = processes.wrap(model)
+    update = make_update(
+        wrapped,
+        strategy,
+        weights,
+        lambda groups: make_optimizer(strategy, groups, lr=settings.lr, eps=settings.adam_eps),
+        groups=parameter_groups(weights.masters, undecayed, settings.weight_decay),
         clip=settings.clip,
         world_size=processes.world_size,
-        scaler=LossScaler() if strategy.precision == "fp16" else None,
+    )
+    return Parts(model=wrapped, update=update, task=task)
+
+
+def _sharded(
+    model: nn.Module, strategy: Strategy, settings: Settings, processes: Processes, undecayed: set[str]
+) -> ShardedUpdate:
+    config = deepspeed_config(
+        strategy,
+        clip=settings.clip,
+        global_batch=settings.global_batch,
+        micro_batch=share_of_batch(settings, processes.world_size),
+        world_size=processes.world_size,
+        nvme=settings.nvme,
+    )
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    groups = parameter_groups(trained, undecayed, settings.weight_decay)
+    return ShardedUpdate(
+        model, groups, strategy, config, lr=settings.lr, eps=settings.adam_eps, world_size=processes.world_size
     )
 
 

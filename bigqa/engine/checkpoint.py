@@ -9,7 +9,7 @@ precision, device or number of processes.
 import hashlib
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bigqa.engine.moments import NAMES as MOMENTS
-from bigqa.engine.moments import get as get_moments
-from bigqa.engine.moments import put as put_moments
-from bigqa.engine.precision import Weights
-from bigqa.engine.scaling import LossScaler
+from bigqa.engine.update import State, Update
 from bigqa.errors import BigqaError
 from bigqa.files import atomic_folder, read_json, write_error, write_json
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,32 +31,18 @@ class Checkpoint:
 
     step: int
     """Optimizer steps completed."""
-    weights: Mapping[str, Tensor]
-    moments: Mapping[str, Tensor]
+    state: State
     settings: Mapping[str, Any]
-    scaler: Mapping[str, Any] | None = None
 
 
-def save(
-    folder: Path,
-    step: int,
-    weights: Weights,
-    optimizer: torch.optim.Optimizer,
-    settings: Mapping[str, Any],
-    scaler: LossScaler | None = None,
-) -> Path:
+def save(folder: Path, step: int, kept: State, settings: Mapping[str, Any]) -> Path:
     """Write a checkpoint of a completed step; it appears under its name only when it is whole."""
     path = folder / f"step-{step:08d}"
-    moments: dict[str, Tensor] = {}
-    for name, master in weights.masters.items():
-        kept = get_moments(optimizer, master)
-        if kept is not None:
-            moments |= {f"{kind}.{name}": moment for kind, moment in zip(MOMENTS, kept, strict=True)}
-    state = {"schema": SCHEMA, "step": step, "settings": dict(settings), "scaler": scaler and asdict(scaler)}
+    state = {"schema": SCHEMA, "step": step, "settings": dict(settings), "extras": dict(kept.extras)}
     with atomic_folder(path, replace=True) as temporary:
         try:
-            save_file(_portable(weights.masters), temporary / "weights.safetensors")
-            save_file(_portable(moments), temporary / "adam.safetensors")
+            save_file(_portable(kept.weights), temporary / "weights.safetensors")
+            save_file(_portable(kept.moments), temporary / "adam.safetensors")
         except SafetensorError as error:  # safetensors wraps the operating system's error in its own
             raise write_error(path, OSError(*_errno(error))) from error
         write_json(temporary / "state.json", state)
@@ -84,22 +66,12 @@ def load_newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
     return None
 
 
-def restore(
-    checkpoint: Checkpoint, weights: Weights, optimizer: torch.optim.Optimizer, scaler: LossScaler | None = None
-) -> None:
+def restore(checkpoint: Checkpoint, update: Update) -> None:
     """Put a checkpoint's weights and moments in place. Raises: BigqaError where it is of another model."""
-    if set(checkpoint.weights) != set(weights.masters):
-        name = sorted(set(checkpoint.weights) ^ set(weights.masters))[0]
-        raise BigqaError(f"the checkpoint is of another model: {name} is in one and not in the other")
-    weights.load(checkpoint.weights)
-    if scaler is not None and checkpoint.scaler:
-        for field, value in checkpoint.scaler.items():
-            setattr(scaler, field, value)
-    for name, master in weights.masters.items():
-        if f"exp_avg.{name}" not in checkpoint.moments:
-            continue
-        first, second = (checkpoint.moments[f"{kind}.{name}"] for kind in MOMENTS)
-        put_moments(optimizer, master, (first, second), checkpoint.step - (scaler.skipped if scaler else 0))
+    other = set(checkpoint.state.weights) ^ update.names()
+    if other:
+        raise BigqaError(f"the checkpoint is of another model: {min(other)} is in one and not in the other")
+    update.load(checkpoint.state, checkpoint.step)
 
 
 def _load(path: Path) -> Checkpoint:
@@ -113,10 +85,12 @@ def _load(path: Path) -> Checkpoint:
         raise BigqaError(f"the checkpoint {path} has schema {state.get('schema')}, this bigqa reads {SCHEMA}")
     return Checkpoint(
         step=state["step"],
-        weights=load_file(path / "weights.safetensors"),
-        moments=load_file(path / "adam.safetensors"),
+        state=State(
+            weights=load_file(path / "weights.safetensors"),
+            moments=load_file(path / "adam.safetensors"),
+            extras=state["extras"],
+        ),
         settings=state["settings"],
-        scaler=state.get("scaler"),
     )
 
 

@@ -91,11 +91,11 @@ def fit(training: Training, first_step: int = 0) -> Outcome:
 
 
 def save(run: Training, step: int) -> None:
-    """Write a checkpoint from the main process, and drop old ones."""
+    """Write a checkpoint from the main process, and drop old ones; every process must call."""
+    state = run.parts.update.state()
     if run.processes.is_main:
         folder = run.settings.out / "checkpoints"
-        settings = run.settings.model_dump(mode="json")
-        checkpoint.save(folder, step, run.parts.weights, run.parts.optimizer, settings, run.parts.scaler)
+        checkpoint.save(folder, step, state, run.settings.model_dump(mode="json"))
         checkpoint.keep_last(folder, run.settings.keep)
     run.processes.wait()
 
@@ -105,10 +105,9 @@ def _one_step(run: Training, step: int, num_steps: int, speed: SpeedMeter) -> tu
     positions = run.order.batch(step)
     warmup_steps = round(run.settings.warmup * num_steps)
     # A step that overflowed in fp16 changed nothing, and does not advance the schedule.
-    skipped = run.parts.scaler.skipped if run.parts.scaler else 0
-    lr = run.settings.lr * linear_rate(step - skipped, num_steps, warmup_steps)
-    for group in run.parts.optimizer.param_groups:
-        group["lr"] = lr
+    lr = run.settings.lr * linear_rate(step - run.parts.update.skipped, num_steps, warmup_steps)
+    run.parts.update.set_rate(lr)
+    run.parts.update.begin(step, run.settings.seed)
     torch.manual_seed(mix_seed(run.settings.seed, step, run.processes.rank))
     share, norm = train_step(run.parts, _batches(run, positions), len(positions))
     loss = float(run.processes.sum(share))

@@ -19,13 +19,22 @@ def get(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> tuple[Tens
     if not state:
         return None
     if NAMES[0] in state:
-        return state[NAMES[0]], state[NAMES[1]]
+        return state[NAMES[0]].float(), state[NAMES[1]].float()
     return _decoded(state, "1"), _decoded(state, "2")
 
 
 def put(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, moments: tuple[Tensor, Tensor], step: int) -> None:
     """Put both moments in place, as they are after `step` steps."""
     first, second = (moment.to(parameter.device, torch.float32) for moment in moments)
+    if hasattr(optimizer, "make_state"):  # of `engine.rounding`
+        state = optimizer.make_state(parameter)
+        state["step"] = step
+        for name, number, moment in ((NAMES[0], "1", first), (NAMES[1], "2", second)):
+            if name in state:
+                state[name].copy_(moment)
+            else:
+                _encode(state, number, moment)
+        return
     if not hasattr(optimizer, "init_state"):
         count = torch.tensor(float(step), device=parameter.device)
         optimizer.state[parameter] = {NAMES[0]: first, NAMES[1]: second, "step": count}

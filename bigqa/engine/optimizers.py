@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from bigqa.engine.rounding import RoundedAdamW
 from bigqa.errors import BigqaError
-from bigqa.strategy import Optimizer
+from bigqa.strategy import Strategy
 
 Parameters = Mapping[str, nn.Parameter]
 BETAS = (0.9, 0.999)
@@ -33,11 +34,14 @@ def parameter_groups(parameters: Parameters, undecayed: set[str], weight_decay: 
     return [group for group in groups if group["params"]]
 
 
-def make_optimizer(kind: Optimizer, groups: list[dict[str, Any]], *, lr: float, eps: float) -> torch.optim.Optimizer:
+def make_optimizer(strategy: Strategy, groups: list[dict[str, Any]], *, lr: float, eps: float) -> torch.optim.Optimizer:
     """Build AdamW. Its implementation is named, never left to a default: the predictor must know which one runs.
 
     Raises: BigqaError where bitsandbytes is wanted and missing.
     """
+    kind = strategy.optimizer
+    if strategy.precision == "bf16-sr":
+        return RoundedAdamW(groups, lr=lr, eps=eps, betas=BETAS, eight_bit=kind != "adamw")
     if kind == "adamw":
         return torch.optim.AdamW(groups, lr=lr, eps=eps, betas=BETAS, fused=True)
     try:

@@ -26,6 +26,13 @@ class Weights:
         if precision != "fp32":
             model.to(DTYPES[precision])
 
+    def place(self, model: nn.Module, device: torch.device) -> None:
+        """Move model and masters: they are made in host memory, so that a GPU never holds fp32 weights beside them."""
+        model.to(device)
+        if self.has_masters:
+            for master in self.masters.values():
+                master.data = master.data.to(device)
+
     def load(self, values: Mapping[str, torch.Tensor]) -> None:
         """Take fp32 values by name."""
         with torch.no_grad():
@@ -52,8 +59,6 @@ class Weights:
 
     def hand_back(self, model: nn.Module) -> None:
         """Make the masters the model's own weights, without a copy: after training, what is saved is what is used."""
-        if not self.has_masters:
-            return
         for name, parameter in self.model_parameters.items():
             parameter.data = self.masters[name].detach()
         model.float()

@@ -5,15 +5,19 @@ Everything that is not a torch tensor is one small function with its source: `me
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
 
 from bigqa.memory import deepspeed, host
+from bigqa.memory.events import Stream
+from bigqa.memory.forks import in_forks
 from bigqa.memory.scaling import Footprint, Scaling
+from bigqa.memory.timeline import Timeline, timeline_of
 from bigqa.memory.trace import trace_step
+from bigqa.memory.whole import whole_footprint
 from bigqa.strategy import Strategy
 from bigqa.tasks.base import Batch, Task
 
@@ -24,6 +28,10 @@ figure; `bigqa bench` measures it."""
 WORKSPACE_BYTES = 8_519_680
 """cuBLAS' workspace per handle and stream. Source: torch, `getChosenWorkspaceSize` (4096 KiB x 2 + 16 KiB x 8)."""
 WORKSPACE_HOPPER_BYTES = 32 * MIB
+
+
+Key = tuple[Strategy, int, bool]
+"""What shapes a trace: the axes, the sequence length, whether gradients are accumulated."""
 
 
 class MemoryEstimate(BaseModel):
@@ -57,7 +65,7 @@ class Estimator:
         self.task = task
         self.make_batch = make_batch
         """(micro-batch, sequence length) -> batch on the current device."""
-        self._scalings: dict[tuple[Strategy, int, bool], Scaling] = {}
+        self._scalings: dict[Key, Scaling] = {}
         self._counts: tuple[int, int] | None = None
 
     @property
@@ -72,11 +80,19 @@ class Estimator:
 
     def footprint(self, strategy: Strategy, micro_batch: int, seq_len: int, *, accumulating: bool) -> Footprint:
         """Return what one process holds and does in a step of one micro-batch."""
-        shape = _traced(strategy)
-        key = (shape, seq_len, accumulating)
+        key = (_traced(strategy), seq_len, accumulating)
         if key not in self._scalings:
-            self._scalings[key] = self._scaling(shape, seq_len, accumulating)
+            self._scalings[key] = self._scaling(*key)
         return self._scalings[key].at(micro_batch)
+
+    def trace_ahead(self, wanted: Iterable[tuple[Strategy, int, bool]]) -> None:
+        """Make the traces of many (strategy, sequence length, accumulating) at once, on all cores."""
+        keys: dict[Key, None] = {
+            (_traced(strategy), seq_len, accumulating): None for strategy, seq_len, accumulating in wanted
+        }
+        missing = [key for key in keys if key not in self._scalings]
+        for key, found in zip(missing, in_forks(lambda key: self._scaling(*key), missing), strict=True):
+            self._scalings[key] = found
 
     def estimate(
         self,
@@ -87,9 +103,18 @@ class Estimator:
         accumulating: bool,
         world_size: int = 1,
         capability: tuple[int, int] = (8, 0),
+        whole: bool = False,
     ) -> MemoryEstimate:
-        """Return the peaks of one process."""
-        found = self.footprint(strategy, micro_batch, seq_len, accumulating=accumulating)
+        """Return the peaks of one process.
+
+        `whole`: trace all layers, which is exact in what the allocator reserves and takes about a second.
+        """
+        if whole:
+            num_layers = int(self.config.num_hidden_layers)
+            stream = self._trace(_traced(strategy), num_layers, micro_batch, seq_len, accumulating)
+            found = whole_footprint(stream, made_on_host=strategy.device == "cuda")
+        else:
+            found = self.footprint(strategy, micro_batch, seq_len, accumulating=accumulating)
         if strategy.device == "cpu":
             return _on_cpu(found, strategy)
         states = None
@@ -111,6 +136,11 @@ class Estimator:
             largest=found.largest,
         )
 
+    def timeline(self, strategy: Strategy, micro_batch: int, seq_len: int, *, accumulating: bool) -> Timeline:
+        """Return the memory of one step over time, of the whole model; DeepSpeed's own states are not in it."""
+        stream = self._trace(_traced(strategy), int(self.config.num_hidden_layers), micro_batch, seq_len, accumulating)
+        return timeline_of(stream)
+
     def _scaling(self, strategy: Strategy, seq_len: int, accumulating: bool) -> Scaling:
         num_layers = int(self.config.num_hidden_layers)
         repeat = _period(self.config)
@@ -120,17 +150,20 @@ class Estimator:
             first, repeat = num_layers, 1
         depths = (first, first + repeat)
 
-        def trace(layers: int, micro_batch: int) -> Any:
-            config = with_layers(self.config, layers)
-            return trace_step(
-                lambda: self.make_model(config),
-                self.task,
-                lambda: self.make_batch(micro_batch, seq_len),
-                strategy,
-                accumulating=accumulating,
-            )
+        def trace(layers: int, micro_batch: int) -> Stream:
+            return self._trace(strategy, layers, micro_batch, seq_len, accumulating)
 
-        return Scaling(trace, num_layers, depths)
+        return Scaling(trace, num_layers, depths, made_on_host=strategy.device == "cuda")
+
+    def _trace(self, strategy: Strategy, layers: int, micro_batch: int, seq_len: int, accumulating: bool) -> Stream:
+        config = with_layers(self.config, layers)
+        return trace_step(
+            lambda: self.make_model(config),
+            self.task,
+            lambda: self.make_batch(micro_batch, seq_len),
+            strategy,
+            accumulating=accumulating,
+        )
 
     def _count(self) -> tuple[int, int]:
         if self._counts is None:

@@ -9,12 +9,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bigqa.engine.optimizers import BETAS
+from bigqa.engine.rounding import RoundedAdamW
 from bigqa.strategy import Strategy
 
 BLOCK_8BIT = 256
 """Elements that share a scale in bitsandbytes' 8-bit states. Source: bitsandbytes/optim/optimizer.py."""
 SMALLEST_8BIT = 4096
 """Elements below which bitsandbytes keeps a parameter's state in fp32. Source: its `min_8bit_size`."""
+
+
+def stand_in(groups: list[dict[str, Any]], strategy: Strategy) -> torch.optim.Optimizer:
+    """Return the optimizer of a trace, its state made: our own one itself, a stand-in for one that needs data."""
+    if strategy.precision == "bf16-sr":
+        optimizer = RoundedAdamW(groups, lr=0.0, eps=1e-6, betas=BETAS, eight_bit=strategy.optimizer != "adamw")
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                optimizer.make_state(parameter)
+        return optimizer
+    return StandIn(groups, strategy)
+
+
+def state_tensors(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
+    """Yield what an optimizer keeps."""
+    for state in optimizer.state.values():
+        yield from (value for value in state.values() if isinstance(value, Tensor))
 
 
 class StandIn(torch.optim.Optimizer):
@@ -34,11 +53,6 @@ class StandIn(torch.optim.Optimizer):
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Do nothing: the state is there."""
-
-    def state_tensors(self) -> Iterator[Tensor]:
-        """Yield what is kept."""
-        for state in self.state.values():
-            yield from state.values()
 
     def _state(self, parameter: Tensor) -> Iterator[tuple[str, Tensor]]:
         if self.kept_elsewhere:

@@ -20,8 +20,8 @@ BATCHES = (2, 3)
 ROUNDING = 512
 NUM_LARGEST = 5
 Vector = np.ndarray[Any, np.dtype[np.int64]]
-UNTRACED = {"model": "set-up"}
-"""The making of the model is no part of a step, but its weights stay."""
+BEFORE = ("model", "set-up")
+"""Phases before the first step. For a GPU they pass in host memory, and only what they leave behind counts."""
 
 
 @dataclass(frozen=True)
@@ -67,21 +67,26 @@ class _Point:
 class Scaling:
     """Traces once, answers for every micro-batch."""
 
-    def __init__(self, trace: Trace, num_layers: int, traced_layers: tuple[int, int] = LAYERS) -> None:
+    def __init__(
+        self, trace: Trace, num_layers: int, traced_layers: tuple[int, int] = LAYERS, *, made_on_host: bool = False
+    ) -> None:
         self.num_layers = num_layers
         self.traced_layers = traced_layers
+        self.made_on_host = made_on_host
         self.pairs = [_pair(trace, layers) for layers in traced_layers]
 
     def at(self, micro_batch: int) -> Footprint:
         """Return the footprint of a micro-batch."""
         low, high = (_point(pair, micro_batch) for pair in self.pairs)
-        allocated, phase, low_at, high_at = max(self._phase_peak(low, high, phase) for phase in high.phases)
+        allocated, phase, low_at, high_at = max(
+            self._phase_peak(low, high, phase) for phase in high.phases if not (self.made_on_host and phase in BEFORE)
+        )
         low_categories, high_categories = (_categories(p, at) for p, at in ((low, low_at), (high, high_at)))
         flops, moved, operations, step_bytes = (self._line(a, b) for a, b in zip(low.work, high.work, strict=True))
         return Footprint(
             allocated_bytes=allocated,
-            # Fragmentation grows with depth, if at all; a prediction must not be short of it.
-            reserved_bytes=allocated + max(low.gap, high.gap, self._line(low.gap, high.gap)),
+            # What is reserved beyond the peak hardly changes with depth: segments are reused from layer to layer.
+            reserved_bytes=allocated + max(low.gap, high.gap),
             phase=phase,
             by_category={name: self._line(low_categories[name], high_categories[name]) for name in CATEGORIES},
             largest=_largest(high, high_at),
@@ -136,7 +141,7 @@ def _point(pair: list[Stream], micro_batch: int) -> _Point:
         else:
             sizes[index] = size_of[event.storage]
     signs = np.array([1 if event.size_bytes else -1 for event in stream.events])
-    names = [UNTRACED.get(event.phase, event.phase) for event in stream.events]
+    names = [event.phase for event in stream.events]
     phases = {name: (names.index(name), len(names) - names[::-1].index(name)) for name in dict.fromkeys(names)}
     return _Point(
         stream=stream,

@@ -1,0 +1,269 @@
+"""ZeRO through DeepSpeed: states sharded over the processes, and offloaded to the host or a disk.
+
+In: a model and a strategy. Out: an `Update` whose canonical state is that of every other one. DeepSpeed is given
+our own configuration (`ds_configs/` holds it as files) and our own optimizer; only its CPU Adam is its own.
+"""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bigqa.engine.moments import NAMES
+from bigqa.engine.optimizers import BETAS
+from bigqa.engine.update import State, Update
+from bigqa.errors import BigqaError
+from bigqa.strategy import Strategy
+
+BUCKET_ELEMENTS = 50_000_000
+"""Of a reduction or a gathering: 100 MB in low precision, a tenth of DeepSpeed's own default for big cards."""
+MAX_LIVE_PARAMETERS = 100_000_000
+"""Gathered at once in ZeRO-3."""
+INSTALL = "ZeRO needs DeepSpeed: pip install 'bigqa[deepspeed]'"
+
+
+def deepspeed_config(
+    strategy: Strategy, *, clip: float, global_batch: int, micro_batch: int, world_size: int, nvme: Path | None = None
+) -> dict[str, Any]:
+    """Return DeepSpeed's configuration, every field on purpose; `ds_configs/README.md` explains each."""
+    on_gpu = strategy.device == "cuda"
+    # Pinned memory serves copies to a GPU; without one it is only memory that cannot be swapped.
+    zero: dict[str, Any] = {
+        "stage": strategy.zero_stage,
+        "overlap_comm": on_gpu,
+        "contiguous_gradients": True,
+        "reduce_bucket_size": BUCKET_ELEMENTS,
+        "allgather_bucket_size": BUCKET_ELEMENTS,
+        "round_robin_gradients": False,
+    }
+    if strategy.zero_stage == 3:
+        zero |= {
+            "stage3_max_live_parameters": MAX_LIVE_PARAMETERS,
+            "stage3_max_reuse_distance": MAX_LIVE_PARAMETERS,
+            "stage3_prefetch_bucket_size": BUCKET_ELEMENTS // 2,
+            "stage3_param_persistence_threshold": 100_000,
+            "stage3_gather_16bit_weights_on_model_save": False,
+        }
+    for part, where in (("optimizer", strategy.offload_optimizer), ("param", strategy.offload_parameters)):
+        if where != "none":
+            zero[f"offload_{part}"] = {"device": where, "pin_memory": on_gpu}
+        if where == "nvme":
+            zero[f"offload_{part}"]["nvme_path"] = str(nvme or "FOLDER")
+    share = -(-global_batch // world_size)
+    config = {
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": -(-share // micro_batch),
+        "gradient_clipping": clip,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": False,
+        "zero_force_ds_cpu_optimizer": strategy.offload_optimizer != "none",
+        "steps_per_print": 2**31,
+        "wall_clock_breakdown": False,
+    }
+    if strategy.precision == "bf16":
+        config["bf16"] = {"enabled": True}
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+    if strategy.precision == "fp16":
+        config["fp16"] = {"enabled": True, "loss_scale": 0, "initial_scale_power": 16, "loss_scale_window": 2000,
+                          "hysteresis": 1, "min_loss_scale": 1}  # fmt: skip
+    if strategy.offload_optimizer == "nvme" or strategy.offload_parameters == "nvme":
+        config["aio"] = {"block_size": 1048576, "queue_depth": 16, "intra_op_parallelism": 2, "single_submit": False,
+                         "overlap_events": True}  # fmt: skip
+    return config
+
+
+class ShardedUpdate(Update):
+    """Leaves backward, clipping and step to DeepSpeed."""
+
+    def __init__(
+        self, model: nn.Module, groups: list[dict[str, Any]], strategy: Strategy, config: dict[str, Any], *, lr: float,
+        eps: float, world_size: int,
+    ) -> None:  # fmt: skip
+        deepspeed = _deepspeed()
+        _need_group()
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        exact = {name: p.detach().float().clone() for name, p in self.parameters.items()}
+        optimizer = _optimizer(deepspeed, groups, strategy, lr=lr, eps=eps)
+        try:
+            self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+        except RuntimeError as error:
+            raise BigqaError(f"DeepSpeed did not start: {error}") from error
+        self.module = model
+        self.stage = strategy.zero_stage
+        self.world_size = world_size
+        self.model = self.engine
+        self.scaler = None
+        # DeepSpeed takes its masters from weights that are rounded already.
+        self._set_weights(exact)
+
+    @property
+    def skipped(self) -> int:
+        """Steps of the run that changed nothing: gradients overflowed in fp16."""
+        return int(self.engine.skipped_steps)
+
+    def begin(self, step: int, seed: int) -> None:
+        """Begin a step."""
+
+    def set_rate(self, lr: float) -> None:
+        """Set the learning rate of the next step."""
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = lr
+
+    @contextlib.contextmanager
+    def micro_batch(self, *, is_last: bool) -> Iterator[None]:
+        """Hold around a micro-batch's forward and backward pass."""
+        self.engine.set_gradient_accumulation_boundary(is_last)
+        yield
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of this process's part of the step's mean loss."""
+        self.engine.backward(loss * self.world_size, scale_wrt_gas=False)
+
+    def step(self) -> Tensor:
+        """Clip and step. Returns: the norm before clipping."""
+        self.engine.step()
+        return torch.as_tensor(self.engine.get_global_grad_norm() or 0.0)
+
+    def state(self) -> State:
+        """Gather the canonical state on the first process; every process must call."""
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        keeps = torch.distributed.get_rank() == 0
+        weights: dict[str, Tensor] = {}
+        kept: dict[str, Tensor] = {}
+        has_moments = any(self._base_state())
+        for name, parameter in self.parameters.items():
+            whole = safe_get_full_fp32_param(parameter)
+            if keeps:
+                weights[name] = whole.detach().to("cpu", copy=True).view(_shape(parameter))
+            for kind in NAMES if has_moments else ():
+                moment = safe_get_full_optimizer_state(parameter, kind)
+                if keeps:
+                    kept[f"{kind}.{name}"] = moment.detach().to("cpu", copy=True).view(_shape(parameter))
+        return State(weights=weights, moments=kept)
+
+    def load(self, state: State, step: int) -> None:
+        """Take a canonical state, as it was after `step` steps."""
+        self._set_weights(state.weights)
+        if not state.moments:
+            return
+        self._make_states(step)
+        for name, parameter in self.parameters.items():
+            for kind in NAMES:
+                self._set(parameter, state.moments[f"{kind}.{name}"], kind)
+
+    def names(self) -> set[str]:
+        """Return the names of all trained parameters."""
+        return set(self.parameters)
+
+    def finish(self) -> nn.Module:
+        """Return the trained model, whole and in fp32, on the first process."""
+        state = self.state()
+        whole: nn.Module = type(self.module)(self.module.config)  # type: ignore[arg-type]
+        if state.weights:
+            whole.load_state_dict(state.weights, strict=False)
+            whole.tie_weights()  # type: ignore[operator]
+        return whole
+
+    def _set_weights(self, weights: Mapping[str, Tensor]) -> None:
+        import deepspeed
+
+        for name, parameter in self.parameters.items():
+            value = weights[name].to(parameter.device, torch.float32)
+            self._set(parameter, value, None)
+            if self.stage < 3:
+                parameter.data.copy_(value)
+                continue
+            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                if torch.distributed.get_rank() == 0:
+                    parameter.data.copy_(value)
+
+    def _set(self, parameter: nn.Parameter, value: Tensor, kind: str | None) -> None:
+        from deepspeed.utils import (
+            safe_set_full_fp32_param,
+            safe_set_full_optimizer_state,
+            safe_set_local_fp32_param,
+            safe_set_local_optimizer_state,
+        )
+
+        value = value.to(parameter.device, torch.float32)
+        if self.stage == 3:  # DeepSpeed's own setter of whole tensors does not pad them to a multiple of the processes
+            value = self._partition(parameter, value)
+            if kind is None:
+                safe_set_local_fp32_param(parameter, value)
+            else:
+                safe_set_local_optimizer_state(parameter, value, kind)
+        elif kind is None:
+            safe_set_full_fp32_param(parameter, value)
+        else:
+            safe_set_full_optimizer_state(parameter, value, kind)
+
+    def _partition(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
+        size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+        padded = torch.zeros(size * self.world_size, device=value.device)
+        padded[: value.numel()] = value.flatten()
+        rank = torch.distributed.get_rank()
+        return padded[rank * size : (rank + 1) * size]
+
+    def _base_state(self) -> Iterator[dict[str, Any]]:
+        base = self.engine.optimizer.optimizer
+        yield from (base.state[flat] for flat in self._flats() if base.state.get(flat))
+
+    def _flats(self) -> list[Tensor]:
+        zero = self.engine.optimizer
+        flats: list[Tensor] = (
+            zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
+        )
+        return flats
+
+    def _make_states(self, step: int) -> None:
+        """Make the moments that the first step would make."""
+        base = self.engine.optimizer.optimizer
+        as_tensor = isinstance(base, torch.optim.AdamW)
+        for flat in self._flats():
+            state = base.state[flat]
+            state["step"] = torch.tensor(float(step), device=flat.device) if as_tensor else step
+            for kind in NAMES:
+                state.setdefault(kind, torch.zeros_like(flat))
+        if self.stage < 3:
+            self.engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _deepspeed() -> Any:
+    try:
+        import deepspeed
+    except ImportError:
+        raise BigqaError(INSTALL) from None
+    return deepspeed
+
+
+def _optimizer(deepspeed: Any, groups: list[dict[str, Any]], strategy: Strategy, *, lr: float, eps: float) -> Any:
+    if strategy.offload_optimizer == "none":
+        return torch.optim.AdamW(groups, lr=lr, eps=eps, betas=BETAS, fused=True)
+    try:
+        return deepspeed.ops.adam.DeepSpeedCPUAdam(groups, lr=lr, eps=eps, betas=BETAS, adamw_mode=True)
+    except Exception as error:  # it compiles itself: anything may go wrong, and hides behind an AttributeError
+        raise BigqaError(
+            "DeepSpeed's CPU Adam does not build here: it needs a C++ compiler (apt-get install g++) and ninja "
+            f"(pip install ninja); `ds_report` shows more ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _need_group() -> None:
+    """Make a group of one process, where the launcher made none: DeepSpeed wants one."""
+    if torch.distributed.is_initialized():
+        return
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    meeting = Path(tempfile.mkdtemp()) / "meeting"
+    os.environ.setdefault("LOCAL_RANK", "0")
+    torch.distributed.init_process_group(backend, init_method=meeting.as_uri(), rank=0, world_size=1)
+
+
+def _shape(parameter: nn.Parameter) -> torch.Size:
+    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+    return shape
