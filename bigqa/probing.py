@@ -128,10 +128,14 @@ def need(question: Question) -> list[Need]:
     """Return the least GPU memory for each strategy on one GPU."""
     config, workload = _config_and_workload(question)
     estimator = estimator_for(config)
+    rows = {
+        name: row for name, row in STRATEGIES.items() if row.device == "cuda" and (row.seq_len or 0) < workload.seq_len
+    }
+    estimator.trace_ahead(
+        (row, row.seq_len or workload.seq_len, accumulating) for row in rows.values() for accumulating in (True, False)
+    )
     found = []
-    for name, strategy in STRATEGIES.items():
-        if strategy.device == "cpu" or (strategy.seq_len or 0) >= workload.seq_len:
-            continue
+    for name, strategy in rows.items():
         seq_len = strategy.seq_len or workload.seq_len
         least, published = (
             _device_bytes(estimator, name, size, seq_len, workload.global_batch) for size in (1, workload.global_batch)

@@ -67,7 +67,6 @@ def deepspeed_config(
     }
     if strategy.precision == "bf16":
         config["bf16"] = {"enabled": True}
-        config["data_types"] = {"grad_accum_dtype": "fp32"}
     if strategy.precision == "fp16":
         config["fp16"] = {"enabled": True, "loss_scale": 0, "initial_scale_power": 16, "loss_scale_window": 2000,
                           "hysteresis": 1, "min_loss_scale": 1}  # fmt: skip
@@ -136,7 +135,9 @@ class ShardedUpdate(Update):
         keeps = torch.distributed.get_rank() == 0
         weights: dict[str, Tensor] = {}
         kept: dict[str, Tensor] = {}
-        has_moments = any(self._base_state())
+        has_moments = all(self._base_state())
+        if has_moments:
+            self._link_states()
         for name, parameter in self.parameters.items():
             whole = safe_get_full_fp32_param(parameter)
             if keeps:
@@ -210,9 +211,15 @@ class ShardedUpdate(Update):
         rank = torch.distributed.get_rank()
         return padded[rank * size : (rank + 1) * size]
 
-    def _base_state(self) -> Iterator[dict[str, Any]]:
+    def _base_state(self) -> list[dict[str, Any]]:
         base = self.engine.optimizer.optimizer
-        yield from (base.state[flat] for flat in self._flats() if base.state.get(flat))
+        return [base.state.get(flat) or {} for flat in self._flats()]
+
+    def _link_states(self) -> None:
+        """Let DeepSpeed find the moments by parameter: in stages 1 and 2 it links those of the first group alone."""
+        if self.stage < 3:
+            self.engine.optimizer._hp_optimizer_states_linked = False
+            self.engine.optimizer._lazy_init_hp_params_optimizer_state()
 
     def _flats(self) -> list[Tensor]:
         zero = self.engine.optimizer
@@ -230,8 +237,7 @@ class ShardedUpdate(Update):
             state["step"] = torch.tensor(float(step), device=flat.device) if as_tensor else step
             for kind in NAMES:
                 state.setdefault(kind, torch.zeros_like(flat))
-        if self.stage < 3:
-            self.engine.optimizer._lazy_init_hp_params_optimizer_state()
+        self._link_states()
 
 
 def _deepspeed() -> Any:

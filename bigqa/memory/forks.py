@@ -12,6 +12,8 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
+WORKERS_VARIABLE = "BIGQA_WORKERS"
+"""Limits the workers; 1: no forks."""
 A = TypeVar("A")
 B = TypeVar("B")
 _function: Callable[[Any], Any] | None = None
@@ -20,7 +22,8 @@ _function: Callable[[Any], Any] | None = None
 def in_forks(function: Callable[[A], B], arguments: list[A]) -> list[B]:
     """Return `function` of each argument; in this process where forks are not safe or do not pay."""
     global _function
-    workers = min(len(arguments), len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1)
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
+    workers = min(len(arguments), int(os.environ.get(WORKERS_VARIABLE, cores)))
     if workers < 2:
         return [function(argument) for argument in arguments]
     _function = function  # inherited by the workers, so it need not be picklable
