@@ -1,8 +1,11 @@
 """One fine-tuning run, from settings to report. In: settings. Out: a run folder that holds the final model."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
+import psutil
 import torch
 
 from bigqa.console import INTERRUPTED, console, progress
@@ -12,15 +15,17 @@ from bigqa.engine.loop import Outcome, Training, fit
 from bigqa.engine.meter import MemoryMeter
 from bigqa.engine.processes import Processes
 from bigqa.engine.recorder import Recorder, Silent
-from bigqa.engine.stop import StopRequest
+from bigqa.engine.recovery import HostWatch, OutOfMemory
+from bigqa.engine.stop import ENDED_FILE, StopRequest, tell_end
 from bigqa.errors import BigqaError
 from bigqa.files import atomic_folder, write_json
-from bigqa.hardware import detect
+from bigqa.hardware import detect, host_memory
+from bigqa.ladder import AGAIN, ladder_of, plain_ladder, step_down, switches_of
 from bigqa.models import check_lengths, load_config, load_model, load_tokenizer, resolve
 from bigqa.planner import Candidate, Planner, Workload, choose, estimator_for, machine_for
 from bigqa.prediction import LENGTHS_FILE, cache_folder, predict, qa_task
-from bigqa.runs import begin, versions
-from bigqa.settings import Settings
+from bigqa.runs import begin, record, versions
+from bigqa.settings import Rung, Settings
 from bigqa.tasks.features import build_features, window_lengths
 from bigqa.tasks.qa import COLUMNS
 from bigqa.tasks.scoring import evaluate_files, metric_of
@@ -33,14 +38,15 @@ DROPOUTS_MORE = ("mlp_dropout", "classifier_dropout", "pooler_dropout", "residua
 def fine_tune(settings: Settings, *, resume: bool) -> None:
     """Run, or go on with, one fine-tuning run on this process and its peers."""
     processes = Processes(settings.device)
-    settings = _planned(settings, processes)
+    settings = _with_ladder(_planned(settings, processes), processes)
+    _check_fits(settings, processes)
     model, tokenizer = _model_and_tokenizer(settings)
     lengths = lengths_of_settings(settings)
     windows = _windows(settings, tokenizer, lengths, processes)
     parts = build(model, qa_task(tokenizer, model), settings, processes)
     micro_batch = share_of_batch(settings, processes.world_size)
     recorder = _start_recording(settings, processes, micro_batch, resume=resume)
-    try:
+    with contextlib.closing(recorder), _stepping_down(settings, recorder):
         stop = StopRequest(settings.out)
         sizes = window_lengths(windows)
         inputs = windows.select_columns(list(COLUMNS)).with_format("numpy")
@@ -55,15 +61,29 @@ def fine_tune(settings: Settings, *, resume: bool) -> None:
             stop=stop,
         )
         first_step = _restore(training, recorder) if resume else 0
-        outcome = fit(training, first_step)
+        with HostWatch(host_memory):
+            outcome = fit(training, first_step)
         trained = parts.update.finish() if outcome.finished else None
         processes.close()
         if processes.is_main:
             _finish(training, outcome, trained, tokenizer, lengths)
-    finally:
-        recorder.close()
     if not outcome.finished:
         raise SystemExit(INTERRUPTED)
+
+
+@contextlib.contextmanager
+def _stepping_down(settings: Settings, recorder: Silent) -> Iterator[None]:
+    """When memory runs out, write the next rung into the run's config and end with the code that asks to go on."""
+    try:
+        yield
+    except OutOfMemory as error:
+        if not tell_end(settings.out, AGAIN):  # another process of the run has stepped down
+            raise SystemExit(AGAIN) from None
+        rung = step_down(settings.out, error.where, error.reason, error.step)
+        kept = "from the last checkpoint" if error.step is None else f"from step {error.step}"
+        recorder.say(f"out of memory: {error}")
+        recorder.say(f"going on {kept} with {rung.name}: micro-batches of {rung.micro_batch}")
+        raise SystemExit(AGAIN) from None
 
 
 def lengths_of_settings(settings: Settings) -> Lengths:
@@ -78,25 +98,62 @@ def _planned(settings: Settings, processes: Processes) -> Settings:
     found = processes.from_main(_choice(settings, processes) if processes.is_main else None)
     if isinstance(found, str):
         raise BigqaError(found)
-    assert isinstance(found, Candidate)
+    assert isinstance(found, tuple)
+    found, ladder = found
     if processes.is_main:
         console.print(f"plan: {found.name} in {found.strategy.precision}, micro-batches of {found.micro_batch}")
-    return settings.model_copy(
-        update={"strategy": found.strategy, "micro_batch": found.micro_batch, "seq_len": found.seq_len}
-    )
+    update = {"strategy": found.strategy, "micro_batch": found.micro_batch, "seq_len": found.seq_len}
+    return settings.model_copy(update=update | {"ladder": ladder})
 
 
-def _choice(settings: Settings, processes: Processes) -> Candidate | str:
+def _with_ladder(settings: Settings, processes: Processes) -> Settings:
+    if settings.ladder is not None:
+        return settings
+    ladder = plain_ladder(strategy_of(settings, processes.device), share_of_batch(settings, processes.world_size))
+    return settings.model_copy(update={"ladder": ladder})
+
+
+def _choice(settings: Settings, processes: Processes) -> tuple[Candidate, tuple[Rung, ...]] | str:
+    candidates = _planner(settings, processes).candidates()
+    chosen = choose(candidates)
+    if chosen is None:
+        return f"no strategy fits {settings.model} here: `bigqa probe {settings.model} --all` shows why"
+    return chosen, ladder_of(candidates, chosen)
+
+
+def _planner(settings: Settings, processes: Processes) -> Planner:
     config = load_config(resolve(settings.model, tokenizer=settings.tokenizer))
     check_lengths(config, settings.seq_len)
     hardware = detect()
     gpu = hardware.gpus[processes.device.index or 0] if processes.device.type == "cuda" and hardware.gpus else None
-    machine = machine_for(hardware, gpu, num_gpus=processes.world_size)
-    workload = Workload(seq_len=settings.seq_len, global_batch=settings.global_batch)
-    candidates = Planner(estimator_for(config), workload, machine).candidates()
-    return (
-        choose(candidates) or f"no strategy fits {settings.model} here: `bigqa probe {settings.model} --all` shows why"
+    machine = machine_for(
+        hardware,
+        gpu,
+        num_gpus=processes.world_size,
+        nvme=settings.nvme is not None,
+        # What this process holds already is part of what is predicted.
+        host_bytes=hardware.host_free_bytes + psutil.Process().memory_info().rss,
     )
+    workload = Workload(seq_len=settings.seq_len, global_batch=settings.global_batch)
+    return Planner(estimator_for(config), workload, machine)
+
+
+def _check_fits(settings: Settings, processes: Processes) -> None:
+    """Refuse a strategy that is predicted not to fit, before anything is made. Raises: BigqaError."""
+    if not settings.check:
+        return
+    strategy = strategy_of(settings, processes.device)
+    problem = None
+    if processes.is_main:
+        planner = _planner(settings, processes)
+        micro_batch = share_of_batch(settings, processes.world_size)
+        problem = planner.shortfall(strategy, micro_batch, settings.seq_len, processes.world_size)
+    problem = processes.from_main(problem)  # type: ignore[assignment]
+    if problem:
+        raise BigqaError(
+            f"{problem}; choose another strategy (`bigqa probe {settings.model}` shows what fits), or --no-check to "
+            "try, stepping down when memory runs out"
+        )
 
 
 def _model_and_tokenizer(settings: Settings) -> tuple[Any, Any]:
@@ -135,8 +192,11 @@ def _start_recording(settings: Settings, processes: Processes, micro_batch: int,
     if not processes.is_main:
         processes.wait()
         return Silent()
-    if not resume:
+    if resume:
+        record(settings, _plan(settings, processes, micro_batch))
+    else:
         begin(settings, _plan(settings, processes, micro_batch))
+    (settings.out / ENDED_FILE).unlink(missing_ok=True)
     processes.wait()
     return Recorder(settings.out, console)
 
@@ -176,6 +236,7 @@ def _finish(training: Training, outcome: Outcome, model: Any, tokenizer: Any, le
     adapters.merge(model)
     _save_model(model, training, tokenizer, lengths)
     report = _report(training, outcome)
+    report["switches"] = switches_of(settings.out)
     if settings.dev_file is not None:
         report["scores"] = _score(model, tokenizer, settings, lengths, training.processes.device)
     write_json(settings.out / "report.json", report)

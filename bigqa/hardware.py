@@ -185,7 +185,27 @@ def host_memory() -> tuple[int, int]:
         if limit and limit.isdigit() and int(limit) < total:
             total = int(limit)
             free = min(free, total - _without_cache(int(used or 0), used_file.parent))
+    for limit_bytes, used_bytes in _process_limits():
+        total, free = min(total, limit_bytes), min(free, limit_bytes - used_bytes)
     return total, max(free, 0)
+
+
+def _process_limits() -> list[tuple[int, int]]:
+    """Return (limit, used) of this process's own limits (`ulimit -v`, `ulimit -d`), where they are set. Bytes."""
+    try:
+        import resource
+    except ImportError:
+        return []
+    names = ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData"))
+    limits = [(resource.getrlimit(number)[0], name) for number, name in names]
+    if all(limit == resource.RLIM_INFINITY for limit, _ in limits):
+        return []
+    status = dict(line.split(":", 1) for line in (_read(Path("/proc/self/status")) or "").splitlines() if ":" in line)
+    return [
+        (limit, int(status.get(name, "0 kB").split()[0]) * 1024)
+        for limit, name in limits
+        if limit != resource.RLIM_INFINITY
+    ]
 
 
 def disk_rates(folder: Path, size_bytes: int = 2**27) -> tuple[float, float]:
@@ -212,22 +232,24 @@ def disk_rates(folder: Path, size_bytes: int = 2**27) -> tuple[float, float]:
 
 
 def _cgroup_files() -> list[tuple[Path, Path]]:
-    found = [(CGROUP / "memory" / "memory.limit_in_bytes", CGROUP / "memory" / "memory.usage_in_bytes")]
-    own = next(
-        (line[3:] for line in (_read(Path("/proc/self/cgroup")) or "").splitlines() if line.startswith("0::")), "/"
-    )
-    folder = CGROUP / own.strip("/")
-    while True:
-        found.append((folder / "memory.max", folder / "memory.current"))
-        if folder == CGROUP or CGROUP not in folder.parents:
-            return found
-        folder = folder.parent
+    """Return the files of limit and use, of this process's own cgroup and of those around it; version 1, then 2."""
+    own = [line.split(":", 2) for line in (_read(Path("/proc/self/cgroup")) or "").splitlines()]
+    first = next((path for _, names, path in own if "memory" in names.split(",")), "/")
+    second = next((path for number, _, path in own if number == "0"), "/")
+    v1 = [(f / "memory.limit_in_bytes", f / "memory.usage_in_bytes") for f in _upwards(CGROUP / "memory", first)]
+    v2 = [(f / "memory.max", f / "memory.current") for f in _upwards(CGROUP, second)]
+    return [*v1, *v2]
+
+
+def _upwards(root: Path, path: str) -> list[Path]:
+    folder = root / path.strip("/")
+    return [folder, *(parent for parent in folder.parents if parent == root or root in parent.parents)]
 
 
 def _without_cache(used: int, folder: Path) -> int:
     # Pages of files that can be dropped count as used, and are not in the way.
     stat = dict(line.split() for line in (_read(folder / "memory.stat") or "").splitlines() if len(line.split()) == 2)
-    return max(0, used - int(stat.get("inactive_file", 0)))
+    return max(0, used - int(stat.get("total_inactive_file", stat.get("inactive_file", 0))))
 
 
 def _memlock() -> int | None:

@@ -15,16 +15,41 @@ import psutil
 import yaml
 
 from bigqa.console import INTERRUPTED, stderr
-from bigqa.engine.stop import PARENT_VARIABLE, STOP_FILE
+from bigqa.engine.stop import ENDED_FILE, PARENT_VARIABLE, STOP_FILE
 from bigqa.errors import UsageError
+from bigqa.ladder import AGAIN, step_down
 
 TRAIN_FILE = Path(__file__).resolve().with_name("train.py")
+KILLED = 128 + signal.SIGKILL
 RANK_VARIABLES = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 
 
 def launch(words: list[str], folder: Path, num_processes: int) -> int:
-    """Run `bigqa/train.py` with these words in one process, or in several through `accelerate launch`."""
-    (folder / STOP_FILE).unlink(missing_ok=True)  # of a launch that ended badly
+    """Run `bigqa/train.py` with these words in one process, or in several through `accelerate launch`.
+
+    A run that stepped down, or whose workers the kernel killed, is gone on with on the next rung of its ladder.
+    """
+    while True:
+        code = _run(words, folder, num_processes)
+        if code == KILLED and (folder / "config.json").is_file():
+            rung = step_down(folder, "host", "a worker was killed (SIGKILL), as the kernel does without memory", None)
+            stderr.print(f"A worker was killed; going on from the last checkpoint with {rung.name}.", highlight=False)
+        elif code != AGAIN:
+            return code
+        words = ["--resume", str(folder)]
+
+
+def go_on(folder: Path) -> None:
+    """Take a run up again that stepped down, where no launcher of ours does; returns where that is another's."""
+    if PARENT_VARIABLE in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, str(TRAIN_FILE), "--resume", str(folder)])
+
+
+def _run(words: list[str], folder: Path, num_processes: int) -> int:
+    for name in (STOP_FILE, ENDED_FILE):  # of a launch that ended badly
+        (folder / name).unlink(missing_ok=True)
     workers = subprocess.Popen(
         [*_command(num_processes), str(TRAIN_FILE), *words],
         env=os.environ | {PARENT_VARIABLE: str(os.getpid())},
@@ -34,7 +59,7 @@ def launch(words: list[str], folder: Path, num_processes: int) -> int:
     while True:
         try:
             code = workers.wait()
-            return INTERRUPTED if interrupted and code == 0 else _as_exit_code(code)
+            return INTERRUPTED if interrupted and code == 0 else _as_exit_code(code, folder, num_processes)
         except KeyboardInterrupt:
             _stop(workers, folder, at_once=interrupted)
             interrupted = True
@@ -86,5 +111,10 @@ def _asked_of_accelerate(words: list[str]) -> int | None:
     return found.count
 
 
-def _as_exit_code(code: int) -> int:
+def _as_exit_code(code: int, folder: Path, num_processes: int) -> int:
+    """Return how a run ended; several processes tell their launcher's code, and in a file how the first one ended."""
+    if num_processes > 1 and code not in (0, INTERRUPTED):
+        ended = folder / ENDED_FILE
+        # No word of its own: it was killed.
+        return int(ended.read_text(encoding="utf-8")) if ended.is_file() else KILLED
     return 128 - code if code < 0 else code

@@ -35,6 +35,8 @@ PlanFile = Annotated[Path | None, typer.Option("--plan", help="A plan.json of `b
 StrategyOption = Annotated[str | None, typer.Option("--strategy", help="A named strategy of `bigqa probe --all`.")]
 PrecisionOption = Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16 (both with fp32 masters).")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
+Nvme = Annotated[Path | None, typer.Option(help="A folder on a fast disk, for strategies that offload to it.")]
+Check = Annotated[bool | None, typer.Option("--check/--no-check", help="Refuse what is predicted not to fit.")]
 SaveEvery = Annotated[int | None, typer.Option(help="Steps between checkpoints.")]
 Keep = Annotated[int | None, typer.Option(help="Checkpoints to keep.")]
 Limit = Annotated[int | None, typer.Option(help="Train on the first so many questions only.")]
@@ -63,6 +65,8 @@ def train_signature(
     precision: PrecisionOption = None,
     strategy: StrategyOption = None,
     plan: PlanFile = None,
+    nvme: Nvme = None,
+    check: Check = None,
     device: Device = None,
     save_every: SaveEvery = None,
     keep: Keep = None,

@@ -18,6 +18,7 @@ from bigqa.memory.estimate import Estimator, MemoryEstimate
 from bigqa.strategy import STRATEGIES, Precision, Strategy, with_low_precision
 from bigqa.tasks.qa import QuestionAnswering
 from bigqa.throughput import Rates, gpu_rates, measure_cpu, speed_of
+from bigqa.units import format_bytes
 
 HEADROOM = 0.02
 """Left free of a limit: a prediction's own error."""
@@ -166,6 +167,20 @@ class Planner:
         micro_batch = next(self._micro_batches(strategy))
         seq_len = min(strategy.seq_len or self.workload.seq_len, self.workload.seq_len)
         return strategy, seq_len, micro_batch * self._processes(strategy) < self.workload.global_batch
+
+    def shortfall(self, strategy: Strategy, micro_batch: int, seq_len: int, world_size: int) -> str | None:
+        """Say what a strategy lacks on this machine, or nothing where it fits."""
+        accum = -(-self.workload.global_batch // (micro_batch * world_size))
+        memory = self._memory(strategy, micro_batch, seq_len, accumulating=accum > 1)
+        verdict, reason = self._verdict(strategy, memory)
+        if verdict != "too large":
+            return None
+        needs, has = {
+            "GPU memory": (memory.device_bytes, self._limit(strategy)),
+            "host memory": (memory.host_bytes * self._processes(strategy), self.machine.host_bytes),
+            "disk space": (memory.disk_bytes, self.machine.disk_free_bytes or 0),
+        }[reason]
+        return f"this strategy needs {format_bytes(needs)} of {reason}, and {format_bytes(has)} are free"
 
     def judge(self, name: str, row: Strategy) -> Candidate:
         """Find the largest micro-batch at which a strategy fits, and how fast it is then."""

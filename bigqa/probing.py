@@ -10,19 +10,23 @@ from typing import Any, Literal
 
 import yaml
 
+from bigqa.engine.sharding import deepspeed_config
 from bigqa.errors import BigqaError, UsageError
 from bigqa.files import write_json, write_text
 from bigqa.gpus import GPUS
 from bigqa.hardware import Gpu, Hardware, capped, detect, planned_gpu
+from bigqa.ladder import ladder_of
 from bigqa.memory.estimate import Estimator
 from bigqa.memory.timeline import Timeline
 from bigqa.models import check_lengths, load_config, load_tokenizer, resolve
 from bigqa.planner import Candidate, Planner, Workload, choose, estimator_for, machine_for
 from bigqa.runs import versions
+from bigqa.settings import Settings
 from bigqa.strategy import STRATEGIES
 from bigqa.units import parse_bytes
 
 SCHEMA = 1
+CLIP = Settings.model_fields["clip"].default
 PEAKS = ("peak_allocated_bytes", "peak_reserved_bytes", "peak_gpu_bytes", "peak_host_bytes", "pinned_bytes",
          "disk_bytes", "breakdown", "peak_phase", "largest_tensors")  # fmt: skip
 
@@ -153,20 +157,24 @@ def write_plan(found: Probe, path: Path) -> list[Path]:
     launch = path.with_name(path.stem + ".accelerate.yaml")
     write_json(path, plan_of(found))
     write_text(launch, yaml.safe_dump(_accelerate(found), sort_keys=False))
-    return [path, launch]
+    written = [path, launch]
+    if found.chosen.strategy.needs_deepspeed:
+        # What the trainer gives to DeepSpeed itself; written to be read, and for other trainers.
+        written.append(path.with_name(path.stem + ".deepspeed.json"))
+        write_json(written[-1], _deepspeed(found, found.chosen))
+    return written
 
 
 def plan_of(found: Probe) -> dict[str, Any]:
     """Return the plan as plain values."""
     chosen = found.chosen
     assert chosen is not None
-    ladder = [c for c in found.candidates if c.fits]
     return {
         "schema": SCHEMA,
         "strategy": chosen.name,
-        "settings": _settings(found, chosen),
+        "settings": _settings(found, chosen)
+        | {"ladder": [rung.model_dump(mode="json") for rung in ladder_of(found.candidates, chosen)]},
         "predicted": chosen.model_dump(mode="json"),
-        "ladder": [{"strategy": c.name, "settings": _settings(found, c)} for c in ladder[1:]],
         "hardware": found.hardware.model_dump(mode="json"),
         "gpu": found.gpu.model_dump(mode="json") if found.gpu else None,
         "versions": versions(),
@@ -222,7 +230,20 @@ def _settings(found: Probe, candidate: Candidate) -> dict[str, Any]:
         "micro_batch": candidate.micro_batch,
         "device": candidate.strategy.device,
     }
+    if found.question.nvme is not None:
+        settings["nvme"] = str(found.question.nvme)
     return settings | ({"tokenizer": found.question.tokenizer} if found.question.tokenizer else {})
+
+
+def _deepspeed(found: Probe, chosen: Candidate) -> dict[str, Any]:
+    return deepspeed_config(
+        chosen.strategy,
+        clip=CLIP,
+        global_batch=found.workload.global_batch,
+        micro_batch=chosen.micro_batch,
+        world_size=found.num_gpus * found.question.nodes,
+        nvme=found.question.nvme,
+    )
 
 
 def _accelerate(found: Probe) -> dict[str, Any]:

@@ -20,6 +20,10 @@ PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "sa
 PACKAGES_IF_THERE = ("deepspeed", "bitsandbytes", "peft", "torchao")
 
 
+CHANGEABLE = {"strategy", "plan", "precision", "micro_batch", "device", "save_every", "keep", "nvme", "check"}
+"""What a resumed run may change: how it is trained. The data, their order and the schedule stay."""
+
+
 def settings_from(options: dict[str, Any], resume: Path | None) -> Settings:
     """Return a run's settings: options over the model's published recipe, or the resumed run's own."""
     if resume is not None:
@@ -67,12 +71,27 @@ def strategy_options(name: str) -> dict[str, Any]:
 
 
 def _resumed(options: dict[str, Any], resume: Path) -> Settings:
-    if options:
-        name = sorted(options)[0].replace("_", "-")
-        raise UsageError(f"--{name} cannot be changed on --resume: {resume} goes on as it was begun")
+    fixed = sorted(set(options) - CHANGEABLE)
+    if fixed:
+        name = fixed[0].replace("_", "-")
+        raise UsageError(f"--{name} cannot be changed on --resume: {resume} goes on with the data it was begun with")
     if not (resume / "config.json").is_file():
         raise BigqaError(f"{resume} is not a bigqa run folder: it has no config.json")
-    return read_settings(resume / "config.json").model_copy(update={"out": resume})
+    begun = read_settings(resume / "config.json").model_copy(update={"out": resume})
+    return _changed(begun, options) if options else begun
+
+
+def _changed(begun: Settings, options: dict[str, Any]) -> Settings:
+    """Return a run's settings under another strategy: what is trained, and on what, stays."""
+    asked = _planned(options)
+    if asked.get("seq_len", begun.seq_len) != begun.seq_len or asked.get("model", begun.model) != begun.model:
+        raise UsageError(f"the plan is for another model or other windows than {begun.out} was begun with")
+    if "precision" in asked and "strategy" not in asked and begun.strategy is not None:
+        asked["strategy"] = begun.strategy.model_copy(update={"precision": asked["precision"]})
+    known = {name: value for name, value in asked.items() if name in CHANGEABLE | {"ladder"}}
+    if "strategy" in known:
+        known = {"micro_batch": None, "ladder": None} | known
+    return make_settings(**(begun.model_dump() | known))
 
 
 def _check_new(out: Path) -> None:
@@ -88,6 +107,11 @@ def begin(settings: Settings, plan: dict[str, Any]) -> None:
         settings.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise write_error(settings.out, error) from None
+    record(settings, plan)
+
+
+def record(settings: Settings, plan: dict[str, Any]) -> None:
+    """Write down how the run goes on: a resumed one may have another strategy."""
     write_json(settings.out / "config.json", settings.model_dump(mode="json"))
     write_json(settings.out / "plan.json", plan)
     write_json(settings.out / "versions.json", versions())

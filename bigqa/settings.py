@@ -16,6 +16,16 @@ PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 
 
+class Rung(BaseModel):
+    """A strategy that a run steps down to when memory runs out."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    strategy: Strategy
+    micro_batch: int = Field(ge=1)
+
+
 class Settings(BaseModel):
     """One fine-tuning run. Lengths are in tokens; batches in windows."""
 
@@ -55,6 +65,10 @@ class Settings(BaseModel):
     precision: PrecisionName = "auto"
     strategy: Strategy | None = None
     """As a plan gives it; none: plain, in `precision`."""
+    ladder: tuple[Rung, ...] | None = None
+    """What the run steps down to when memory runs out, in order; none: not decided yet, empty: used up."""
+    check: bool = True
+    """Refuse a strategy that is predicted not to fit."""
     nvme: Path | None = None
     """A folder on a fast disk, for strategies that offload to it."""
     device: DeviceName = "auto"
@@ -64,6 +78,12 @@ class Settings(BaseModel):
     """Checkpoints kept."""
     limit: int | None = Field(None, ge=1)
     """Train on the first so many questions of the file only."""
+
+    def on_rung(self, rung: Rung, rest: tuple[Rung, ...]) -> "Settings":
+        """Return the settings of the same run under another strategy."""
+        device = self.device if rung.strategy.device == "cuda" else "cpu"
+        update = {"strategy": rung.strategy, "micro_batch": rung.micro_batch, "device": device, "ladder": rest}
+        return self.model_copy(update=update)
 
     @model_validator(mode="after")
     def _lengths_agree(self) -> "Settings":

@@ -23,13 +23,26 @@ from bigqa.options import given, train_signature
 def train(**options: Any) -> None:
     """Run on the processes that the launcher started."""
     hold_tight()
+    from bigqa.engine.processes import lost_a_peer
+    from bigqa.engine.stop import tell_end
     from bigqa.fine_tuning import fine_tune
-    from bigqa.launcher import spread_out
+    from bigqa.ladder import AGAIN
+    from bigqa.launcher import go_on, spread_out
     from bigqa.runs import settings_from
 
     spread_out()
     resume = options["resume"]
-    fine_tune(settings_from(given(options), resume), resume=resume is not None)
+    settings = settings_from(given(options), resume)
+    try:
+        fine_tune(settings, resume=resume is not None)
+    except SystemExit as stop:
+        if stop.code == AGAIN:
+            go_on(settings.out)
+        raise
+    except Exception as error:
+        if not lost_a_peer(error):
+            tell_end(settings.out, getattr(error, "exit_code", 1))
+        raise
 
 
 def main() -> None:

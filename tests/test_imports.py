@@ -19,6 +19,7 @@ ROWS = (
     {"memory"},
     {"throughput"},
     {"planner"},
+    {"ladder"},
     {"prediction", "runs", "launcher"},
     {"probing"},
     {"render"},

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bigqa.engine.recovery import is_out_of_memory
 from bigqa.tasks.base import Batch, Row
 
 Logits = tuple[int, "np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]
@@ -43,7 +44,7 @@ def span_logits(
         chunk = list(range(begin, min(begin + CHUNK_WINDOWS, len(lengths))))
         found: dict[int, Logits] = {}
         for batch_windows in _batches(chunk, lengths):
-            found |= _forward(model, task, windows, batch_windows, lengths, device)
+            found |= _forward_in_parts(model, task, windows, batch_windows, lengths, device)
             if on_progress is not None:
                 on_progress(begin + len(found), len(lengths))
         yield from (found[window] for window in chunk)
@@ -57,6 +58,27 @@ def _batches(chunk: list[int], lengths: Sequence[int]) -> Iterator[list[int]]:
             batch = []
         batch.append(window)
     yield batch
+
+
+def _forward_in_parts(
+    model: nn.Module,
+    task: SpanTask,
+    windows: Any,
+    chosen: list[int],
+    lengths: Sequence[int],
+    device: torch.device,
+) -> dict[int, Logits]:
+    """Run a batch, or its halves where memory does not reach for the whole."""
+    try:
+        return _forward(model, task, windows, chosen, lengths, device)
+    except (RuntimeError, MemoryError) as error:
+        if len(chosen) == 1 or not is_out_of_memory(error):
+            raise
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    half = len(chosen) // 2
+    first = _forward_in_parts(model, task, windows, chosen[:half], lengths, device)
+    return first | _forward_in_parts(model, task, windows, chosen[half:], lengths, device)
 
 
 def _forward(

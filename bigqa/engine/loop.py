@@ -3,8 +3,9 @@
 Each step is a function of (settings, step): its windows, its learning rate and its random numbers follow from them.
 """
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,10 @@ from bigqa.engine.optimizers import linear_rate
 from bigqa.engine.order import DataOrder, mix_seed, share_of_process, split
 from bigqa.engine.processes import Processes
 from bigqa.engine.recorder import Silent
+from bigqa.engine.recovery import OutOfMemory, is_out_of_memory
 from bigqa.engine.step import Parts, train_step
 from bigqa.engine.stop import StopRequest
+from bigqa.errors import BigqaError
 from bigqa.settings import Settings
 from bigqa.tasks.base import Batch
 
@@ -70,12 +73,14 @@ def fit(training: Training, first_step: int = 0) -> Outcome:
     loss, step = None, first_step
     run.parts.model.train()
     for step in range(first_step, num_steps):
-        loss, record = _one_step(run, step, num_steps, speed)
+        with _kept_when_memory_runs_out(run, step):
+            loss, record = _one_step(run, step, num_steps, speed)
         record |= {"memory_bytes": memory.now_bytes(), "peak_memory_bytes": memory.peak_bytes()}
         run.recorder.step(record)
         stopping = _all_stop(run)
         if stopping or (step + 1) % run.settings.save_every == 0 or step + 1 == num_steps:
-            save(run, step + 1)
+            with _kept_when_memory_runs_out(run, step + 1):
+                save(run, step + 1)
         if stopping:
             break
     steps = step + 1 if num_steps > first_step else first_step
@@ -88,6 +93,43 @@ def fit(training: Training, first_step: int = 0) -> Outcome:
         tokens_per_s=tokens_rate,
         last_loss=loss,
     )
+
+
+@contextlib.contextmanager
+def _kept_when_memory_runs_out(run: Training, step: int) -> Iterator[None]:
+    """Turn a lack of memory into `OutOfMemory`, with `step` completed steps saved if they can be."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        found = OutOfMemory("host" if isinstance(error, OutOfMemory) else "device", str(error))
+        error.__traceback__ = None  # it holds the activations of the step
+        error.__context__ = None
+    else:
+        return
+    if _save_alone(run, step):
+        found.step = step
+    raise found
+
+
+def _save_alone(run: Training, step: int) -> bool:
+    """Save what is whole, if it is, without a word to the other processes: they may wait for this one for ever.
+
+    Returns: whether the state after `step` steps is saved; else only an older checkpoint is left.
+    """
+    update, alone = run.parts.update, run.processes.world_size == 1
+    if update.changing or not (alone or update.holds_all):
+        return False
+    update.forget_gradients()
+    if run.processes.device.type == "cuda":
+        torch.cuda.empty_cache()
+    try:
+        checkpoint.save(run.settings.out / "checkpoints", step, update.state(), run.settings.model_dump(mode="json"))
+    except (OSError, RuntimeError, MemoryError, BigqaError) as problem:
+        run.recorder.say(f"step {step} could not be saved ({problem}); going back to the last checkpoint")
+        return False
+    return True
 
 
 def save(run: Training, step: int) -> None:

@@ -10,6 +10,13 @@ from torch import Tensor, nn
 
 from bigqa.errors import BigqaError
 
+LOST = ("connection closed by peer", "connection reset by peer", "broken pipe", "remote process exited")
+
+
+def lost_a_peer(error: BaseException) -> bool:
+    """Tell whether another process of the run is gone: its end is the cause, and this error only what follows."""
+    return isinstance(error, RuntimeError) and any(mark in str(error).lower() for mark in LOST)
+
 
 class Processes:
     """This process among those of the run."""

@@ -44,10 +44,16 @@ class ReleasedUpdate(Update):
         finally:
             self._is_last = False
 
+    def backward(self, loss: Tensor) -> None:
+        """Add gradients up, or in the last micro-batch step with them."""
+        self.changing = self._is_last
+        super().backward(loss)
+
     def step(self) -> Tensor:
         """Return the norm; the parameters have been stepped."""
         norm = torch.linalg.vector_norm(torch.stack(self._squares), 2.0)
         self._squares, self._last_norm = [], norm
+        self.changing = False
         return norm
 
     def optimizer_of(self, master: nn.Parameter) -> torch.optim.Optimizer:

@@ -97,6 +97,7 @@ class ShardedUpdate(Update):
         self.world_size = world_size
         self.model = self.engine
         self.scaler = None
+        self.changing = False
         # DeepSpeed takes its masters from weights that are rounded already.
         self._set_weights(exact)
 
@@ -125,7 +126,9 @@ class ShardedUpdate(Update):
 
     def step(self) -> Tensor:
         """Clip and step. Returns: the norm before clipping."""
+        self.changing = True
         self.engine.step()
+        self.changing = False
         return torch.as_tensor(self.engine.get_global_grad_norm() or 0.0)
 
     def state(self) -> State:
@@ -157,6 +160,15 @@ class ShardedUpdate(Update):
         for name, parameter in self.parameters.items():
             for kind in NAMES:
                 self._set(parameter, state.moments[f"{kind}.{name}"], kind)
+
+    @property
+    def holds_all(self) -> bool:
+        """Whether one process can tell the whole state without the others."""
+        return False
+
+    def forget_gradients(self) -> None:
+        """Drop the gradients of a step that is not finished."""
+        self.engine.zero_grad()
 
     def names(self) -> set[str]:
         """Return the names of all trained parameters."""

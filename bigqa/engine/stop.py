@@ -11,6 +11,18 @@ from types import FrameType
 
 PARENT_VARIABLE = "BIGQA_LAUNCHER_PID"
 STOP_FILE = ".stop-requested"
+ENDED_FILE = ".ended"
+"""Holds the exit code of the first process that ended of itself; one that was killed leaves none."""
+
+
+def tell_end(folder: Path, code: int) -> bool:
+    """Leave word of how this process ends; return whether it is the first of its run."""
+    try:
+        with (folder / ENDED_FILE).open("x", encoding="utf-8") as file:
+            file.write(str(code))
+    except OSError:
+        return False
+    return True
 
 
 class StopRequest:

@@ -49,6 +49,8 @@ class Update:
         self.world_size = world_size
         self.scaler = scaler
         """For fp16 alone."""
+        self.changing = False
+        """Whether weights are being changed: a failure now leaves them neither before a step nor after it."""
 
     @property
     def skipped(self) -> int:
@@ -91,11 +93,23 @@ class Update:
         if self.scaler is not None:
             self.scaler.update(finite=finite)
         if finite:
+            self.changing = True
             self.optimizer.step()
             self.weights.publish()
+            self.changing = False
         del gradients
         self.optimizer.zero_grad(set_to_none=True)
         return norm
+
+    @property
+    def holds_all(self) -> bool:
+        """Whether one process can tell the whole state without the others."""
+        return True
+
+    def forget_gradients(self) -> None:
+        """Drop the gradients of a step that is not finished."""
+        for parameter in (*self.model.parameters(), *self.weights.masters.values()):
+            parameter.grad = None
 
     def optimizer_of(self, master: nn.Parameter) -> torch.optim.Optimizer:
         """Return the optimizer that steps a parameter."""

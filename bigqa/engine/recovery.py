@@ -1,0 +1,87 @@
+"""Running out of memory: told from other errors, and seen before the kernel kills. In: an error, or the host's memory.
+
+Out: `OutOfMemory`, which says after which step the run is whole. What happens then is `bigqa.ladder`'s.
+"""
+
+import errno
+import os
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+
+import torch
+
+MARKS = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "failed to allocate",
+    "cublas_status_alloc_failed",
+    "unable to mmap",
+)
+"""What libraries say that raise a plain RuntimeError: torch's CPU allocator, bitsandbytes, NCCL, DeepSpeed."""
+MARGIN, MOST_MARGIN_BYTES = 0.03, 256 * 2**20
+"""Share of a limit, at most so many bytes: this near, it is about to be hit."""
+INTERVAL_S = 0.02
+
+
+class OutOfMemory(Exception):
+    """Memory ran out during a step, or was about to."""
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(reason)
+        self.where = where
+        self.reason = reason
+        self.step: int | None = None
+        """The last completed step that has been saved; none where it is an older checkpoint's."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell a lack of memory from every other error."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError, OutOfMemory)):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and any(mark in str(error).lower() for mark in MARKS)
+
+
+class HostWatch:
+    """Interrupts the main thread when the host's memory is about to run out.
+
+    A thread looks every 20 ms, and a signal brings the news: what runs in Python between two operations is interrupted
+    at once, a backward pass at its end. Where memory goes faster than that the kernel kills, and the launcher sees it.
+    """
+
+    def __init__(self, free_bytes: Callable[[], tuple[int, int]]) -> None:
+        """`free_bytes` returns the memory that this process may use, and what is free of it."""
+        self._free_bytes = free_bytes
+        self._done = threading.Event()
+        self._previous: object = None
+
+    def __enter__(self) -> "HostWatch":
+        """Begin to watch; outside of the main thread, and without signals, nothing is done."""
+        if hasattr(signal, "SIGUSR1") and threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGUSR1, _raise)
+            self._thread = threading.Thread(target=self._watch, name="host memory", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop watching."""
+        self._done.set()
+        if self._previous is not None:
+            self._thread.join()
+            signal.signal(signal.SIGUSR1, self._previous)  # type: ignore[arg-type]
+
+    def _watch(self) -> None:
+        while not self._done.wait(INTERVAL_S):
+            total, free = self._free_bytes()
+            if free < min(MARGIN * total, MOST_MARGIN_BYTES):
+                self._done.set()
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+
+def _raise(number: int, frame: FrameType | None) -> None:
+    raise OutOfMemory("host", "the host's memory is about to run out")

@@ -1,0 +1,37 @@
+"""Runs many trainings in one process, or in each of several: importing torch takes longer than each of them.
+
+In: a JSON file with a list of jobs, `{"out", "options", "resume"}`. Out: the run folders. As `bigqa/train.py` does.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from bigqa.console import quiet_libraries
+from bigqa.engine.processes import Processes
+from bigqa.fine_tuning import fine_tune
+from bigqa.runs import settings_from
+
+
+def main() -> None:
+    quiet_libraries()
+    Processes.close = lambda self: None  # type: ignore[method-assign]  # one group serves all jobs
+    for job in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
+        options = {
+            name: Path(value) if name in ("train_file", "plan") else value for name, value in job["options"].items()
+        }
+        out = Path(job["out"])
+        source = job.get("resume")
+        if source and not out.exists():
+            shutil.copytree(source, out)
+            for later in sorted((out / "checkpoints").iterdir())[1:]:
+                shutil.rmtree(later)
+        if source:
+            fine_tune(settings_from(options, out), resume=True)
+        else:
+            fine_tune(settings_from(options | {"out": out}, None), resume=False)
+
+
+if __name__ == "__main__":
+    main()
