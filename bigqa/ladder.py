@@ -6,20 +6,22 @@ A rung is a strategy and a micro-batch; global batch, data order and schedule st
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bigqa.errors import BigqaError
 from bigqa.files import write_json, write_text
-from bigqa.planner import Candidate
 from bigqa.settings import Rung, read_settings
 from bigqa.strategy import Strategy
+
+if TYPE_CHECKING:  # the launcher, which imports this, has no need of torch
+    from bigqa.planner import Candidate
 
 AGAIN = 75
 """The exit code of a process whose run is to be gone on with (EX_TEMPFAIL of sysexits.h)."""
 SWITCHES = "switches.jsonl"
 
 
-def ladder_of(candidates: list[Candidate], chosen: Candidate) -> tuple[Rung, ...]:
+def ladder_of(candidates: "list[Candidate]", chosen: "Candidate") -> tuple[Rung, ...]:
     """Return what comes after the chosen candidate, in the planner's order.
 
     Left out: what changes more of what is learned, what has other windows, and what needs no less memory than the rung

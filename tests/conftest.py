@@ -5,6 +5,12 @@ from pathlib import Path
 
 import pytest
 
+# Test processes side by side share the cores: threads that wait for each other by spinning would cost each one tenfold.
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if WORKERS > 1:
+    THREADS = str(max(1, (os.cpu_count() or 1) // WORKERS))
+    os.environ |= {"OMP_NUM_THREADS": THREADS, "BIGQA_THREADS": THREADS, "BIGQA_WORKERS": THREADS}
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:

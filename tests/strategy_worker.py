@@ -3,10 +3,13 @@
 In: a JSON file with a list of jobs, `{"out", "options", "resume"}`. Out: the run folders. As `bigqa/train.py` does.
 """
 
+import functools
 import json
 import shutil
 import sys
 from pathlib import Path
+
+import cpuinfo
 
 from bigqa.console import quiet_libraries
 from bigqa.engine.processes import Processes
@@ -16,6 +19,7 @@ from bigqa.runs import settings_from
 
 def main() -> None:
     quiet_libraries()
+    cpuinfo.get_cpu_info = functools.cache(cpuinfo.get_cpu_info)  # two seconds for each of DeepSpeed's optimizers
     Processes.close = lambda self: None  # type: ignore[method-assign]  # one group serves all jobs
     for job in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
         options = {
