@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from bigqa.engine.build import not_built, not_together
+from bigqa.engine.build import not_together
 from bigqa.errors import BigqaError
 from bigqa.hardware import Gpu, Hardware
 from bigqa.memory.estimate import Estimator, MemoryEstimate
@@ -25,7 +25,7 @@ HEADROOM = 0.02
 HOST_HEADROOM = 0.05
 UNSURE = 0.05
 """Nearness to a limit, as a share of it, at which the whole model is traced."""
-Verdict = Literal["fits", "too large", "not possible", "not built"]
+Verdict = Literal["fits", "too large", "not possible"]
 
 
 class Record(BaseModel):
@@ -192,7 +192,7 @@ class Planner:
             return self._candidate(name, strategy, tried[-1], seq_len, "not possible", impossible)
         for micro_batch in tried:
             found = self._candidate(name, strategy, micro_batch, seq_len)
-            if found.fits or found.verdict == "not built":
+            if found.fits:
                 return found
         return found
 
@@ -255,9 +255,6 @@ class Planner:
             return "too large", "host memory"
         if memory.disk_bytes and memory.disk_bytes > (self.machine.disk_free_bytes or 0):
             return "too large", "disk space"
-        missing = not_built(strategy)
-        if missing:
-            return "not built", missing
         return "fits", ""
 
     def _speed(self, strategy: Strategy, micro_batch: int, seq_len: int, accum: int, world_size: int) -> float:
@@ -334,7 +331,7 @@ def rank(candidates: list[Candidate]) -> list[Candidate]:
 
     The CPU comes after every GPU plan of its tier: it is what is left.
     """
-    order = {"fits": 0, "not built": 1, "too large": 2, "not possible": 3}
+    order = {"fits": 0, "too large": 1, "not possible": 2}
     return sorted(candidates, key=lambda c: (order[c.verdict], c.tier, -c.samples_per_s))
 
 

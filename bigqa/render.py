@@ -47,7 +47,6 @@ def probe_table(found: Probe, *, show_all: bool) -> Table:
 
 def plan_text(found: Probe, plan: Path) -> str:
     """Say in words what was chosen, what comes next, and how to run it."""
-    hidden = [c.name for c in found.candidates if c.verdict == "not built"]
     lines = []
     if found.chosen is None:
         lines += _nothing_fits(found)
@@ -60,8 +59,6 @@ def plan_text(found: Probe, plan: Path) -> str:
             lines.append(f"Next: {found.next_best.name}. {_gives_up(found, found.next_best)}")
         lines.append(f"Run (after --out {plan}):" if found.question else "Run:")
         lines.append(f"  {launch_words(found, plan)}")
-    if hidden:
-        lines.append(f"Predicted, but not in this version's trainer: {', '.join(hidden)} (--all shows them).")
     lines.append("GPU figures are predictions from the step's own trace; none has been measured on a GPU yet.")
     return "\n".join(lines)
 

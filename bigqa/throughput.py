@@ -99,7 +99,7 @@ def speed_of(
     micro_s = max(products_s + work.moved_bytes / rates.bytes_per_s, work.operations * rates.launch_s)
     if strategy.activation_offload:
         # Kept activations go out and come back while other layers compute; the slower of the two counts.
-        micro_s = max(micro_s, 2 * work.by_category["activations"] / rates.link_bytes_per_s)
+        micro_s = max(micro_s, 2 * work.offloaded_bytes / rates.link_bytes_per_s)
     if strategy.adapters == "qlora":
         micro_s *= 1.35  # 4-bit weights are unpacked for each product
     micro_s += _gathering_s(strategy, rates, num_parameters, world_size)

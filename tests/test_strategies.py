@@ -20,7 +20,8 @@ STEPS, SAVED = 20, 10
 FP32_BAND, LOW_BAND = 1e-5, 0.01
 """Largest relative difference of a step's loss from plain fp32's. The second was measured over 3 seeds, see
 benchmarks/README.md."""
-EXACT = ["plain", "recompute", "selective", "zero1", "zero2", "zero3", "zero2-offload", "zero3-offload"]
+ZERO = ["zero1", "zero2", "zero3", "zero2-offload", "zero3-offload"]
+EXACT = ["plain", "recompute", "selective", "offload-activations", *ZERO]
 ROUNDED = ["8bit", "8bit-recompute", "stochastic", "stochastic-8bit-recompute"]
 MATRIX = [REFERENCE, "plain", "8bit", "stochastic", "zero2", "zero3-offload"]
 OPTIONS = {
@@ -73,7 +74,7 @@ def difference(one: list[float], other: list[float]) -> float:
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One process: each strategy unbroken, then each of the matrix resumed after half of its steps under another."""
     folder = tmp_path_factory.mktemp("alone")
-    names = [REFERENCE, *EXACT, *ROUNDED, "release-recompute", "cpu-least", "lora"]
+    names = [REFERENCE, *EXACT, *ROUNDED, "release-recompute", "cpu-least", "lora", "qlora-recompute"]
     jobs = [job(folder / name, name) for name in names]
     jobs.append(job(folder / "fp32-recompute", REFERENCE, recompute="full"))
     jobs += [job(folder / f"{a}-{b}", b, resume=folder / a) for a, b in permutations(MATRIX, 2)]
@@ -85,7 +86,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def in_two(alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two processes: ZeRO in each of its stages, and runs of one process gone on with in two."""
     folder = tmp_path_factory.mktemp("two")
-    jobs = [job(folder / name, name) for name in ("zero1", "zero2", "zero3", "zero2-offload", "zero3-offload")]
+    jobs = [job(folder / name, name) for name in ZERO]
     jobs += [job(folder / f"resumed-{name}", name, 1, resume=alone / "plain") for name in (REFERENCE, "zero3")]
     for one in jobs[-2:]:  # the folders are made here: two workers must not copy at once
         _copy_half(Path(one["resume"]), Path(one["out"]))
@@ -116,10 +117,11 @@ def test_released_gradients_learn_as_well(alone: Path, name: str) -> None:
     assert sum(found[-5:]) == pytest.approx(sum(plain[-5:]), rel=0.2)
 
 
-def test_lora_learns_and_leaves_a_plain_model(alone: Path) -> None:
-    found = losses(alone / "lora")
+@pytest.mark.parametrize("name", ["lora", "qlora-recompute"])
+def test_lora_learns_and_leaves_a_plain_model(alone: Path, name: str) -> None:
+    found = losses(alone / name)
     assert sum(found[-5:]) < 0.9 * sum(found[:5])
-    config = json.loads((alone / "lora" / "model" / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((alone / name / "model" / "config.json").read_text(encoding="utf-8"))
     assert config["architectures"] == ["BertForQuestionAnswering"]
 
 
@@ -130,7 +132,7 @@ def test_a_run_goes_on_under_another_strategy(alone: Path, first: str, then: str
     assert difference(resumed, losses(alone / REFERENCE)) < LOW_BAND
 
 
-@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3", "zero2-offload", "zero3-offload"])
+@pytest.mark.parametrize("name", ZERO)
 def test_zero_in_two_processes(alone: Path, in_two: Path, name: str) -> None:
     assert difference(losses(in_two / name), losses(alone / REFERENCE)) < LOW_BAND
 

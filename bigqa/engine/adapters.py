@@ -1,4 +1,5 @@
 """LoRA through PEFT. In: a model. Out: the same model with small trainable matrices beside its frozen linear layers.
+QLoRA: those layers are in 4 bits, see `engine.quantized`.
 
 The QA head is new and small, so it is trained as a whole. After training the adapters are merged into the weights: what
 is saved is a plain Hugging Face model.
@@ -8,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from bigqa.engine.quantized import QuantizedLinear, as_linear
 from bigqa.errors import BigqaError
 from bigqa.strategy import Adapters
 
@@ -27,6 +29,9 @@ def apply(model: nn.Module, adapters: Adapters) -> None:
     targets = [
         name for name, module in model.named_modules() if isinstance(module, nn.Linear) and HEAD not in name.split(".")
     ]
+    if adapters == "qlora":
+        for name in targets:
+            _replace(model, name, QuantizedLinear(model.get_submodule(name)))  # type: ignore[arg-type]
     config = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=DROPOUT, target_modules=targets)
     inject_adapter_in_model(config, model)
     for name, parameter in model.named_parameters():
@@ -38,11 +43,17 @@ def merge(model: nn.Module) -> None:
     for name, module in list(model.named_modules()):
         if not _is_adapted(module):
             continue
+        if isinstance(module.get_base_layer(), QuantizedLinear):
+            module.base_layer = as_linear(module.get_base_layer())
         module.merge()
-        parent = model.get_submodule(name.rpartition(".")[0])
-        setattr(parent, name.rpartition(".")[2], module.get_base_layer())
+        _replace(model, name, module.get_base_layer())
     if hasattr(model, "_hf_peft_config_loaded"):
         setattr(model, "_hf_peft_config_loaded", False)  # noqa: B010 - no attribute that nn.Module declares
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(parent), attribute, module)
 
 
 def _is_adapted(module: Any) -> bool:

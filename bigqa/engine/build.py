@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from bigqa.engine import adapters, attention, recompute
+from bigqa.engine.offload import ActivationOffload
 from bigqa.engine.optimizers import make_optimizer, parameter_groups, undecayed_names
 from bigqa.engine.precision import Weights
 from bigqa.engine.processes import Processes
@@ -43,15 +44,6 @@ def strategy_of(settings: Settings, device: torch.device) -> Strategy:
     return Strategy(precision=choose_precision(settings.precision, device), device=kind)
 
 
-def not_built(strategy: Strategy) -> str | None:
-    """Say which axis of a strategy the engine does not have; none where it can run."""
-    missing = {
-        "activation offload": strategy.activation_offload,
-        "4-bit weights": strategy.adapters == "qlora",
-    }
-    return next((name for name, wanted in missing.items() if wanted), None)
-
-
 def not_together(strategy: Strategy, world_size: int = 1) -> str | None:
     """Say which axes of a strategy exclude each other; none where they can be had at once."""
     if strategy.release and world_size > 1:
@@ -80,6 +72,11 @@ def _change_modules(model: nn.Module, strategy: Strategy) -> None:
     recompute.apply(model, strategy.recompute)
 
 
+def make_offload(model: nn.Module, strategy: Strategy) -> ActivationOffload | None:
+    """Return what sends activations to the host, where the strategy has it."""
+    return ActivationOffload(model) if strategy.activation_offload else None
+
+
 def make_update(model: nn.Module, strategy: Strategy, weights: Weights, make: MakeOptimizer, **options: Any) -> Update:
     """Return the update of a model that `change` was applied to; the predictor brings its own optimizers."""
     groups, clip = options["groups"], options["clip"]
@@ -92,9 +89,6 @@ def make_update(model: nn.Module, strategy: Strategy, weights: Weights, make: Ma
 def build(model: nn.Module, task: Task, settings: Settings, processes: Processes) -> Parts:
     """Place the model, make its masters and optimizer, and wrap it for the processes. Raises: BigqaError."""
     strategy = strategy_of(settings, processes.device)
-    missing = not_built(strategy)
-    if missing:
-        raise BigqaError(f"this version predicts {missing} and cannot train with it yet; choose another strategy")
     excluded = not_together(strategy, processes.world_size)
     if excluded:
         raise BigqaError(excluded)
@@ -102,7 +96,7 @@ def build(model: nn.Module, task: Task, settings: Settings, processes: Processes
     if strategy.needs_deepspeed:
         _change_modules(model.to(processes.device), strategy)
         sharded = _sharded(model, strategy, settings, processes, undecayed)
-        return Parts(model=sharded.engine, update=sharded, task=task)
+        return Parts(model=sharded.engine, update=sharded, task=task, offload=make_offload(model, strategy))
     weights = change(model, strategy)
     weights.place(model, processes.device)
     wrapped = processes.wrap(model)
@@ -115,7 +109,7 @@ def build(model: nn.Module, task: Task, settings: Settings, processes: Processes
         clip=settings.clip,
         world_size=processes.world_size,
     )
-    return Parts(model=wrapped, update=update, task=task)
+    return Parts(model=wrapped, update=update, task=task, offload=make_offload(model, strategy))
 
 
 def _sharded(

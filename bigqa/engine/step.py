@@ -3,11 +3,13 @@
 In: the parts that `build` made and this process's micro-batches. Out: this process's share of the loss, and the norm.
 """
 
+import contextlib
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from bigqa.engine.offload import ActivationOffload
 from bigqa.engine.update import Update
 from bigqa.tasks.base import Batch, Task
 
@@ -20,6 +22,8 @@ class Parts:
     """As it is called: wrapped for several processes, or DeepSpeed's engine."""
     update: Update
     task: Task
+    offload: ActivationOffload | None = None
+    """Of what the forward pass keeps; none: it stays where it is."""
 
 
 def train_step(parts: Parts, batches: list[Batch], num_windows: int) -> tuple[Tensor, Tensor]:
@@ -39,7 +43,8 @@ def accumulate(parts: Parts, batches: list[Batch], num_windows: int) -> Tensor:
         with parts.update.micro_batch(is_last=index == len(batches) - 1):
             # A process that has no window of a small last batch still takes part in the averaging.
             share = batch.get("weight", 1.0)
-            loss = parts.task.loss_sum(parts.model, batch) * share / num_windows
+            with contextlib.nullcontext() if parts.offload is None else parts.offload.keeping():
+                loss = parts.task.loss_sum(parts.model, batch) * share / num_windows
             parts.update.backward(loss)
         total += loss.detach()
     return total

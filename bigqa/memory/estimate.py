@@ -123,7 +123,7 @@ class Estimator:
             found = deepspeed.with_states(found, states)
         workspace = WORKSPACE_HOPPER_BYTES if capability >= (9, 0) else WORKSPACE_BYTES
         allocated, reserved = found.allocated_bytes + workspace, found.reserved_bytes + _segment(workspace)
-        pinned = states.pinned_bytes if states else 0
+        pinned = (states.pinned_bytes if states else 0) + found.offloaded_bytes
         return MemoryEstimate(
             allocated_bytes=allocated,
             reserved_bytes=reserved,

@@ -33,6 +33,8 @@ class Stream:
     """Launched for one micro-batch."""
     step_bytes: int = 0
     """Read and written once in an optimizer step: norms, clipping, masters."""
+    offloaded_bytes: int = 0
+    """Activations of one micro-batch that are sent to the host."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,8 @@ class Footprint:
     moved_bytes: int
     operations: int
     step_bytes: int
+    offloaded_bytes: int = 0
+    """Kept on the host for the backward pass."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,8 @@ class Scaling:
             self._phase_peak(low, high, phase) for phase in high.phases if not (self.made_on_host and phase in BEFORE)
         )
         low_categories, high_categories = (_categories(p, at) for p, at in ((low, low_at), (high, high_at)))
-        flops, moved, operations, step_bytes = (self._line(a, b) for a, b in zip(low.work, high.work, strict=True))
+        work = (self._line(a, b) for a, b in zip(low.work, high.work, strict=True))
+        flops, moved, operations, step_bytes, offloaded = work
         return Footprint(
             allocated_bytes=allocated,
             # What is reserved beyond the peak hardly changes with depth: segments are reused from layer to layer.
@@ -94,6 +97,7 @@ class Scaling:
             moved_bytes=moved,
             operations=operations,
             step_bytes=step_bytes,
+            offloaded_bytes=offloaded,
         )
 
     def _phase_peak(self, low: _Point, high: _Point, phase: str) -> tuple[int, str, int, int]:
@@ -194,4 +198,10 @@ def _work(pair: list[Stream], micro_batch: int) -> tuple[int, ...]:
         return first + (second - first) * (micro_batch - BATCHES[0])
 
     a, b = pair
-    return line(a.flops, b.flops), line(a.moved_bytes, b.moved_bytes), a.operations, a.step_bytes
+    return (
+        line(a.flops, b.flops),
+        line(a.moved_bytes, b.moved_bytes),
+        a.operations,
+        a.step_bytes,
+        (line(a.offloaded_bytes, b.offloaded_bytes)),
+    )

@@ -17,8 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from bigqa.engine import attention
-from bigqa.engine.build import change, make_update
+from bigqa.engine.build import change, make_offload, make_update
 from bigqa.engine.optimizers import parameter_groups, undecayed_names
+from bigqa.engine.quantized import QuantizedLinear
 from bigqa.engine.step import Parts, train_step
 from bigqa.memory import shapes
 from bigqa.memory.events import Category, Event, Stream
@@ -66,9 +67,12 @@ def trace_step(
             for parameter in model.parameters():
                 parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         recorder.mark("weights", [*model.parameters(), *model.buffers()])
+        packed = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
+        recorder.mark("weights", [tensor for module in packed for tensor in module.state_tensors()])
         recorder.mark("optimizer", [tensor for optimizer in optimizers for tensor in state_tensors(optimizer)])
         recorder.mark("optimizer", weights.masters.values() if weights.has_masters else [])
-        parts = Parts(model=model, update=update, task=task)
+        offload = make_offload(model, strategy)
+        parts = Parts(model=model, update=update, task=task, offload=offload)
         gc.collect()
         with torch.device("meta"):
             batch = make_batch()
@@ -76,7 +80,9 @@ def trace_step(
         with _phases(recorder, parts):
             train_step(parts, [batch], 1)
         recorder.closed = True
-    return recorder.stream(micro_work)
+    stream = recorder.stream(micro_work)
+    stream.offloaded_bytes = 0 if offload is None else offload.host_bytes
+    return stream
 
 
 class Recorder(TorchDispatchMode):

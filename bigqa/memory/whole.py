@@ -23,6 +23,7 @@ def whole_footprint(stream: Stream, *, made_on_host: bool) -> Footprint:
         moved_bytes=stream.moved_bytes,
         operations=stream.operations,
         step_bytes=stream.step_bytes,
+        offloaded_bytes=stream.offloaded_bytes,
     )
 
 
