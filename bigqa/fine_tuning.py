@@ -23,7 +23,7 @@ from bigqa.hardware import detect, host_memory
 from bigqa.ladder import AGAIN, ladder_of, plain_ladder, step_down, switches_of
 from bigqa.models import check_lengths, load_config, load_model, load_tokenizer, resolve
 from bigqa.planner import Candidate, Planner, Workload, choose, estimator_for, machine_for
-from bigqa.prediction import LENGTHS_FILE, cache_folder, predict, qa_task
+from bigqa.prediction import LENGTHS_FILE, cache_folder, predict, qa_task, ready
 from bigqa.runs import begin, record, versions
 from bigqa.settings import Rung, Settings
 from bigqa.tasks.features import build_features, window_lengths
@@ -59,7 +59,10 @@ def fine_tune(settings: Settings, *, resume: bool) -> None:
             lengths=sizes,
             recorder=recorder,
             stop=stop,
+            packs=parts.packs,
         )
+        if not parts.packs:
+            recorder.say("this model does not keep packed windows apart: they are padded, sorted by length")
         first_step = _restore(training, recorder) if resume else 0
         with HostWatch(host_memory):
             outcome = fit(training, first_step)
@@ -275,8 +278,9 @@ def _report(training: Training, outcome: Outcome) -> dict[str, Any]:
 
 def _score(model: Any, tokenizer: Any, settings: Settings, lengths: Lengths, device: torch.device) -> dict[str, Any]:
     assert settings.dev_file is not None
+    precision = "fp32" if strategy_of(settings, device).precision == "fp32" else "auto"
     with progress("Predicting") as on_progress:
-        found = predict(model, tokenizer, settings.dev_file, lengths, device, on_progress)
+        found = predict(ready(model, device, precision), tokenizer, settings.dev_file, lengths, device, on_progress)
     write_json(settings.out / "predictions.json", found.answers)
     score = evaluate_files(settings.dev_file, settings.out / "predictions.json", metric_of(settings.dev_file))
     return dataclasses.asdict(score)

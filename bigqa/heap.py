@@ -1,25 +1,33 @@
-"""The C library's heap, set so that freed tensors leave the process at once. In: nothing. Out: nothing.
+"""How this process keeps memory that tensors gave back. Call it before torch is imported.
 
-glibc raises its threshold for mapping an allocation of its own up to 32 MiB as it goes, then keeps and scatters what
-was freed: a run held 1.4 to 1.7 times what its tensors need. With the threshold held at 1 MiB, resident memory follows
-the live tensors to half a percent, which is what makes it predictable. Huge pages pay for most of the page faults that
-this costs; `BIGQA_HEAP=fast` keeps glibc's ways where memory is plenty. Figures: benchmarks/LOG.md.
+glibc hands blocks of more than 128 KiB, later of up to 32 MiB, back to the kernel, which fills them with zeros when
+they are wanted again: half of a training step's time. So freed blocks are kept, which costs a tenth of memory. With
+BIGQA_HEAP=tight they are handed back, and resident memory is that of the live tensors.
 """
 
 import ctypes
 import os
 import sys
 
-M_MMAP_THRESHOLD = -3
-THRESHOLD_BYTES = 2**20
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+KEPT_BYTES = 2**31 - 1
+TIGHT_BYTES = 2**20
+PRIMITIVES = "512"
+"""Of oneDNN's kernels kept for sizes that come again; its own 1024 can grow to several hundred MiB."""
 
 
-def hold_tight() -> None:
-    """Set the heap of this process. Call it before torch is imported."""
-    if os.environ.get("BIGQA_HEAP") == "fast" or not sys.platform.startswith("linux"):
+def set_up() -> None:
+    """Set the heap of this process."""
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", PRIMITIVES)  # read at oneDNN's first kernel
+    if not sys.platform.startswith("linux"):
         return
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by torch at its first allocation
+    tight = os.environ.get("BIGQA_HEAP") == "tight"
+    if tight:
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by torch at its first allocation
     try:
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, THRESHOLD_BYTES)
+        library = ctypes.CDLL(None)
+        library.mallopt(M_MMAP_THRESHOLD, TIGHT_BYTES if tight else KEPT_BYTES)
+        if not tight:
+            library.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
     except (OSError, AttributeError):  # another C library: nothing to set
         return

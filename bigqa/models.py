@@ -197,14 +197,21 @@ def _fit_vocabulary(source: ModelSource, config: Any, size: int | None) -> None:
     config.vocab_size = size
 
 
+COUNT_FROM_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert")
+"""Model types whose positions begin behind the padding's."""
+
+
+def first_position(config: Any) -> int:
+    """Return the position of a window's first token."""
+    return int(config.pad_token_id) + 1 if config.model_type in COUNT_FROM_PADDING else 0
+
+
 def usable_positions(config: Any) -> int | None:
     """Return the longest window of a model, in tokens; None where nothing in the model limits it."""
     positions = getattr(config, "max_position_embeddings", None)
     if positions is None or (config.model_type == "deberta-v2" and not config.position_biased_input):
         return None
-    if config.model_type in ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert"):
-        return int(positions) - int(config.pad_token_id) - 1
-    return int(positions)
+    return int(positions) - first_position(config)
 
 
 def check_lengths(config: Any, seq_len: int) -> None:

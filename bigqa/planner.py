@@ -130,7 +130,7 @@ def estimator_for(config: Any) -> Estimator:
         model: torch.nn.Module = AutoModelForQuestionAnswering.from_config(changed, dtype=torch.float32)
         return model
 
-    return Estimator(config, make_model, task, task.example)
+    return Estimator(config, make_model, task)
 
 
 class Planner:

@@ -11,10 +11,21 @@ from typing import Any
 
 import torch
 
+from bigqa.engine import attention, modules
+from bigqa.engine.build import choose_precision
 from bigqa.engine.inference import span_logits
+from bigqa.engine.precision import DTYPES
 from bigqa.errors import BigqaError
 from bigqa.files import read_json
-from bigqa.models import check_lengths, load_config, load_model, load_tokenizer, resolve, usable_positions
+from bigqa.models import (
+    check_lengths,
+    first_position,
+    load_config,
+    load_model,
+    load_tokenizer,
+    resolve,
+    usable_positions,
+)
 from bigqa.tasks.features import build_features, window_lengths
 from bigqa.tasks.postprocess import decode
 from bigqa.tasks.qa import COLUMNS, QuestionAnswering
@@ -42,7 +53,7 @@ def cache_folder() -> Path:
 def qa_task(tokenizer: Any, model: Any) -> QuestionAnswering:
     """Return the task for a model and its tokenizer."""
     takes_types = getattr(model.config, "type_vocab_size", 0) > 1
-    return QuestionAnswering(tokenizer.pad_token_id or 0, takes_types)
+    return QuestionAnswering(tokenizer.pad_token_id or 0, takes_types, first_position(model.config))
 
 
 def lengths_of(model_folder: Path, positions: int | None) -> Lengths:
@@ -73,7 +84,9 @@ def predict(
     return Predictions(answers, nbest)
 
 
-def load_for_prediction(name: str, device: str, seq_len: int | None) -> tuple[Any, Any, Lengths, torch.device]:
+def load_for_prediction(
+    name: str, device: str, seq_len: int | None, precision: str = "auto"
+) -> tuple[Any, Any, Lengths, torch.device]:
     """Return model, tokenizer, lengths and device. Raises: BigqaError where the model has no trained QA head."""
     source = resolve(name)
     config = load_config(source)
@@ -87,4 +100,11 @@ def load_for_prediction(name: str, device: str, seq_len: int | None) -> tuple[An
     if device == "cuda" and not torch.cuda.is_available():
         raise BigqaError("no CUDA GPU here: use --device cpu, or check the driver with nvidia-smi")
     chosen = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
-    return model.to(chosen), tokenizer, lengths, chosen
+    return ready(model, chosen, precision), tokenizer, lengths, chosen
+
+
+def ready(model: Any, device: torch.device, precision: str = "auto") -> Any:
+    """Return a model on a device, in a precision ("auto": the device's best), its attention and modules swapped."""
+    attention.use(model)
+    modules.swap(model, device.type)
+    return model.to(device, DTYPES[choose_precision(precision, device)])

@@ -12,7 +12,7 @@ from transformers import get_linear_schedule_with_warmup
 from bigqa.engine import checkpoint
 from bigqa.engine.build import make_update
 from bigqa.engine.optimizers import linear_rate, make_optimizer, parameter_groups, undecayed_names
-from bigqa.engine.order import DataOrder, share_of_process, split
+from bigqa.engine.order import DataOrder, share_of_process
 from bigqa.engine.precision import Weights
 from bigqa.engine.step import Parts, train_step
 from bigqa.errors import BigqaError
@@ -43,6 +43,10 @@ def parts_for(model: nn.Module, strategy: Strategy = FP32, lr: float = 0.1, clip
         clip=clip,
     )  # fmt: skip
     return Parts(model=model, update=update, task=Regression())
+
+
+def batched(count: int, size: int) -> list[list[int]]:
+    return [list(range(count))[begin : begin + size] for begin in range(0, count, size)]
 
 
 def rows(count: int) -> list:
@@ -106,7 +110,7 @@ def test_accumulation_gives_the_step_of_the_whole_batch(micro_batch: int) -> Non
         optimizer.step()
     parts = parts_for(ours, clip=0.5)
     for _ in range(3):
-        batches = [task.collate([data[i] for i in part]) for part in split(list(range(7)), micro_batch)]
+        batches = [task.collate([data[i] for i in part]) for part in batched(7, micro_batch)]
         loss, norm = train_step(parts, batches, 7)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert norm.item() == pytest.approx(expected_norm.item(), rel=1e-5)

@@ -13,6 +13,7 @@ from bigqa.memory.trace import trace_step
 from bigqa.memory.whole import whole_footprint
 from bigqa.planner import estimator_for
 from bigqa.strategy import STRATEGIES, Strategy
+from bigqa.tasks.qa import QuestionAnswering
 
 BERT = {
     "model_type": "bert",
@@ -38,7 +39,7 @@ def whole_trace(estimator: Estimator, strategy: Strategy, batch: int, *, accumul
     return trace_step(
         lambda: estimator.make_model(estimator.config),
         estimator.task,
-        lambda: estimator.make_batch(batch, 128),
+        lambda: QuestionAnswering(0, True).example(batch, 128, packed=True),
         strategy,
         accumulating=accumulating,
     )

@@ -129,11 +129,11 @@ def test_evaluation_goes_on_with_smaller_batches(
     whole = inference._forward
     refused: list[int] = []
 
-    def forward(model: Any, task: Any, windows: Any, chosen: list[int], *rest: Any) -> Any:
+    def forward(model: Any, inputs: Any, chosen: list[int]) -> Any:
         if len(chosen) > 4:
             refused.append(len(chosen))
             raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")
-        return whole(model, task, windows, chosen, *rest)
+        return whole(model, inputs, chosen)
 
     monkeypatch.setattr(inference, "_forward", forward)
     out = tmp_path / "run"

@@ -8,9 +8,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from bigqa.engine import adapters, attention, recompute
+from bigqa.engine import adapters, attention, modules, recompute
 from bigqa.engine.offload import ActivationOffload
 from bigqa.engine.optimizers import make_optimizer, parameter_groups, undecayed_names
+from bigqa.engine.packing import can_pack
 from bigqa.engine.precision import Weights
 from bigqa.engine.processes import Processes
 from bigqa.engine.release import ReleasedUpdate
@@ -21,7 +22,7 @@ from bigqa.engine.update import Update
 from bigqa.errors import BigqaError
 from bigqa.settings import Settings
 from bigqa.strategy import Precision, Strategy
-from bigqa.tasks.base import Task
+from bigqa.tasks.base import TrainedTask
 
 MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 """Takes groups of parameters."""
@@ -68,6 +69,7 @@ def change(model: nn.Module, strategy: Strategy) -> Weights:
 
 def _change_modules(model: nn.Module, strategy: Strategy) -> None:
     attention.use(model)
+    modules.swap(model, strategy.device)
     adapters.apply(model, strategy.adapters)
     recompute.apply(model, strategy.recompute)
 
@@ -86,7 +88,7 @@ def make_update(model: nn.Module, strategy: Strategy, weights: Weights, make: Ma
     return Update(model, weights, make(groups), clip=clip, world_size=options.get("world_size", 1), scaler=scaler)
 
 
-def build(model: nn.Module, task: Task, settings: Settings, processes: Processes) -> Parts:
+def build(model: nn.Module, task: TrainedTask, settings: Settings, processes: Processes) -> Parts:
     """Place the model, make its masters and optimizer, and wrap it for the processes. Raises: BigqaError."""
     strategy = strategy_of(settings, processes.device)
     excluded = not_together(strategy, processes.world_size)
@@ -95,10 +97,14 @@ def build(model: nn.Module, task: Task, settings: Settings, processes: Processes
     undecayed = undecayed_names(model)
     if strategy.needs_deepspeed:
         _change_modules(model.to(processes.device), strategy)
+        packs = can_pack(model, task, settings.seq_len)
         sharded = _sharded(model, strategy, settings, processes, undecayed)
-        return Parts(model=sharded.engine, update=sharded, task=task, offload=make_offload(model, strategy))
+        return Parts(
+            model=sharded.engine, update=sharded, task=task, packs=packs, offload=make_offload(model, strategy)
+        )
     weights = change(model, strategy)
     weights.place(model, processes.device)
+    packs = can_pack(model, task, settings.seq_len)
     wrapped = processes.wrap(model)
     update = make_update(
         wrapped,
@@ -109,7 +115,7 @@ def build(model: nn.Module, task: Task, settings: Settings, processes: Processes
         clip=settings.clip,
         world_size=processes.world_size,
     )
-    return Parts(model=wrapped, update=update, task=task, offload=make_offload(model, strategy))
+    return Parts(model=wrapped, update=update, task=task, packs=packs, offload=make_offload(model, strategy))
 
 
 def _sharded(

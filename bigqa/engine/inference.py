@@ -1,32 +1,38 @@
-"""Logits of many windows, in order, as a stream. In: a model and memory-mapped features. Out: one pair per window."""
+"""Logits of many windows, in order, as a stream. In: a model and memory-mapped features. Out: one pair per window.
+
+Windows are packed end to end where the model takes them so, else padded among their like.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from bigqa.engine.packing import can_pack, split_padded
 from bigqa.engine.recovery import is_out_of_memory
-from bigqa.tasks.base import Batch, Row
+from bigqa.tasks.base import SpanTask
 
 Logits = tuple[int, "np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]
 CHUNK_WINDOWS = 512
-"""Sorted by length among themselves: enough that a batch has next to no padding, few enough to keep in memory."""
+"""Batched among themselves: enough that padded ones have next to no padding, few enough to keep in memory."""
 BATCH_TOKENS = 8192
 """Tokens of a forward pass, padding included."""
 
 
-class SpanTask(Protocol):
-    """The part of a task that inference needs."""
+@dataclass(frozen=True)
+class Inputs:
+    """What logits are wanted of."""
 
-    def collate(self, rows: list[Row]) -> Batch:
-        """Pad rows of features."""
-        ...
-
-    def logits(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return start and end logits."""
-        ...
+    task: SpanTask
+    windows: Any
+    """A `datasets.Dataset` of features: rows by index, memory-mapped."""
+    lengths: Sequence[int]
+    """Tokens of each window."""
+    device: torch.device
+    packs: bool = False
 
 
 @torch.inference_mode()
@@ -40,60 +46,57 @@ def span_logits(
 ) -> Iterator[Logits]:
     """Yield (window, start logits, end logits) of every window, in order, padding cut off; fp32."""
     model.eval()
+    packs = bool(lengths) and can_pack(model, task, max(lengths))
+    inputs = Inputs(task, windows, lengths, device, packs)
     for begin in range(0, len(lengths), CHUNK_WINDOWS):
-        chunk = list(range(begin, min(begin + CHUNK_WINDOWS, len(lengths))))
+        chunk = range(begin, min(begin + CHUNK_WINDOWS, len(lengths)))
         found: dict[int, Logits] = {}
-        for batch_windows in _batches(chunk, lengths):
-            found |= _forward_in_parts(model, task, windows, batch_windows, lengths, device)
+        for batch in _batches(inputs, chunk):
+            found |= _forward_in_parts(model, inputs, batch)
             if on_progress is not None:
                 on_progress(begin + len(found), len(lengths))
         yield from (found[window] for window in chunk)
 
 
-def _batches(chunk: list[int], lengths: Sequence[int]) -> Iterator[list[int]]:
-    batch: list[int] = []
-    for window in sorted(chunk, key=lambda window: lengths[window]):
-        if batch and (len(batch) + 1) * lengths[window] > BATCH_TOKENS:
-            yield batch
-            batch = []
-        batch.append(window)
-    yield batch
+def _batches(inputs: Inputs, chunk: range) -> Iterator[list[int]]:
+    lengths = [inputs.lengths[window] for window in chunk]
+    cut = _in_order if inputs.packs else split_padded
+    return ([chunk[index] for index in part] for part in cut(lengths, BATCH_TOKENS))
 
 
-def _forward_in_parts(
-    model: nn.Module,
-    task: SpanTask,
-    windows: Any,
-    chosen: list[int],
-    lengths: Sequence[int],
-    device: torch.device,
-) -> dict[int, Logits]:
+def _in_order(lengths: Sequence[int], tokens: int) -> list[list[int]]:
+    parts: list[list[int]] = []
+    room = 0
+    for index, length in enumerate(lengths):
+        if length > room or not parts:
+            parts.append([])
+            room = tokens
+        parts[-1].append(index)
+        room -= length
+    return parts
+
+
+def _forward_in_parts(model: nn.Module, inputs: Inputs, chosen: list[int]) -> dict[int, Logits]:
     """Run a batch, or its halves where memory does not reach for the whole."""
     try:
-        return _forward(model, task, windows, chosen, lengths, device)
+        return _forward(model, inputs, chosen)
     except (RuntimeError, MemoryError) as error:
         if len(chosen) == 1 or not is_out_of_memory(error):
             raise
-    if device.type == "cuda":
+    if inputs.device.type == "cuda":
         torch.cuda.empty_cache()
     half = len(chosen) // 2
-    first = _forward_in_parts(model, task, windows, chosen[:half], lengths, device)
-    return first | _forward_in_parts(model, task, windows, chosen[half:], lengths, device)
+    first = _forward_in_parts(model, inputs, chosen[:half])
+    return first | _forward_in_parts(model, inputs, chosen[half:])
 
 
-def _forward(
-    model: nn.Module,
-    task: SpanTask,
-    windows: Any,
-    chosen: list[int],
-    lengths: Sequence[int],
-    device: torch.device,
-) -> dict[int, Logits]:
-    columns = windows[chosen]
+def _forward(model: nn.Module, inputs: Inputs, chosen: list[int]) -> dict[int, Logits]:
+    columns = inputs.windows[chosen]
     rows = [{name: values[index] for name, values in columns.items()} for index in range(len(chosen))]
-    batch = {name: tensor.to(device) for name, tensor in task.collate(rows).items()}
-    start_BS, end_BS = (logits.cpu().numpy() for logits in task.logits(model, batch))
+    made = inputs.task.pack(rows) if inputs.packs else inputs.task.collate(rows)
+    batch = {name: tensor.to(inputs.device) for name, tensor in made.items()}
+    start_BS, end_BS = (logits.cpu().numpy() for logits in inputs.task.logits(model, batch))
     return {
-        window: (window, start_BS[row, : lengths[window]], end_BS[row, : lengths[window]])
+        window: (window, start_BS[row, : inputs.lengths[window]], end_BS[row, : inputs.lengths[window]])
         for row, window in enumerate(chosen)
     }

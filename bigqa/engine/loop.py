@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bigqa.engine import checkpoint
+from bigqa.engine.feed import Feed
 from bigqa.engine.meter import MemoryMeter, SpeedMeter
 from bigqa.engine.optimizers import linear_rate
-from bigqa.engine.order import DataOrder, mix_seed, share_of_process, split
+from bigqa.engine.order import DataOrder, mix_seed
 from bigqa.engine.processes import Processes
 from bigqa.engine.recorder import Silent
 from bigqa.engine.recovery import OutOfMemory, is_out_of_memory
@@ -37,6 +39,8 @@ class Training:
     """A `datasets.Dataset` of features: rows by index, memory-mapped."""
     lengths: Sequence[int]
     """Tokens of each window."""
+    packs: bool
+    """Whether windows are put end to end; else they are padded to the longest."""
     recorder: Silent
     stop: StopRequest
 
@@ -50,6 +54,20 @@ class Training:
     def num_steps(self) -> int:
         """Optimizer steps of the whole run."""
         return self.order.num_steps(self.settings.epochs, self.settings.max_steps)
+
+    def feed(self) -> Feed:
+        """Return this process's batches."""
+        return Feed(
+            self.order,
+            self.windows,
+            self.lengths,
+            self.parts.task,
+            tokens=self.micro_batch * self.settings.seq_len,
+            packs=self.packs,
+            device=self.processes.device,
+            rank=self.processes.rank,
+            world_size=self.processes.world_size,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,20 +87,19 @@ def fit(training: Training, first_step: int = 0) -> Outcome:
     """Train from a step to the end, or until a stop is asked for."""
     run, num_steps = training, training.num_steps
     run.recorder.start(first_step, num_steps)
-    memory, speed = MemoryMeter(run.processes.device), SpeedMeter()
-    loss, step = None, first_step
+    speed, step = SpeedMeter(), first_step
     run.parts.model.train()
-    for step in range(first_step, num_steps):
-        with _kept_when_memory_runs_out(run, step):
-            loss, record = _one_step(run, step, num_steps, speed)
-        record |= {"memory_bytes": memory.now_bytes(), "peak_memory_bytes": memory.peak_bytes()}
-        run.recorder.step(record)
-        stopping = _all_stop(run)
-        if stopping or (step + 1) % run.settings.save_every == 0 or step + 1 == num_steps:
-            with _kept_when_memory_runs_out(run, step + 1):
-                save(run, step + 1)
-        if stopping:
-            break
+    with contextlib.closing(run.feed()) as feed, contextlib.closing(_Reader(run, speed)) as reader:
+        for step in range(first_step, num_steps):
+            with _kept_when_memory_runs_out(run, step, reader):
+                reader.launched(_one_step(run, feed.take(step), step, num_steps))
+            stopping = _all_stop(run)
+            if stopping or (step + 1) % run.settings.save_every == 0 or step + 1 == num_steps:
+                reader.read()
+                with _kept_when_memory_runs_out(run, step + 1, reader):
+                    save(run, step + 1)
+            if stopping:
+                break
     steps = step + 1 if num_steps > first_step else first_step
     windows_rate, tokens_rate = speed.rates()
     return Outcome(
@@ -91,12 +108,54 @@ def fit(training: Training, first_step: int = 0) -> Outcome:
         seconds=speed.elapsed_s(),
         samples_per_s=windows_rate,
         tokens_per_s=tokens_rate,
-        last_loss=loss,
+        last_loss=reader.last_loss,
     )
 
 
+class _Reader:
+    """Reads a step's figures when the next one has been launched: a GPU never waits for the host to look at a loss."""
+
+    def __init__(self, run: Training, speed: SpeedMeter) -> None:
+        self.run, self.speed = run, speed
+        self.last_loss: float | None = None
+        self._memory = MemoryMeter(run.processes.device)
+        self._pending: tuple[dict[str, Any], Tensor, Tensor] | None = None
+        self._last = time.perf_counter()
+
+    def launched(self, step: tuple[dict[str, Any], Tensor, Tensor]) -> None:
+        """Take a step whose results may not be there yet."""
+        if self.run.processes.device.type == "cuda":
+            step, self._pending = self._pending, step  # type: ignore[assignment]
+        if step is not None:
+            self._read(*step)
+
+    def read(self) -> None:
+        """Read what is left."""
+        if self._pending is not None:
+            step, self._pending = self._pending, None
+            self._read(*step)
+
+    close = read
+
+    def _read(self, record: dict[str, Any], loss: Tensor, norm: Tensor) -> None:
+        self.last_loss = float(loss)
+        now = time.perf_counter()
+        seconds, self._last = now - self._last, now
+        self.speed.add(record["windows"], record["tokens"])
+        record |= {
+            "loss": self.last_loss,
+            "grad_norm": float(norm),
+            "seconds": seconds,
+            "samples_per_s": record["windows"] / seconds,
+            "tokens_per_s": record["tokens"] / seconds,
+            "memory_bytes": self._memory.now_bytes(),
+            "peak_memory_bytes": self._memory.peak_bytes(),
+        }
+        self.run.recorder.step(record)
+
+
 @contextlib.contextmanager
-def _kept_when_memory_runs_out(run: Training, step: int) -> Iterator[None]:
+def _kept_when_memory_runs_out(run: Training, step: int, reader: _Reader) -> Iterator[None]:
     """Turn a lack of memory into `OutOfMemory`, with `step` completed steps saved if they can be."""
     try:
         yield
@@ -108,6 +167,7 @@ def _kept_when_memory_runs_out(run: Training, step: int) -> Iterator[None]:
         error.__context__ = None
     else:
         return
+    reader.read()
     if _save_alone(run, step):
         found.step = step
     raise found
@@ -142,8 +202,8 @@ def save(run: Training, step: int) -> None:
     run.processes.wait()
 
 
-def _one_step(run: Training, step: int, num_steps: int, speed: SpeedMeter) -> tuple[float, dict[str, Any]]:
-    started = time.perf_counter()
+def _one_step(run: Training, batches: list[Batch], step: int, num_steps: int) -> tuple[dict[str, Any], Tensor, Tensor]:
+    """Launch a step. Returns: what is known of it already, and its loss and gradient norm on the device."""
     positions = run.order.batch(step)
     warmup_steps = round(run.settings.warmup * num_steps)
     # A step that overflowed in fp16 changed nothing, and does not advance the schedule.
@@ -151,45 +211,15 @@ def _one_step(run: Training, step: int, num_steps: int, speed: SpeedMeter) -> tu
     run.parts.update.set_rate(lr)
     run.parts.update.begin(step, run.settings.seed)
     torch.manual_seed(mix_seed(run.settings.seed, step, run.processes.rank))
-    share, norm = train_step(run.parts, _batches(run, positions), len(positions))
-    loss = float(run.processes.sum(share))
-    tokens = sum(run.lengths[position] for position in positions)
-    speed.add(len(positions), tokens)
-    seconds = time.perf_counter() - started
-    return loss, {
+    share, norm = train_step(run.parts, batches, len(positions))
+    known = {
         "step": step + 1,
         "epoch": (step + 1) / run.order.steps_per_epoch,
-        "loss": loss,
         "lr": lr,
-        "grad_norm": float(norm),
         "windows": len(positions),
-        "tokens": tokens,
-        "seconds": seconds,
-        "samples_per_s": len(positions) / seconds,
-        "tokens_per_s": tokens / seconds,
+        "tokens": sum(run.lengths[position] for position in positions),
     }
-
-
-def _batches(run: Training, positions: list[int]) -> list[Batch]:
-    lengths = [run.lengths[position] for position in positions]
-    mine = share_of_process(lengths, run.processes.rank, run.processes.world_size)
-    if not mine:
-        return [_weightless(run, positions[0])]
-    chosen = [positions[index] for index in mine]
-    return [_collate(run, part) for part in split(chosen, run.micro_batch)]
-
-
-def _collate(run: Training, positions: list[int]) -> Batch:
-    columns = run.windows[positions]
-    rows = [{name: values[index] for name, values in columns.items()} for index in range(len(positions))]
-    batch = run.parts.task.collate(rows)
-    return {name: tensor.to(run.processes.device) for name, tensor in batch.items()}
-
-
-def _weightless(run: Training, position: int) -> Batch:
-    # Every process must run a backward pass, or the others wait for its gradients for ever.
-    batch = _collate(run, [position])
-    return batch | {"weight": torch.zeros((), device=run.processes.device)}
+    return known, run.processes.sum(share), norm
 
 
 def _all_stop(run: Training) -> bool:

@@ -57,12 +57,9 @@ def mix_seed(*parts: int) -> int:
 def share_of_process(lengths: list[int], rank: int, world_size: int) -> list[int]:
     """Return the positions within a global batch that a process takes, longest first.
 
-    Dealing windows out by length keeps the processes equally busy and puts windows of like length together.
+    Windows are dealt out by length, there and back, so that all processes have as much to do.
     """
     by_length = sorted(range(len(lengths)), key=lambda position: (-lengths[position], position))
-    return by_length[rank::world_size]
-
-
-def split(items: list[int], size: int) -> list[list[int]]:
-    """Cut a list into pieces of `size`, the last one perhaps shorter."""
-    return [items[begin : begin + size] for begin in range(0, len(items), size)]
+    rounds = [by_length[begin : begin + world_size] for begin in range(0, len(lengths), world_size)]
+    places = ((rank if number % 2 == 0 else world_size - 1 - rank, dealt) for number, dealt in enumerate(rounds))
+    return [dealt[place] for place, dealt in places if place < len(dealt)]

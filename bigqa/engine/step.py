@@ -22,6 +22,8 @@ class Parts:
     """As it is called: wrapped for several processes, or DeepSpeed's engine."""
     update: Update
     task: Task
+    packs: bool = False
+    """Whether the model takes windows packed end to end."""
     offload: ActivationOffload | None = None
     """Of what the forward pass keeps; none: it stays where it is."""
 

@@ -5,12 +5,15 @@ Everything that is not a torch tensor is one small function with its source: `me
 """
 
 import copy
+import functools
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from bigqa.engine import attention
+from bigqa.engine.packing import packs_without_data
 from bigqa.memory import deepspeed, host
 from bigqa.memory.events import Stream
 from bigqa.memory.forks import in_forks
@@ -54,17 +57,21 @@ class MemoryEstimate(BaseModel):
     largest: tuple[tuple[str, int], ...]
 
 
+class TracedTask(Task, Protocol):
+    """A task that can tell the shapes of its batches."""
+
+    def example(self, micro_batch: int, seq_len: int, *, packed: bool = False) -> Batch:
+        """Return a full micro-batch on the current device, for shapes alone."""
+        ...
+
+
 class Estimator:
     """Estimates one model and task; a trace is made once for each set of axes that shapes it."""
 
-    def __init__(
-        self, config: Any, make_model: Callable[[Any], Any], task: Task, make_batch: Callable[[int, int], Batch]
-    ):
+    def __init__(self, config: Any, make_model: Callable[[Any], Any], task: TracedTask):
         self.config = config
         self.make_model = make_model
         self.task = task
-        self.make_batch = make_batch
-        """(micro-batch, sequence length) -> batch on the current device."""
         self._scalings: dict[Key, Scaling] = {}
         self._counts: tuple[int, int] | None = None
 
@@ -72,6 +79,13 @@ class Estimator:
     def num_parameters(self) -> int:
         """Parameters of the model, all of them trained."""
         return self._count()[0]
+
+    @functools.cached_property
+    def packs(self) -> bool:
+        """Whether the model takes windows packed end to end."""
+        with torch.device("meta"):
+            model = self.make_model(with_layers(self.config, min(2, int(self.config.num_hidden_layers))))
+        return attention.use(model) and packs_without_data(model, self.task)
 
     @property
     def largest_layer(self) -> int:
@@ -160,7 +174,7 @@ class Estimator:
         return trace_step(
             lambda: self.make_model(config),
             self.task,
-            lambda: self.make_batch(micro_batch, seq_len),
+            lambda: self.task.example(micro_batch, seq_len, packed=self.packs),
             strategy,
             accumulating=accumulating,
         )

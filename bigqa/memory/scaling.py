@@ -201,7 +201,7 @@ def _work(pair: list[Stream], micro_batch: int) -> tuple[int, ...]:
     return (
         line(a.flops, b.flops),
         line(a.moved_bytes, b.moved_bytes),
-        a.operations,
+        line(a.operations, b.operations),
         a.step_bytes,
         (line(a.offloaded_bytes, b.offloaded_bytes)),
     )

@@ -6,10 +6,11 @@ counted in the bytes it reads and writes, which is what it costs.
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
+
+from bigqa.engine import windows
 
 VIEWS = {
     "view", "_unsafe_view", "transpose", "t", "expand", "slice", "select", "split", "unsqueeze", "squeeze", "detach",
@@ -28,15 +29,16 @@ class Work:
 
     def add(self, func: Any, args: tuple[Any, ...], result: Any, made_bytes: int) -> None:
         """Count one operation."""
-        packet = func.overloadpacket
+        packet, times = func.overloadpacket, windows.STANDS_FOR.get()
         if packet in flop_registry:
-            self.flops += flop_registry[packet](*args, out_val=result)
+            self.flops += times * flop_registry[packet](*args, out_val=result)
         elif packet.__name__ not in VIEWS:
-            self.moved_bytes += sum(_bytes(t) for t in tree_iter(args) if isinstance(t, Tensor)) + made_bytes
+            read_bytes = sum(_bytes(t) for t in tree_iter(args) if isinstance(t, Tensor))
+            self.moved_bytes += times * (read_bytes + made_bytes)
         else:
             return
-        self.operations += 1
+        self.operations += times
 
 
 def _bytes(tensor: Tensor) -> int:
-    return tensor.untyped_storage().nbytes() if tensor.dtype != torch.bool else tensor.numel()
+    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())

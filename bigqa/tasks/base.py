@@ -18,9 +18,33 @@ class Task(Protocol):
         """Pad rows of features to the longest of them."""
         ...
 
+    def pack(self, rows: list[Row]) -> Batch:
+        """Put rows of features end to end, without padding."""
+        ...
+
     def loss_sum(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the sum over windows of each window's loss, in fp32.
 
         Shapes: a scalar. The sum, not the mean: only the trainer knows how many windows one step has.
         """
         ...
+
+
+class SpanTask(Protocol):
+    """The part of a task that inference needs."""
+
+    def collate(self, rows: list[Row]) -> Batch:
+        """Pad rows of features."""
+        ...
+
+    def pack(self, rows: list[Row]) -> Batch:
+        """Put rows of features end to end."""
+        ...
+
+    def logits(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return start and end logits, [B, S] each."""
+        ...
+
+
+class TrainedTask(Task, SpanTask, Protocol):
+    """What is trained and then asked."""

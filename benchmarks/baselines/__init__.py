@@ -1,0 +1,1 @@
+"""What bigqa is measured against, written as their users write them."""
