@@ -2,7 +2,7 @@
 
 In: nothing. Out: one JSON per case in a folder, and the table on the screen. Each case is `bigqa train` in a process of
 its own, on text whose windows are all as long as the case says; measured is the kernel's own high-water mark of
-resident memory over three steps. A finished case is not run again.
+resident memory over two steps. A finished case is not run again.
 """
 
 import argparse
@@ -15,7 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bigqa.files import read_json, write_json, write_text
+from benchmarks.tables import put_between
+from bigqa.files import read_json, write_json
 from bigqa.hardware import detect_cpu
 from bigqa.runs import versions
 from bigqa.sample import FOLDER
@@ -27,8 +28,6 @@ MODELS = {
     "enliple-large-v1": ((1, 512), (4, 384)),
 }
 REPORTS = Path(__file__).parent / "runs" / "cpu-memory"
-README = Path(__file__).parent / "README.md"
-BEGIN, END = "<!-- cpu-memory -->", "<!-- /cpu-memory -->"
 BERT_BASE = {
     "model_type": "bert",
     "num_hidden_layers": 12,
@@ -58,7 +57,7 @@ def name_of(case: dict[str, Any]) -> str:
 
 
 def measure(case: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Train three steps; return the peak of resident memory and the speed."""
+    """Train two steps; return the peak of resident memory and the speed."""
     data, model, plan, run = folder / "data.json", folder / "config.json", folder / "plan.json", folder / "run"
     _write_data(data, windows=6 * case["micro_batch"])
     write_json(model, BERT_BASE)
@@ -67,7 +66,7 @@ def measure(case: dict[str, Any], folder: Path) -> dict[str, Any]:
     write_json(plan, {"schema": 1, "settings": settings})
     command = [sys.executable, "-m", "bigqa.cli", "train", "--plan", str(plan), "--train-file", str(data)]
     command += ["--model", str(model) if case["model"] == "bert-base" else case["model"], "--tokenizer", str(FOLDER)]
-    command += ["--seq-len", str(case["seq_len"]), "--max-steps", "3", "--out", str(run)]
+    command += ["--seq-len", str(case["seq_len"]), "--max-steps", "2", "--out", str(run)]
     command += ["--global-batch", str(2 * case["micro_batch"]), "--save-every", "1000"]
     done = subprocess.run(command, env=_environment(folder), capture_output=True, text=True, timeout=900, check=False)
     if done.returncode:
@@ -151,14 +150,6 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, "", summary(rows)])
 
 
-def write_table(rows: list[dict[str, Any]]) -> None:
-    """Put the table between its markers in benchmarks/README.md."""
-    text = README.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    write_text(README, f"{before}{BEGIN}\n\n{table(rows)}\n\n{END}{after}")
-
-
 def main() -> None:
     """Run what is missing, print the table."""
     parser = argparse.ArgumentParser(description="Predicted against measured memory on this CPU.")
@@ -167,7 +158,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="run nothing; write benchmarks/README.md from the reports")
     options = parser.parse_args()
     if options.table:
-        write_table(compare(options.out))
+        put_between("cpu-memory", table(compare(options.out)))
         return
     for case in cases():
         file = options.out / f"{name_of(case)}.json"

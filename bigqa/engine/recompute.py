@@ -18,12 +18,13 @@ aten = torch.ops.aten
 COSTLY = {
     aten.mm.default,
     aten.addmm.default,
-    aten.bmm.default,
-    aten.baddbmm.default,
     aten.linear.default,
+    aten._flash_attention_forward.default,
+    aten._efficient_attention_forward.default,
     aten._scaled_dot_product_efficient_attention.default,
     aten._scaled_dot_product_flash_attention_for_cpu.default,
 }
+"""Not batched products: they are attention's own on a CPU, which works on them in place."""
 
 
 def apply(model: nn.Module, mode: Recompute) -> None:

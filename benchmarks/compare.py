@@ -1,0 +1,159 @@
+"""bigqa beside the published loop and Hugging Face's Trainer, alternately. Run: `python -m benchmarks.compare --help`.
+
+In: a vocabulary and a KorQuAD file. Out: one JSON per case in `runs/compare/`, and a table in README.md. Each row is a
+process of its own; rows take turns, so that what else the machine does falls on all of them.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.tables import put_between
+from bigqa.files import read_json, write_json
+from bigqa.hardware import detect_cpu
+from bigqa.models import load_config, resolve
+from bigqa.runs import versions
+from bigqa.throughput import measure_cpu
+
+REPORTS = Path(__file__).parent / "runs" / "compare"
+MARKER = "compare"
+CASES: dict[str, dict[str, Any]] = {
+    "small-512": {"model": "enliple-small", "seq_len": 512, "doc_stride": 128, "batch": 16, "steps": (3, 4, 8)},
+    "small-512-no-attention-dropout": {
+        "model": "enliple-small", "seq_len": 512, "doc_stride": 128, "batch": 16, "steps": (3, 4, 8),
+        "attention_dropout": 0.0,
+    },
+    "large-384-batch-1": {
+        "model": "enliple-large-v1", "seq_len": 384, "doc_stride": 128, "batch": 1, "steps": (4, 4, 6),
+    },
+    "large-384-batch-16": {
+        "model": "enliple-large-v1", "seq_len": 384, "doc_stride": 128, "batch": 16, "steps": (2, 2, 3),
+        "micro_batch": 8,
+    },
+}  # fmt: skip
+ROWS = ("published loop", "Trainer", "bigqa")
+
+
+def run_row(row: str, case: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """Run one row once; return its figures."""
+    steps = case["steps"][ROWS.index(row)]
+    data = ["--tokenizer", str(options.tokenizer), "--train-file", str(options.train_file)]
+    if row == "bigqa":
+        return _bigqa(case, steps, data)
+    module = {"published loop": "plain", "Trainer": "trainer"}[row]
+    words = ["--model", case["model"], "--seq-len", str(case["seq_len"]), "--doc-stride", str(case["doc_stride"])]
+    words += ["--batch", str(case["batch"]), "--steps", str(steps)]
+    if "attention_dropout" in case:
+        words += ["--attention-dropout", str(case["attention_dropout"])]
+    command = [sys.executable, "-W", "ignore", "-m", f"benchmarks.baselines.{module}", *words, *data]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return {"error": done.stderr.strip().splitlines()[-1]}
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def _bigqa(case: dict[str, Any], steps: int, data: list[str]) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        command = [sys.executable, "-m", "bigqa.cli", "train", "--model", _model(case, Path(folder)), "--out", str(out)]
+        command += ["--seq-len", str(case["seq_len"]), "--doc-stride", str(case["doc_stride"]), *data]
+        command += ["--global-batch", str(case["batch"]), "--micro-batch", str(case.get("micro_batch", case["batch"]))]
+        command += ["--precision", "bf16", "--max-steps", str(steps), "--save-every", "1000"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            return {"error": done.stderr.strip().splitlines()[-1]}
+        lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    timed = [json.loads(line) for line in lines][1:]
+    return {
+        "samples_per_s": statistics.median(step["samples_per_s"] for step in timed),
+        "tokens_per_s": sum(step["tokens"] for step in timed) / sum(step["seconds"] for step in timed),
+        "peak_bytes": timed[-1]["peak_memory_bytes"],
+    }
+
+
+def _model(case: dict[str, Any], folder: Path) -> str:
+    if "attention_dropout" not in case:
+        return str(case["model"])
+    config = load_config(resolve(case["model"]))
+    config.attention_probs_dropout_prob = case["attention_dropout"]
+    write_json(folder / "config.json", config.to_dict())
+    return str(folder / "config.json")
+
+
+def flops_per_token(model: str, seq_len: int) -> float:
+    """Return FLOPs of training on one token: products with weights, and attention over a window of `seq_len`."""
+    config = load_config(resolve(model))
+    hidden, layers = config.hidden_size, config.num_hidden_layers
+    weights = layers * (4 * hidden**2 + 2 * hidden * config.intermediate_size)
+    return float(3 * (2 * weights + layers * 4 * seq_len * hidden))
+
+
+def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Run the rows of a case in turns."""
+    found: dict[str, list[dict[str, Any]]] = {row: [] for row in ROWS}
+    for turn in range(options.turns):
+        for row in ROWS:
+            found[row].append(run_row(row, CASES[name], options))
+            print(f"{name} {turn + 1}/{options.turns} {row}: {found[row][-1]}", flush=True)
+    case = {key: value for key, value in CASES[name].items()}
+    return {
+        "case": case | {"name": name},
+        "rows": found,
+        "matrix_flops_per_s": measure_cpu(1.0).low_flops_per_s,
+        "cpu": detect_cpu().model_dump(),
+        "versions": versions(),
+    }
+
+
+def table(folder: Path) -> str:
+    """Return the Markdown table of all reports of a folder."""
+    head = (
+        "| case | row | samples/s (median, least-most) | of the loop | real tokens/s | peak GiB | of the matrix rate |"
+    )
+    lines = [head, "|---|---|---:|---:|---:|---:|---:|"]
+    for name in CASES:
+        file = folder / f"{name}.json"
+        if not file.is_file():
+            continue
+        report = read_json(file, "the report")
+        speeds = {row: [one["samples_per_s"] for one in report["rows"][row]] for row in ROWS}
+        medians = {row: statistics.median(values) for row, values in speeds.items()}
+        for row in ROWS:
+            runs = report["rows"][row]
+            tokens = statistics.median(one["tokens_per_s"] for one in runs)
+            peak = max(one["peak_bytes"] for one in runs) / 2**30
+            mean_length = tokens / medians[row]
+            share = tokens * flops_per_token(report["case"]["model"], round(mean_length)) / report["matrix_flops_per_s"]
+            spread = f"{medians[row]:.3g} ({min(speeds[row]):.3g}-{max(speeds[row]):.3g})"
+            ratio = medians[row] / medians[ROWS[0]]
+            lines.append(f"| {name} | {row} | {spread} | {ratio:.1f} x | {tokens:,.0f} | {peak:.1f} | {share:.0%} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run what is missing, or write the table."""
+    parser = argparse.ArgumentParser(description="bigqa beside the published loop and Hugging Face's Trainer.")
+    parser.add_argument("--tokenizer", type=Path, help="vocab.txt")
+    parser.add_argument("--train-file", type=Path, help="KorQuAD JSON")
+    parser.add_argument("--out", type=Path, default=REPORTS)
+    parser.add_argument("--only", default="", help="part of a case's name")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--table", action="store_true", help="run nothing; write benchmarks/README.md from the reports")
+    options = parser.parse_args()
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    for name in CASES:
+        if options.table or options.only not in name or (options.out / f"{name}.json").is_file():
+            continue
+        write_json(options.out / f"{name}.json", measure(name, options))
+    put_between(MARKER, table(options.out)) if options.table else print(table(options.out))
+
+
+if __name__ == "__main__":
+    main()
