@@ -106,7 +106,7 @@ def _write_data(path: Path, windows: int) -> None:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    return os.environ | {"BIGQA_CACHE": str(folder), "HF_HUB_OFFLINE": "1"}
+    return os.environ | {"BIGQA_CACHE": str(folder), "HF_HUB_OFFLINE": "1", "BIGQA_HEAP": "tight"}
 
 
 def compare(folder: Path, only: str = "") -> list[dict[str, Any]]:

@@ -129,13 +129,16 @@ def predict(
     nbest: Annotated[Path | None, typer.Option(help="Also write n-best lists with probabilities.")] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option()] = "auto",
     seq_len: Annotated[int | None, typer.Option(help="Longest window.  [default: the model's]")] = None,
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16", "fp16"], typer.Option(help="auto: the device's best.")
+    ] = "auto",
 ) -> None:
     """Answer the questions of a file."""
     from bigqa.files import write_json
     from bigqa.prediction import load_for_prediction
     from bigqa.prediction import predict as predict_file
 
-    model, tokenizer, lengths, torch_device = load_for_prediction(str(model_dir), device, seq_len)
+    model, tokenizer, lengths, torch_device = load_for_prediction(str(model_dir), device, seq_len, precision)
     with progress("Predicting") as on_progress:
         found = predict_file(model, tokenizer, input_file, lengths, torch_device, on_progress)
     write_json(output_file, found.answers)

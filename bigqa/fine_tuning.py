@@ -20,6 +20,7 @@ from bigqa.engine.stop import ENDED_FILE, StopRequest, tell_end
 from bigqa.errors import BigqaError
 from bigqa.files import atomic_folder, write_json
 from bigqa.hardware import detect, host_memory
+from bigqa.heap import keep_if_plenty
 from bigqa.ladder import AGAIN, ladder_of, plain_ladder, step_down, switches_of
 from bigqa.models import check_lengths, load_config, load_model, load_tokenizer, resolve
 from bigqa.planner import Candidate, Planner, Workload, choose, estimator_for, machine_for
@@ -146,12 +147,15 @@ def _check_fits(settings: Settings, processes: Processes) -> None:
     if not settings.check:
         return
     strategy = strategy_of(settings, processes.device)
-    problem = None
+    problem = need_bytes = None
     if processes.is_main:
         planner = _planner(settings, processes)
         micro_batch = share_of_batch(settings, processes.world_size)
-        problem = planner.shortfall(strategy, micro_batch, settings.seq_len, processes.world_size)
-    problem = processes.from_main(problem)  # type: ignore[assignment]
+        memory = planner.need(strategy, micro_batch, settings.seq_len, processes.world_size)
+        problem, need_bytes = planner.shortfall(strategy, memory), memory.host_bytes
+    problem, need_bytes = processes.from_main((problem, need_bytes))  # type: ignore[misc]
+    if processes.device.type == "cpu" and need_bytes is not None:
+        keep_if_plenty(need_bytes * processes.world_size, host_memory()[1])
     if problem:
         raise BigqaError(
             f"{problem}; choose another strategy (`bigqa probe {settings.model}` shows what fits), or --no-check to "

@@ -1,8 +1,9 @@
-"""How this process keeps memory that tensors gave back. Call it before torch is imported.
+"""Whether this process keeps memory that tensors gave back. In: nothing, then what a run needs and has. Out: nothing.
 
-glibc hands blocks of more than 128 KiB, later of up to 32 MiB, back to the kernel, which fills them with zeros when
-they are wanted again: half of a training step's time. So freed blocks are kept, which costs a tenth of memory. With
-BIGQA_HEAP=tight they are handed back, and resident memory is that of the live tensors.
+Tight, from the start: a block of more than 1 MiB goes back to the kernel when its tensor is freed. Resident memory is
+then that of the live tensors, which is what makes it predictable. But the kernel fills a block with zeros each time
+that it is wanted again, a third of a training step's time. So where memory is plenty, freed blocks are kept.
+BIGQA_HEAP=tight or fast decides instead. Figures: benchmarks/LOG.md.
 """
 
 import ctypes
@@ -10,24 +11,38 @@ import os
 import sys
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-KEPT_BYTES = 2**31 - 1
-TIGHT_BYTES = 2**20
+TIGHT_BYTES, KEPT_BYTES = 2**20, 2**31 - 1
+PLENTY = 3.0
+"""Times the need: kept blocks have taken up to 1.9 times it."""
 PRIMITIVES = "512"
 """Of oneDNN's kernels kept for sizes that come again; its own 1024 can grow to several hundred MiB."""
 
 
-def set_up() -> None:
-    """Set the heap of this process."""
+def hold_tight() -> None:
+    """Give freed memory back. Call it before torch is imported."""
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", PRIMITIVES)  # read at oneDNN's first kernel
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by torch at its first allocation
+    if os.environ.get("BIGQA_HEAP") == "fast":
+        _set(KEPT_BYTES)
+    else:
+        _set(TIGHT_BYTES)
+
+
+def keep_if_plenty(need_bytes: int, free_bytes: int) -> bool:
+    """Keep freed memory where there is plenty; return whether it is kept."""
+    asked = os.environ.get("BIGQA_HEAP")
+    plenty = asked == "fast" or (asked != "tight" and need_bytes * PLENTY <= free_bytes)
+    return plenty and _set(KEPT_BYTES)
+
+
+def _set(threshold_bytes: int) -> bool:
     if not sys.platform.startswith("linux"):
-        return
-    tight = os.environ.get("BIGQA_HEAP") == "tight"
-    if tight:
-        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by torch at its first allocation
+        return False
     try:
         library = ctypes.CDLL(None)
-        library.mallopt(M_MMAP_THRESHOLD, TIGHT_BYTES if tight else KEPT_BYTES)
-        if not tight:
-            library.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+        library.mallopt(M_MMAP_THRESHOLD, threshold_bytes)
+        if threshold_bytes == KEPT_BYTES:
+            library.mallopt(M_TRIM_THRESHOLD, threshold_bytes)
     except (OSError, AttributeError):  # another C library: nothing to set
-        return
+        return False
+    return True

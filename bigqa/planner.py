@@ -168,10 +168,13 @@ class Planner:
         seq_len = min(strategy.seq_len or self.workload.seq_len, self.workload.seq_len)
         return strategy, seq_len, micro_batch * self._processes(strategy) < self.workload.global_batch
 
-    def shortfall(self, strategy: Strategy, micro_batch: int, seq_len: int, world_size: int) -> str | None:
-        """Say what a strategy lacks on this machine, or nothing where it fits."""
+    def need(self, strategy: Strategy, micro_batch: int, seq_len: int, world_size: int) -> MemoryEstimate:
+        """Return what one process of a strategy needs."""
         accum = -(-self.workload.global_batch // (micro_batch * world_size))
-        memory = self._memory(strategy, micro_batch, seq_len, accumulating=accum > 1)
+        return self._memory(strategy, micro_batch, seq_len, accumulating=accum > 1)
+
+    def shortfall(self, strategy: Strategy, memory: MemoryEstimate) -> str | None:
+        """Say what a strategy lacks on this machine, or nothing where it fits."""
         verdict, reason = self._verdict(strategy, memory)
         if verdict != "too large":
             return None

@@ -15,14 +15,14 @@ if __name__ == "__main__":
 import typer
 
 from bigqa.console import command
-from bigqa.heap import set_up
+from bigqa.heap import hold_tight
 from bigqa.options import given, train_signature
 
 
 @functools.wraps(train_signature)
 def train(**options: Any) -> None:
     """Run on the processes that the launcher started."""
-    set_up()
+    hold_tight()
     from bigqa.engine.processes import lost_a_peer
     from bigqa.engine.stop import tell_end
     from bigqa.fine_tuning import fine_tune

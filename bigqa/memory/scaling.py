@@ -76,10 +76,17 @@ class Scaling:
         self.traced_layers = traced_layers
         self.made_on_host = made_on_host
         self.pairs = [_pair(trace, layers) for layers in traced_layers]
+        self._known: dict[int, Footprint] = {}
 
     def at(self, micro_batch: int) -> Footprint:
         """Return the footprint of a micro-batch."""
-        low, high = (_point(pair, micro_batch) for pair in self.pairs)
+        if micro_batch not in self._known:
+            self._known[micro_batch] = self._at(micro_batch)
+        return self._known[micro_batch]
+
+    def _at(self, micro_batch: int) -> Footprint:
+        # On a CPU nothing is reserved: there is no allocator to replay.
+        low, high = (_point(pair, micro_batch, replayed=self.made_on_host) for pair in self.pairs)
         allocated, phase, low_at, high_at = max(
             self._phase_peak(low, high, phase) for phase in high.phases if not (self.made_on_host and phase in BEFORE)
         )
@@ -135,7 +142,7 @@ def _common(one: list[Any], other: list[Any]) -> int:
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
-def _point(pair: list[Stream], micro_batch: int) -> _Point:
+def _point(pair: list[Stream], micro_batch: int, *, replayed: bool) -> _Point:
     stream, exact = pair[0], _sizes(pair, micro_batch)
     size_of: dict[int, int] = {}
     sizes = -(-exact // ROUNDING) * ROUNDING
@@ -147,12 +154,13 @@ def _point(pair: list[Stream], micro_batch: int) -> _Point:
     signs = np.array([1 if event.size_bytes else -1 for event in stream.events])
     names = [event.phase for event in stream.events]
     phases = {name: (names.index(name), len(names) - names[::-1].index(name)) for name in dict.fromkeys(names)}
+    live = np.cumsum(sizes * signs)
     return _Point(
         stream=stream,
         sizes=sizes,
-        live=np.cumsum(sizes * signs),
+        live=live,
         phases=phases,
-        reserved=peak_reserved(stream, exact.tolist()),
+        reserved=peak_reserved(stream, exact.tolist()) if replayed else int(live.max()),
         work=_work(pair, micro_batch),
     )
 
