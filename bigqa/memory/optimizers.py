@@ -15,6 +15,8 @@ from bigqa.strategy import Strategy
 
 BLOCK_8BIT = 256
 """Elements that share a scale in bitsandbytes' 8-bit states. Source: bitsandbytes/optim/optimizer.py."""
+UNPACKED = 5
+"""Both moments, the gradient, and two steps of the denominator."""
 SMALLEST_8BIT = 4096
 """Elements below which bitsandbytes keeps a parameter's state in fp32. Source: its `min_8bit_size`."""
 
@@ -39,12 +41,14 @@ def state_tensors(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
 class StandIn(torch.optim.Optimizer):
     """Keeps the state that AdamW keeps, and does nothing else.
 
-    Fused AdamW and bitsandbytes' kernels step in place: they hold nothing for a moment.
+    Fused AdamW and bitsandbytes' kernels on a GPU step in place and hold nothing for a moment. On a CPU bitsandbytes
+    unpacks: five fp32 tensors of a parameter. Source: its backends/cpu/ops.py, `_optimizer_update_8bit_blockwise_cpu`.
     """
 
     def __init__(self, groups: list[dict[str, Any]], strategy: Strategy) -> None:
         super().__init__(groups, {"lr": 0.0})
         self.kind = strategy.optimizer
+        self.unpacks = strategy.optimizer != "adamw" and strategy.device == "cpu"
         self.kept_elsewhere = strategy.offload_optimizer != "none"
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -52,7 +56,11 @@ class StandIn(torch.optim.Optimizer):
                     self.state[parameter] = dict(self._state(parameter))
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Do nothing: the state is there."""
+        """Hold what the largest parameter's step holds; the state is there."""
+        if self.unpacks:
+            largest = max((p for group in self.param_groups for p in group["params"]), key=Tensor.numel)
+            held = [torch.empty_like(largest, dtype=torch.float32) for _ in range(UNPACKED)]
+            held.clear()
 
     def _state(self, parameter: Tensor) -> Iterator[tuple[str, Tensor]]:
         if self.kept_elsewhere:
