@@ -105,8 +105,12 @@ class Estimator:
             (_traced(strategy), seq_len, accumulating): None for strategy, seq_len, accumulating in wanted
         }
         missing = [key for key in keys if key not in self._scalings]
-        for key, found in zip(missing, in_forks(lambda key: self._scaling(*key), missing), strict=True):
-            self._scalings[key] = found
+        # PEFT takes a second to import: one process does that, and begins with it.
+        adapted = [key for key in missing if key[0].adapters != "none"]
+        groups = [*([adapted] if adapted else []), *([key] for key in missing if key not in adapted)]
+        traced = in_forks(lambda group: [self._scaling(*key) for key in group], groups)
+        for group, found in zip(groups, traced, strict=True):
+            self._scalings |= dict(zip(group, found, strict=True))
 
     def estimate(
         self,
