@@ -134,7 +134,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
     errors = [row["error"] for row in rows if "error" in row]
     sizes = [abs(error) for error in errors]
     return (
-        f"{len(errors)} runs: median error {statistics.median(sizes):.1%}, worst {max(sizes):.1%}, "
+        f"{len(errors)} of {len(cases())} runs: median error {statistics.median(sizes):.1%}, worst {max(sizes):.1%}, "
         f"shortest prediction {min(errors):+.1%}"
     )
 
