@@ -127,3 +127,9 @@ def _umask() -> int:
 
 def _chmod_default(path: Path) -> None:
     path.chmod(0o666 & ~_umask())
+
+
+def cache_folder() -> Path:
+    """Where features are kept between runs: BIGQA_CACHE, or the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("BIGQA_CACHE") or Path(base) / "bigqa")

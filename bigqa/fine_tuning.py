@@ -18,13 +18,13 @@ from bigqa.engine.recorder import Recorder, Silent
 from bigqa.engine.recovery import HostWatch, OutOfMemory
 from bigqa.engine.stop import ENDED_FILE, StopRequest, tell_end
 from bigqa.errors import BigqaError
-from bigqa.files import atomic_folder, write_json
+from bigqa.files import atomic_folder, cache_folder, write_json
 from bigqa.hardware import detect, host_memory
 from bigqa.heap import keep_if_plenty
 from bigqa.ladder import AGAIN, ladder_of, plain_ladder, step_down, switches_of
 from bigqa.models import check_lengths, load_config, load_model, load_tokenizer, resolve
 from bigqa.planner import Candidate, Planner, Workload, choose, estimator_for, machine_for
-from bigqa.prediction import LENGTHS_FILE, cache_folder, predict, qa_task, ready
+from bigqa.prediction import LENGTHS_FILE, predict, qa_task, ready
 from bigqa.runs import begin, record, versions
 from bigqa.settings import Rung, Settings
 from bigqa.tasks.features import build_features, window_lengths
@@ -146,6 +146,16 @@ def _check_fits(settings: Settings, processes: Processes) -> None:
     """Refuse a strategy that is predicted not to fit, before anything is made. Raises: BigqaError."""
     if not settings.check:
         return
+    problem = shortfall(settings, processes)
+    if problem:
+        raise BigqaError(
+            f"{problem}; choose another strategy (`bigqa probe {settings.model}` shows what fits), or --no-check to "
+            "try, stepping down when memory runs out"
+        )
+
+
+def shortfall(settings: Settings, processes: Processes) -> str | None:
+    """Say what a run lacks on this machine, or nothing; on a CPU, keep freed memory where there is plenty."""
     strategy = strategy_of(settings, processes.device)
     problem = need_bytes = None
     if processes.is_main:
@@ -156,11 +166,7 @@ def _check_fits(settings: Settings, processes: Processes) -> None:
     problem, need_bytes = processes.from_main((problem, need_bytes))  # type: ignore[misc]
     if processes.device.type == "cpu" and need_bytes is not None:
         keep_if_plenty(need_bytes * processes.world_size, host_memory()[1])
-    if problem:
-        raise BigqaError(
-            f"{problem}; choose another strategy (`bigqa probe {settings.model}` shows what fits), or --no-check to "
-            "try, stepping down when memory runs out"
-        )
+    return problem
 
 
 def _model_and_tokenizer(settings: Settings) -> tuple[Any, Any]:

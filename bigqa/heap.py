@@ -28,11 +28,15 @@ def hold_tight() -> None:
         _set(TIGHT_BYTES)
 
 
+def plenty(need_bytes: int, free_bytes: int) -> bool:
+    """Whether there is so much memory that a run keeps what tensors gave back."""
+    asked = os.environ.get("BIGQA_HEAP")
+    return asked == "fast" or (asked != "tight" and need_bytes * PLENTY <= free_bytes)
+
+
 def keep_if_plenty(need_bytes: int, free_bytes: int) -> bool:
     """Keep freed memory where there is plenty; return whether it is kept."""
-    asked = os.environ.get("BIGQA_HEAP")
-    plenty = asked == "fast" or (asked != "tight" and need_bytes * PLENTY <= free_bytes)
-    return plenty and _set(KEPT_BYTES)
+    return plenty(need_bytes, free_bytes) and _set(KEPT_BYTES)
 
 
 def _set(threshold_bytes: int) -> bool:

@@ -11,13 +11,15 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from bigqa import heap
+from bigqa.calibration import QUICK_S, kept_rates, measure_cpu
 from bigqa.engine.build import not_together
 from bigqa.errors import BigqaError
 from bigqa.hardware import Gpu, Hardware
 from bigqa.memory.estimate import Estimator, MemoryEstimate
 from bigqa.strategy import STRATEGIES, Precision, Strategy, with_low_precision
 from bigqa.tasks.qa import QuestionAnswering
-from bigqa.throughput import Rates, gpu_rates, measure_cpu, speed_of
+from bigqa.throughput import Rates, Shape, gpu_rates, speed_of
 from bigqa.units import format_bytes
 
 HEADROOM = 0.02
@@ -94,6 +96,8 @@ class Machine(Record):
     nvme: bool = False
     disk_free_bytes: int | None = None
     disk_bytes_per_s: float | None = None
+    rates: dict[str, Rates] = {}
+    """Name of a device ("cpu", or the card's) -> what was measured on it here; else a datasheet's are taken."""
 
     @property
     def world_size(self) -> int:
@@ -110,6 +114,7 @@ def machine_for(hardware: Hardware, gpu: Gpu | None, **counts: Any) -> Machine:
         cpu_bf16=hardware.cpu.bf16,
         disk_free_bytes=hardware.disk_free_bytes,
         disk_bytes_per_s=_slower(hardware.disk_write_bytes_per_s, hardware.disk_read_bytes_per_s),
+        rates=kept_rates(hardware),
         **counts,
     )
 
@@ -213,7 +218,7 @@ class Planner:
         memory, speed = None, 0.0
         if verdict is None:
             memory = self._memory(strategy, micro_batch, seq_len, accumulating=accum > 1)
-            speed = self._speed(strategy, micro_batch, seq_len, accum, world_size)
+            speed = self._speed(strategy, memory, micro_batch, seq_len, accum)
             verdict, reason = self._verdict(strategy, memory)
         windows = self.workload.num_windows * self.workload.epochs
         return Candidate(
@@ -260,30 +265,35 @@ class Planner:
             return "too large", "disk space"
         return "fits", ""
 
-    def _speed(self, strategy: Strategy, micro_batch: int, seq_len: int, accum: int, world_size: int) -> float:
-        return speed_of(
-            self.estimator.footprint(strategy, micro_batch, seq_len, accumulating=accum > 1),
-            strategy,
-            self._rates(strategy),
-            num_parameters=self.estimator.num_parameters,
+    def _speed(self, strategy: Strategy, memory: MemoryEstimate, micro_batch: int, seq_len: int, accum: int) -> float:
+        shape = Shape(
             micro_batch=micro_batch,
             seq_len=seq_len,
             num_micro_batches=accum,
-            world_size=world_size,
+            num_parameters=self.estimator.num_parameters,
+            world_size=self._processes(strategy),
             host_cores=self.machine.host_cores,
-        ).samples_per_s
+            keeps_memory=heap.plenty(memory.host_bytes, self.machine.host_bytes),
+        )
+        work = self.estimator.footprint(strategy, micro_batch, seq_len, accumulating=accum > 1)
+        return speed_of(work, strategy, self.rates(strategy.device), shape).samples_per_s
 
-    def _rates(self, strategy: Strategy) -> Rates:
-        if strategy.device == "cuda":
-            assert self.machine.gpu is not None
-            if self.machine.gpu.model is None:
-                raise BigqaError(f"no datasheet for {self.machine.gpu.name}: name a like card with --gpu NAME")
-            rates = gpu_rates(self.machine.gpu.model)
-            disk = self.machine.disk_bytes_per_s
-            return replace(rates, disk_bytes_per_s=disk) if disk else rates
-        if self._cpu_rates is None:
-            self._cpu_rates = measure_cpu()
-        return self._cpu_rates
+    def rates(self, device: str) -> Rates:
+        """Return what a device reaches. Raises: BigqaError for a card without measurement and datasheet."""
+        gpu = self.machine.gpu
+        if device == "cpu":
+            if self._cpu_rates is None:
+                self._cpu_rates = self.machine.rates.get("cpu") or measure_cpu(QUICK_S)
+            return self._cpu_rates
+        assert gpu is not None
+        found = self.machine.rates.get(gpu.name) if gpu.is_here else None
+        if found is None and gpu.model is None:
+            raise BigqaError(
+                f"no datasheet for {gpu.name}: measure it with --calibrate, or name a like card with --gpu NAME"
+            )
+        found = found or gpu_rates(gpu.model)  # type: ignore[arg-type]
+        disk = self.machine.disk_bytes_per_s
+        return replace(found, disk_bytes_per_s=disk) if disk else found
 
     def _micro_batches(self, strategy: Strategy) -> Iterator[int]:
         world_size = self._processes(strategy)

@@ -3,7 +3,6 @@
 A model folder written by bigqa holds `bigqa.json`, the lengths it was trained at; other folders get the defaults.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from bigqa.engine.build import choose_precision
 from bigqa.engine.inference import span_logits
 from bigqa.engine.precision import DTYPES
 from bigqa.errors import BigqaError
-from bigqa.files import read_json
+from bigqa.files import cache_folder, read_json
 from bigqa.models import (
     check_lengths,
     first_position,
@@ -42,12 +41,6 @@ class Predictions:
 
     answers: dict[str, str]
     nbest: dict[str, list[dict[str, Any]]]
-
-
-def cache_folder() -> Path:
-    """Where features are kept between runs: BIGQA_CACHE, or the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("BIGQA_CACHE") or Path(base) / "bigqa")
 
 
 def qa_task(tokenizer: Any, model: Any) -> QuestionAnswering:

@@ -5,6 +5,7 @@ RUN/config.json, plan.json, versions.json, metrics.jsonl, log.txt, tensorboard/,
 
 import importlib.metadata
 import platform
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -127,3 +128,17 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def commit() -> str | None:
+    """Return the commit of this code, marked where files differ from it; none where it is not in a repository."""
+    folder = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", str(folder)) else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

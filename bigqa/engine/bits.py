@@ -25,7 +25,7 @@ def dropping_signs(shape: Sequence[int], probability: float, seed: Sequence[int]
     """Return integers as wide as `like`'s elements, negative with a probability."""
     dtype = torch.int16 if like.element_size() == 2 else torch.int32
     if like.is_meta:
-        return torch.empty(shape, dtype=dtype, device="meta")
+        return torch.empty(shape, dtype=dtype, device="meta").random_()  # so that a trace counts the draw
     count = math.prod(shape)
     generator = np.random.SFC64(seed)
     words = generator.random_raw(1 + -(-count // 8))

@@ -43,6 +43,8 @@ class Training:
     """Whether windows are put end to end; else they are padded to the longest."""
     recorder: Silent
     stop: StopRequest
+    saves: bool = True
+    """Whether checkpoints are written: a benchmark's run leaves nothing behind."""
 
     @property
     def order(self) -> DataOrder:
@@ -94,7 +96,8 @@ def fit(training: Training, first_step: int = 0) -> Outcome:
             with _kept_when_memory_runs_out(run, step, reader):
                 reader.launched(_one_step(run, feed.take(step), step, num_steps))
             stopping = _all_stop(run)
-            if stopping or (step + 1) % run.settings.save_every == 0 or step + 1 == num_steps:
+            due = stopping or (step + 1) % run.settings.save_every == 0 or step + 1 == num_steps
+            if run.saves and due:
                 reader.read()
                 with _kept_when_memory_runs_out(run, step + 1, reader):
                     save(run, step + 1)
@@ -179,7 +182,7 @@ def _save_alone(run: Training, step: int) -> bool:
     Returns: whether the state after `step` steps is saved; else only an older checkpoint is left.
     """
     update, alone = run.parts.update, run.processes.world_size == 1
-    if update.changing or not (alone or update.holds_all):
+    if not run.saves or update.changing or not (alone or update.holds_all):
         return False
     update.forget_gradients()
     if run.processes.device.type == "cuda":

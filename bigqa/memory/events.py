@@ -16,6 +16,8 @@ class Event:
     size_bytes: int
     phase: str
     operation: str
+    repeats: int = 1
+    """Allocations one after the other that this one stands for."""
 
 
 @dataclass(slots=True)
@@ -27,6 +29,10 @@ class Stream:
     """Of each storage."""
     flops: int = 0
     """Of the matrix products of one micro-batch."""
+    batched_flops: int = 0
+    """The part of them that is attention's."""
+    drawn: int = 0
+    """Elements of dropout of one micro-batch, on a CPU."""
     moved_bytes: int = 0
     """Read and written by all other operations of one micro-batch."""
     operations: int = 0

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from bigqa.heap import TIGHT_BYTES
 from bigqa.memory.allocator import peak_reserved
 from bigqa.memory.events import CATEGORIES, Stream
 
@@ -39,6 +40,14 @@ class Footprint:
     step_bytes: int
     offloaded_bytes: int = 0
     """Kept on the host for the backward pass."""
+    batched_flops: int = 0
+    """The part of the FLOPs that is attention's."""
+    drawn: int = 0
+    """Elements of dropout, on a CPU."""
+    fresh_bytes: int = 0
+    """Of a micro-batch's blocks so large that a CPU's heap gets each from the kernel."""
+    step_fresh_bytes: int = 0
+    """The same of the update."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +101,7 @@ class Scaling:
         )
         low_categories, high_categories = (_categories(p, at) for p, at in ((low, low_at), (high, high_at)))
         work = (self._line(a, b) for a, b in zip(low.work, high.work, strict=True))
-        flops, moved, operations, step_bytes, offloaded = work
+        flops, moved, operations, step_bytes, offloaded, batched, drawn, fresh, step_fresh = work
         return Footprint(
             allocated_bytes=allocated,
             # What is reserved beyond the peak hardly changes with depth: segments are reused from layer to layer.
@@ -105,6 +114,10 @@ class Scaling:
             operations=operations,
             step_bytes=step_bytes,
             offloaded_bytes=offloaded,
+            batched_flops=batched,
+            drawn=drawn,
+            fresh_bytes=fresh,
+            step_fresh_bytes=step_fresh,
         )
 
     def _phase_peak(self, low: _Point, high: _Point, phase: str) -> tuple[int, str, int, int]:
@@ -161,7 +174,7 @@ def _point(pair: list[Stream], micro_batch: int, *, replayed: bool) -> _Point:
         live=live,
         phases=phases,
         reserved=peak_reserved(stream, exact.tolist()) if replayed else int(live.max()),
-        work=_work(pair, micro_batch),
+        work=(*_work(pair, micro_batch), *_fresh_bytes(pair, exact, micro_batch)),
     )
 
 
@@ -211,5 +224,18 @@ def _work(pair: list[Stream], micro_batch: int) -> tuple[int, ...]:
         line(a.moved_bytes, b.moved_bytes),
         line(a.operations, b.operations),
         a.step_bytes,
-        (line(a.offloaded_bytes, b.offloaded_bytes)),
+        line(a.offloaded_bytes, b.offloaded_bytes),
+        line(a.batched_flops, b.batched_flops),
+        line(a.drawn, b.drawn),
     )
+
+
+def _fresh_bytes(pair: list[Stream], sizes: Vector, micro_batch: int) -> tuple[int, int]:
+    """Return the bytes of large blocks that a micro-batch makes, and that the update makes."""
+    micro = update = 0
+    for one, other, size in zip(pair[0].events, pair[1].events, sizes.tolist(), strict=True):
+        if size > TIGHT_BYTES and one.phase in ("forward", "backward"):
+            micro += size * (one.repeats + (other.repeats - one.repeats) * (micro_batch - BATCHES[0]))
+        elif size > TIGHT_BYTES and one.phase not in BEFORE:
+            update += size
+    return micro, update

@@ -21,6 +21,7 @@ from bigqa.engine.build import change, make_offload, make_update
 from bigqa.engine.optimizers import parameter_groups, undecayed_names
 from bigqa.engine.quantized import QuantizedLinear
 from bigqa.engine.step import Parts, train_step
+from bigqa.engine.windows import STANDS_FOR
 from bigqa.memory import shapes
 from bigqa.memory.events import Category, Event, Stream
 from bigqa.memory.optimizers import stand_in, state_tensors
@@ -127,6 +128,8 @@ class Recorder(TorchDispatchMode):
             events=self.events,
             categories=self.categories,
             flops=work.flops,
+            batched_flops=work.batched_flops,
+            drawn=work.drawn,
             moved_bytes=work.moved_bytes,
             operations=work.operations,
             step_bytes=self.work.moved_bytes,
@@ -140,7 +143,7 @@ class Recorder(TorchDispatchMode):
         self._count += 1
         number = self._known[key] = self._count
         size_bytes = storage.nbytes()
-        self.events.append(Event(number, size_bytes, self.phase, func.overloadpacket.__name__))
+        self.events.append(Event(number, size_bytes, self.phase, func.overloadpacket.__name__, STANDS_FOR.get()))
         weakref.finalize(storage, self._end, key, number)
         return size_bytes
 

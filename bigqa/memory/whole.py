@@ -20,6 +20,7 @@ def whole_footprint(stream: Stream, *, made_on_host: bool) -> Footprint:
         by_category=peak.by_category,
         largest=peak.largest,
         flops=stream.flops,
+        batched_flops=stream.batched_flops,
         moved_bytes=stream.moved_bytes,
         operations=stream.operations,
         step_bytes=stream.step_bytes,

@@ -19,19 +19,30 @@ VIEWS = {
 }  # fmt: skip
 
 
+WITH_WEIGHTS = {"mm", "addmm", "linear"}
+
+
 class Work:
     """Counters of one step."""
 
     def __init__(self) -> None:
         self.flops = 0
+        self.batched_flops = 0
+        """The part of them that is attention's."""
         self.moved_bytes = 0
+        self.drawn = 0
+        """Random elements."""
         self.operations = 0
 
     def add(self, func: Any, args: tuple[Any, ...], result: Any, made_bytes: int) -> None:
         """Count one operation."""
         packet, times = func.overloadpacket, windows.STANDS_FOR.get()
         if packet in flop_registry:
-            self.flops += times * flop_registry[packet](*args, out_val=result)
+            flops = times * flop_registry[packet](*args, out_val=result)
+            self.flops += flops
+            self.batched_flops += flops if packet.__name__ not in WITH_WEIGHTS else 0
+        elif packet.__name__ == "random_":
+            self.drawn += times * args[0].numel()
         elif packet.__name__ not in VIEWS:
             read_bytes = sum(_bytes(t) for t in tree_iter(args) if isinstance(t, Tensor))
             self.moved_bytes += times * (read_bytes + made_bytes)

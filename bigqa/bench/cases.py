@@ -1,0 +1,90 @@
+"""Which runs a benchmark is made of. In: what a person asks for. Out: `Case`s, each once.
+
+A strategy's row is taken to the device that is measured; rows that are the same there are one case.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from bigqa.errors import UsageError
+from bigqa.models import check_lengths, load_config, resolve
+from bigqa.report import Case, Heap
+from bigqa.strategy import STRATEGIES, Precision, Strategy, with_low_precision
+
+Device = Literal["cuda", "cpu"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """What a person asks of `bigqa bench`; empty: all there is, or the model's recipe."""
+
+    models: tuple[str, ...]
+    strategies: tuple[str, ...] = ()
+    seq_lens: tuple[int, ...] = ()
+    micro_batches: tuple[int, ...] = ()
+    global_batch: int | None = None
+    precision: Precision | None = None
+    """What low precision is; none: the device's best."""
+    caps: tuple[int, ...] = ()
+    steps: int = 2
+    heap: Heap = "tight"
+
+
+def cases_of(grid: Grid, device: Device, low: Precision) -> list[Case]:
+    """Return the cases, the quickest models first as they were named. Raises: UsageError for an unknown strategy."""
+    unknown = [name for name in grid.strategies if name not in STRATEGIES]
+    if unknown:
+        raise UsageError(f"no strategy {unknown[0]}; choose from {', '.join(STRATEGIES)}")
+    found: dict[str, Case] = {}
+    for model in grid.models:
+        for case in _of_model(model, grid, device, low):
+            found.setdefault(case.name, case)
+    return list(found.values())
+
+
+def _of_model(model: str, grid: Grid, device: Device, low: Precision) -> Iterator[Case]:
+    source = resolve(model)
+    config, recipe = load_config(source), source.recipe
+    global_batch = grid.global_batch or (recipe.global_batch if recipe else 16)
+    for seq_len in grid.seq_lens or (recipe.seq_len if recipe else 512,):
+        check_lengths(config, seq_len)
+        for name, axes in rows_on(device, grid.precision or low, grid.strategies).items():
+            for micro_batch in (axes.micro_batch,) if axes.micro_batch else grid.micro_batches or (global_batch,):
+                for cap in grid.caps or (None,):
+                    yield Case(
+                        model=model,
+                        strategy=name,
+                        axes=axes,
+                        seq_len=min(seq_len, axes.seq_len or seq_len),
+                        micro_batch=min(micro_batch, global_batch),
+                        global_batch=global_batch,
+                        steps=grid.steps,
+                        heap=grid.heap,
+                        cap_bytes=cap,
+                    )
+
+
+def rows_on(device: Device, low: Precision, names: tuple[str, ...] = ()) -> dict[str, Strategy]:
+    """Return the strategies that one process of a device can run, by name, each once."""
+    found: dict[Any, str] = {}
+    # A row that is named for the device keeps its name: "cpu-recompute", not "recompute" on a CPU.
+    own_first = sorted(STRATEGIES, key=lambda name: STRATEGIES[name].device != device)
+    for name in own_first:
+        row = STRATEGIES[name]
+        if (names and name not in names) or not (names or _runs_alone(row, device)):
+            continue
+        axes = with_low_precision(row, low).model_copy(update={"device": device})
+        found.setdefault(axes, name)
+    order = list(STRATEGIES)
+    return {name: axes for axes, name in sorted(found.items(), key=lambda item: order.index(item[1]))}
+
+
+def _runs_alone(row: Strategy, device: Device) -> bool:
+    """Whether one process can run a row and gains by it."""
+    if "nvme" in (row.offload_optimizer, row.offload_parameters):
+        return False
+    if device == "cuda":
+        return row.device == "cuda"
+    # Beside a GPU's: sharding and offload save nothing where all is one memory.
+    return not row.needs_deepspeed and not row.activation_offload and row.optimizer != "paged-adamw8bit"

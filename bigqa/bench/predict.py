@@ -1,0 +1,92 @@
+"""What the planner says of a benchmark's cases. In: a case, or a finished report. Out: `Predicted`.
+
+A report can be predicted anew on any machine, from the configuration and the rates that it holds.
+"""
+
+import functools
+import json
+from typing import Any
+
+from bigqa.hardware import Gpu, Hardware, capped
+from bigqa.memory.estimate import Estimator
+from bigqa.models import load_config, resolve
+from bigqa.planner import estimator_for
+from bigqa.report import Case, Predicted, RunReport
+from bigqa.throughput import Rates, Shape, speed_of
+
+
+class Predictor:
+    """Predicts the cases of one machine; a model's traces are made once."""
+
+    def __init__(self, hardware: Hardware, gpu: Gpu | None, rates: dict[str, Rates]) -> None:
+        self.hardware = hardware
+        self.gpu = gpu
+        self._rates = rates
+        self._estimators: dict[str, Estimator] = {}
+
+    def rates(self, device: str) -> Rates:
+        """Return what a device reaches."""
+        return self._rates[device]
+
+    def config(self, model: str) -> dict[str, Any]:
+        """Return a model's configuration as plain values."""
+        values: dict[str, Any] = self.estimator(model).config.to_dict()
+        return values
+
+    def estimator(self, model: str) -> Estimator:
+        """Return a model's estimator."""
+        if model not in self._estimators:
+            self._estimators[model] = estimator_for(load_config(resolve(model)))
+        return self._estimators[model]
+
+    def of(self, case: Case) -> Predicted:
+        """Return what is predicted of a case."""
+        gpu = capped(self.gpu, case.cap_bytes) if self.gpu and case.cap_bytes else self.gpu
+        capability = gpu.capability if gpu else (8, 0)
+        return predict(
+            self.estimator(case.model), case, self.rates(case.axes.device), self.hardware.cpu.cores, capability
+        )
+
+
+def predict(estimator: Estimator, case: Case, rates: Rates, host_cores: int, capability: tuple[int, int]) -> Predicted:
+    """Predict one case."""
+    accumulating = case.grad_accum > 1
+    memory = estimator.estimate(
+        case.axes,
+        case.micro_batch,
+        case.seq_len,
+        accumulating=accumulating,
+        capability=capability,
+        whole=case.axes.device == "cuda",
+    )
+    speed = speed_of(
+        estimator.footprint(case.axes, case.micro_batch, case.seq_len, accumulating=accumulating),
+        case.axes,
+        rates,
+        Shape(
+            micro_batch=case.micro_batch,
+            seq_len=case.seq_len,
+            num_micro_batches=case.grad_accum,
+            num_parameters=estimator.num_parameters,
+            host_cores=host_cores,
+            keeps_memory=case.heap == "kept",
+        ),
+    )
+    return Predicted(memory=memory, samples_per_s=speed.samples_per_s)
+
+
+def predict_anew(report: RunReport) -> Predicted:
+    """Predict a report's case with the code as it is now."""
+    capability = next((gpu.capability for gpu in report.hardware.gpus if gpu.name == report.gpu), (8, 0))
+    return predict(_estimator(_frozen(report.config)), report.case, report.rates, report.hardware.cpu.cores, capability)
+
+
+@functools.lru_cache(maxsize=32)
+def _estimator(frozen: str) -> Estimator:
+    from transformers import AutoConfig
+
+    return estimator_for(AutoConfig.for_model(**json.loads(frozen)))
+
+
+def _frozen(config: dict[str, Any]) -> str:
+    return json.dumps(config, sort_keys=True)

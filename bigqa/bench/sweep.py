@@ -1,0 +1,114 @@
+"""Runs the cases of a benchmark one after the other, each in a process of its own. In: cases, a folder. Out: reports.
+
+An out-of-memory, a crash or a hang is a row, never the end of the sweep. A report is written whole when its case has
+ended, so a sweep that is killed goes on where it was.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from bigqa.bench.caps import ram_cap
+from bigqa.bench.predict import Predictor
+from bigqa.engine.stop import PARENT_VARIABLE
+from bigqa.files import read_json, write_json
+from bigqa.report import Case, Measured, RunReport, write_report
+from bigqa.runs import commit, versions
+
+CASE_LIMIT_S = 900.0
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How long things may take. Seconds."""
+
+    case_s: float = CASE_LIMIT_S
+    budget_s: float | None = None
+    """Of the whole sweep: no case is begun when it is used up."""
+
+
+def sweep(
+    cases: list[Case], out: Path, predictor: Predictor, limits: Limits, on_case: Callable[[RunReport], None]
+) -> list[Case]:
+    """Measure what has no report yet; return what the budget left over."""
+    started = time.perf_counter()
+    todo = [case for case in cases if not (out / f"{case.name}.json").is_file()]
+    for index, case in enumerate(todo):
+        left_s = limits.case_s
+        if limits.budget_s is not None:
+            left_s = min(left_s, limits.budget_s - (time.perf_counter() - started))
+            if left_s <= 0:
+                return todo[index:]
+        # The prediction comes first: it must not know what it is compared with.
+        predicted = predictor.of(case)
+        report = RunReport(
+            case=case,
+            config=predictor.config(case.model),
+            num_parameters=predictor.estimator(case.model).num_parameters,
+            predicted=predicted,
+            rates=predictor.rates(case.axes.device),
+            gpu=predictor.gpu.name if predictor.gpu and case.axes.device == "cuda" else None,
+            hardware=predictor.hardware,
+            versions=versions(),
+            commit=commit(),
+            time=time.strftime("%Y-%m-%dT%H:%M:%S"),
+            measured=run_case(case, left_s),
+        )
+        write_report(out, report)
+        on_case(report)
+    return []
+
+
+def run_case(case: Case, limit_s: float) -> Measured:
+    """Run one case to its end, whatever that is."""
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="bigqa-bench-") as folder, ram_cap(_ram_cap(case)) as prefix:
+        asked, told = Path(folder) / "case.json", Path(folder) / "measured.json"
+        write_json(asked, json.loads(case.model_dump_json()))
+        process = subprocess.Popen(
+            [*prefix, sys.executable, "-m", "bigqa.bench.worker", str(asked), str(told)],
+            env=_environment(case),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            _, said = process.communicate(timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            reason = f"not done after {limit_s:.0f} s"
+            return Measured(outcome="time limit", reason=reason, wall_s=time.perf_counter() - started)
+        finally:
+            _end(process)
+        if told.is_file():
+            return Measured.model_validate(read_json(told, "the measurement"))
+    wall_s = time.perf_counter() - started
+    if process.returncode == -signal.SIGKILL:
+        return Measured(outcome="out of memory", reason="host: killed by the kernel", wall_s=wall_s)
+    lines = [line for line in said.strip().splitlines() if line.strip()]
+    reason = lines[-1] if lines else f"exit code {process.returncode}"
+    return Measured(outcome="failed", reason=" ".join(reason.split())[:300], wall_s=wall_s)
+
+
+def _ram_cap(case: Case) -> int | None:
+    return case.cap_bytes if case.axes.device == "cpu" else None
+
+
+def _environment(case: Case) -> dict[str, str]:
+    heap = {"tight": "tight", "kept": "fast"}[case.heap]
+    return os.environ | {"BIGQA_HEAP": heap, "HF_HUB_OFFLINE": "1", PARENT_VARIABLE: str(os.getpid())}
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    """End a worker with all that it started."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

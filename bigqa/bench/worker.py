@@ -1,0 +1,151 @@
+"""One case of a benchmark, in a process of its own. Run: `python -m bigqa.bench.worker CASE.json OUT.json`.
+
+In: a `Case`. Out: a `Measured`. It builds and trains as `bigqa train` does, on windows that are all full, with its own
+step, loop and prediction; what it leaves out is what a run writes.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from bigqa.heap import hold_tight
+
+if __name__ == "__main__":
+    hold_tight()  # before torch is imported
+
+import numpy as np
+import torch
+
+from bigqa.bench.meters import DeviceMeter
+from bigqa.engine.build import build, share_of_batch
+from bigqa.engine.loop import Training, fit
+from bigqa.engine.processes import Processes
+from bigqa.engine.recorder import Silent
+from bigqa.engine.recovery import HostWatch, OutOfMemory, is_out_of_memory
+from bigqa.engine.stop import StopRequest
+from bigqa.files import read_json, write_json
+from bigqa.fine_tuning import shortfall
+from bigqa.hardware import host_memory
+from bigqa.models import first_position, load_config, load_model, resolve
+from bigqa.report import Case, Measured
+from bigqa.settings import Settings, make_settings
+from bigqa.tasks.qa import QuestionAnswering
+
+WARM_UP = 1
+
+
+class FullWindows:
+    """Windows of random tokens, all of one length; rows by index, as features have them."""
+
+    def __init__(self, count: int, seq_len: int, vocabulary_size: int) -> None:
+        self.count, self.seq_len = count, seq_len
+        self.tokens = np.random.default_rng(42).integers(0, vocabulary_size, (min(count, 64), seq_len))
+
+    def __getitem__(self, positions: list[int]) -> dict[str, Any]:
+        rows = self.tokens[[position % len(self.tokens) for position in positions]]
+        within = np.array([position % (self.seq_len - 2) for position in positions])
+        return {"input_ids": rows, "token_type_ids": np.zeros_like(rows), "start": within, "end": within + 1}
+
+
+class Figures(Silent):
+    """Keeps the figures of each step, and begins to measure where the warm-up ends."""
+
+    def __init__(self, meter: DeviceMeter) -> None:
+        self.meter = meter
+        self.steps: list[dict[str, Any]] = []
+
+    def step(self, record: dict[str, Any]) -> None:
+        """Take one step's figures."""
+        self.steps.append(record)
+        if len(self.steps) == WARM_UP:
+            self.meter.begin_timing()
+        elif len(self.steps) > WARM_UP:
+            self.meter.end_timing()
+
+
+def measure(case: Case, folder: Path) -> Measured:
+    """Train a case's steps."""
+    settings = _settings(case, folder)
+    meter = DeviceMeter(torch.device(case.axes.device, 0))  # before there is a context on the card
+    processes = Processes(settings.device)
+    meter.cap(case.cap_bytes)
+    figures = Figures(meter)
+    try:
+        with HostWatch(host_memory), meter:
+            fit(_training(case, settings, processes, figures))
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        where = "host" if isinstance(error, OutOfMemory) and error.where == "host" else "device"
+        return Measured(
+            outcome="out of memory", reason=f"{where}: {str(error).strip().splitlines()[0]}", **meter.peaks()
+        )
+    timed = figures.steps[WARM_UP:]
+    return Measured(
+        outcome="ok",
+        step_s=tuple(step["seconds"] for step in timed),
+        windows_per_step=timed[0]["windows"],
+        tokens_per_step=timed[0]["tokens"],
+        last_loss=timed[-1]["loss"],
+        energy_j=meter.energy_j,
+        **meter.peaks(),
+    )
+
+
+def _settings(case: Case, folder: Path) -> Settings:
+    return make_settings(
+        model=case.model,
+        train_file=folder / "none",
+        out=folder,
+        strategy=case.axes,
+        micro_batch=case.micro_batch,
+        global_batch=case.global_batch,
+        seq_len=case.seq_len,
+        doc_stride=1,
+        max_query_length=1,
+        max_steps=WARM_UP + case.steps,
+        device=case.axes.device,
+        ladder=(),
+    )
+
+
+def _training(case: Case, settings: Settings, processes: Processes, figures: Figures) -> Training:
+    # As a run does before it starts: this is also where memory is told to be kept, were there plenty.
+    shortfall(settings, processes)
+    source = resolve(case.model)
+    config = load_config(source)
+    model = load_model(source.model_copy(update={"has_weights": False}), config, seed=settings.seed)
+    takes_types = getattr(config, "type_vocab_size", 0) > 1
+    task = QuestionAnswering(getattr(config, "pad_token_id", 0) or 0, takes_types, first_position(config))
+    parts = build(model, task, settings, processes)
+    count = settings.global_batch * (WARM_UP + case.steps)
+    return Training(
+        settings=settings,
+        micro_batch=share_of_batch(settings, processes.world_size),
+        processes=processes,
+        parts=parts,
+        windows=FullWindows(count, case.seq_len, config.vocab_size),
+        lengths=[case.seq_len] * count,
+        packs=parts.packs,
+        recorder=figures,
+        stop=StopRequest(settings.out),
+        saves=False,
+    )
+
+
+def main() -> None:
+    """Run as a program."""
+    case_file, out = Path(sys.argv[1]), Path(sys.argv[2])
+    case = Case.model_validate(read_json(case_file, "the case"))
+    started = time.perf_counter()
+    found = measure(case, out.parent)
+    write_json(out, json.loads(found.model_copy(update={"wall_s": time.perf_counter() - started}).model_dump_json()))
+
+
+if __name__ == "__main__":
+    from bigqa.console import quiet_libraries
+
+    quiet_libraries()
+    main()

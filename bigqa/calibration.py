@@ -1,0 +1,206 @@
+"""What this machine reaches, measured and kept: `bigqa probe --calibrate`. In: a device. Out: `Rates`.
+
+Each rate is measured on what it stands for: products of the sizes that a layer has, in each precision; attention's
+smaller ones; additions too large for the caches; memory fresh from the kernel; dropout's bits; AdamW on the host.
+"""
+
+import dataclasses
+import mmap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bigqa.engine.bits import dropping_signs
+from bigqa.files import cache_folder, read_json, write_json
+from bigqa.gpus import GpuModel
+from bigqa.hardware import Hardware
+from bigqa.throughput import Rates
+
+SCHEMA = 1
+QUICK_S, LONG_S = 0.04, 1.0
+"""Of each rate: where a probe measures by the way, and where a person asked to measure."""
+TOKENS, WIDTH, HEADS, WINDOW, HEAD = 2048, 1024, 16, 320, 64
+CPU_ERROR, QUICK_ERROR, GPU_ERROR = 0.15, 0.3, 0.1
+BIG = 2**23
+"""Elements of a tensor that no cache holds."""
+
+
+def kept_rates(hardware: Hardware) -> dict[str, Rates]:
+    """Return what was measured on this machine before: "cpu", or the name of a card -> rates."""
+    path = _file(hardware)
+    if not path.is_file():
+        return {}
+    kept = read_json(path, "the calibration")
+    if not isinstance(kept, dict) or kept.get("schema") != SCHEMA:
+        return {}
+    try:
+        return {name: Rates(**values) for name, values in kept["devices"].items()}
+    except TypeError:  # another version's
+        return {}
+
+
+def calibrate(hardware: Hardware, disk: Path | None = None) -> dict[str, Rates]:
+    """Measure this machine's devices, and keep what was found; at most 30 s. Name of the device -> rates."""
+    disk_rate = min(filter(None, (hardware.disk_write_bytes_per_s, hardware.disk_read_bytes_per_s)), default=None)
+    found = {"cpu": measure_cpu(LONG_S, with_8bit=True)}
+    for index, gpu in enumerate(hardware.gpus):
+        if torch.cuda.is_available() and gpu.name not in found:
+            found[gpu.name] = measure_gpu(torch.device("cuda", index), gpu.model, found["cpu"])
+    if disk is not None and disk_rate:
+        found = {name: dataclasses.replace(rates, disk_bytes_per_s=disk_rate) for name, rates in found.items()}
+    values = {name: dataclasses.asdict(rates) for name, rates in found.items()}
+    write_json(_file(hardware), {"schema": SCHEMA, "devices": values})
+    return found
+
+
+def measure_cpu(seconds: float, *, with_8bit: bool = False) -> Rates:
+    """Measure this CPU, each rate for so many seconds."""
+    bytes_per_s = 3 * 4 * BIG / _time(_addition(), seconds)
+    flops, batched = 2 * TOKENS * WIDTH * WIDTH, 2 * HEADS * WINDOW * WINDOW * HEAD
+    return Rates(
+        low_flops_per_s=flops / _time(_product(torch.bfloat16), seconds),
+        fp32_flops_per_s=flops / _time(_product(torch.float32), seconds),
+        low_batched_flops_per_s=batched / _time(_batched(torch.bfloat16), seconds),
+        fp32_batched_flops_per_s=batched / _time(_batched(torch.float32), seconds),
+        bytes_per_s=bytes_per_s,
+        link_bytes_per_s=1e12,
+        launch_s=4e-6,
+        fresh_bytes_per_s=_FRESH_BYTES / _time(_fresh, seconds),
+        drawn_per_s=2**20 / _time(_drawing(), seconds),
+        adam_per_s=BIG / _time(_adam(), seconds),
+        adam8bit_per_s=2**20 / _time(_adam_8bit(), seconds) if with_8bit and _has_bitsandbytes() else None,
+        source="measured on this CPU",
+        error=CPU_ERROR if with_8bit else QUICK_ERROR,
+    )
+
+
+def measure_gpu(device: torch.device, card: GpuModel | None, host: Rates) -> Rates:
+    """Measure a card; `host`: the CPU's rates, whose AdamW offloaded states are stepped by."""
+    low = torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    size = 8192
+    products = {}
+    for dtype in (low, torch.float32):
+        a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+        products[dtype] = 2 * size**3 / _gpu_time(lambda a=a, b=b: a @ b)  # type: ignore[misc]
+    shape = (16, 16, 512, 64)
+    q, k, v = (torch.randn(shape, device=device, dtype=low) for _ in range(3))
+    attention = torch.nn.functional.scaled_dot_product_attention
+    attention_flops = 4 * 16 * 16 * 512 * 512 * 64 / _gpu_time(lambda: attention(q, k, v))
+    big, out = (torch.empty(2**28, device=device, dtype=torch.uint8) for _ in range(2))
+    pinned = torch.empty(2**27, dtype=torch.uint8, pin_memory=True)
+    there = torch.empty(2**27, dtype=torch.uint8, device=device)
+    tiny = torch.zeros(1, device=device)
+    return Rates(
+        low_flops_per_s=products[low] * 0.85,  # what products of a layer's sizes keep of the large one's rate
+        fp32_flops_per_s=products[torch.float32] * 0.9,
+        low_batched_flops_per_s=attention_flops * 0.7,  # with its backward pass
+        fp32_batched_flops_per_s=min(attention_flops * 0.7, products[torch.float32] * 0.7),
+        bytes_per_s=2 * 2**28 / _gpu_time(lambda: out.copy_(big)) * 0.9,
+        link_bytes_per_s=2**27 / _gpu_time(lambda: there.copy_(pinned, non_blocking=True)),
+        launch_s=_launch_time(tiny),
+        half_speed_tokens=HALF_SPEED_MEASURED,
+        adam_per_s=host.adam_per_s,
+        source=f"measured on {torch.cuda.get_device_name(device)}",
+        error=GPU_ERROR,
+    )
+
+
+HALF_SPEED_MEASURED = 256
+_FRESH_BYTES = 2**24
+
+
+def _product(dtype: torch.dtype) -> Callable[[], object]:
+    # Into memory that is there already: what fresh memory costs is a rate of its own.
+    a, b = torch.randn(TOKENS, WIDTH).to(dtype), torch.randn(WIDTH, WIDTH).to(dtype)
+    out = torch.empty(TOKENS, WIDTH, dtype=dtype)
+    return lambda: torch.mm(a, b, out=out)
+
+
+def _batched(dtype: torch.dtype) -> Callable[[], object]:
+    a, b = torch.randn(HEADS, WINDOW, HEAD).to(dtype), torch.randn(HEADS, HEAD, WINDOW).to(dtype)
+    out = torch.empty(HEADS, WINDOW, WINDOW, dtype=dtype)
+    return lambda: torch.bmm(a, b, out=out)
+
+
+def _addition() -> Callable[[], object]:
+    a, out = torch.randn(BIG), torch.zeros(BIG)
+    return lambda: torch.add(a, out, out=out)
+
+
+def _fresh() -> None:
+    """Take memory from the kernel, touch every page of it, and give it back."""
+    with mmap.mmap(-1, _FRESH_BYTES) as memory:
+        if hasattr(memory, "madvise") and hasattr(mmap, "MADV_HUGEPAGE"):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        torch.frombuffer(memory, dtype=torch.uint8).fill_(1)
+
+
+def _drawing() -> Callable[[], object]:
+    like = torch.empty(0, dtype=torch.bfloat16)
+    return lambda: dropping_signs((2**20,), 0.1, (1, 2), like)
+
+
+def _adam() -> Callable[[], object]:
+    weight, gradient, first, second = (torch.rand(BIG) for _ in range(4))
+    step = torch.tensor(1.0)
+    return lambda: torch._fused_adamw_(
+        [weight], [gradient], [first], [second], [], [step], lr=1e-5, beta1=0.9, beta2=0.999, weight_decay=0.01,
+        eps=1e-6, amsgrad=False, maximize=False,
+    )  # fmt: skip
+
+
+def _adam_8bit() -> Callable[[], object]:
+    from bitsandbytes.optim import AdamW8bit
+
+    parameter = torch.nn.Parameter(torch.rand(2**20))
+    parameter.grad = torch.rand(2**20)
+    optimizer = AdamW8bit([parameter], lr=1e-5)
+    return lambda: optimizer.step()
+
+
+def _has_bitsandbytes() -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec("bitsandbytes") is not None
+
+
+def _time(function: Callable[[], object], seconds: float) -> float:
+    """Return the median time of a call: what training gets, on a machine that others use too."""
+    function()
+    taken: list[float] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(taken) < 3:
+        started = time.perf_counter()
+        function()
+        taken.append(time.perf_counter() - started)
+    return sorted(taken)[len(taken) // 2]
+
+
+def _gpu_time(function: Callable[[], Tensor], repeats: int = 20) -> float:
+    for _ in range(3):
+        function()
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    for _ in range(repeats):
+        function()
+    end.record()
+    torch.cuda.synchronize()
+    return float(start.elapsed_time(end)) / 1000 / repeats
+
+
+def _launch_time(tensor: Tensor, repeats: int = 2000) -> float:
+    """Return the host's time for one small operation, in Python, as a training loop launches them."""
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    for _ in range(repeats):
+        tensor.add_(1)
+    return (time.perf_counter() - started) / repeats
+
+
+def _file(hardware: Hardware) -> Path:
+    names = [hardware.cpu.name, str(hardware.cpu.cores), *(gpu.name for gpu in hardware.gpus)]
+    key = "".join(letter if letter.isalnum() else "-" for letter in "_".join(names))
+    return cache_folder() / "calibration" / f"{key}.json"
