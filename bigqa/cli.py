@@ -77,6 +77,9 @@ def probe(
     least: Annotated[bool, typer.Option("--need", help="How much GPU memory is enough, and on which cards.")] = False,
     out: Annotated[Path | None, typer.Option(help="Write the plan, and the files that launch it.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the table as a page of its own.")] = None,
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="First measure this machine (30 s), and keep it.")] = (
+        False
+    ),
 ) -> None:
     """Say what fits, how fast, and what it gives up, before anything runs."""
     from bigqa import probing
@@ -99,6 +102,9 @@ def probe(
         tier=tier,
         train_file=train_file,
     )
+    if calibrate:
+        for line in probing.calibration_lines(nvme):
+            stderr.print(line, markup=False, highlight=False, soft_wrap=True)
     if least:
         rows = probing.need(question)
         if as_json:
@@ -119,6 +125,48 @@ def probe(
             stderr.print(f"written: {path}", markup=False, highlight=False, soft_wrap=True)
     if found.chosen is None:
         raise typer.Exit(NOTHING_FITS)
+
+
+@app.command()
+def bench(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help=MODEL_HELP + " Weights are random.")],
+    strategies: Annotated[str, typer.Option(help="Names, with commas between.  [default: all of the device]")] = "",
+    seq_len: Annotated[str, typer.Option(help="Lengths of windows, with commas.  [default: the recipe's]")] = "",
+    micro_batch: Annotated[str, typer.Option(help="Sizes, with commas.  [default: the global batch]")] = "",
+    global_batch: Annotated[int | None, typer.Option(min=1, help="Windows per step.  [default: the recipe's]")] = None,
+    precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], typer.Option(help="Of weights.")] = "auto",
+    device: Annotated[Literal["auto", "cuda", "cpu"], typer.Option()] = "auto",
+    caps: Annotated[str, typer.Option(help="Limits of memory, with commas, such as 8GiB,4GiB.")] = "",
+    steps: Annotated[int, typer.Option(min=1, help="Timed steps of a case; one more warms up.")] = 2,
+    heap: Annotated[Literal["tight", "kept"], typer.Option(help="Whether a CPU's freed memory is kept.")] = "tight",
+    budget_s: Annotated[float | None, typer.Option("--budget-s", min=1, help="Begin no case after so long.")] = None,
+    case_s: Annotated[float, typer.Option("--case-s", min=1, help="Cut a case that takes longer.")] = 900,
+    out: Annotated[Path, typer.Option(help="Where reports go; a case that has one is not run again.")] = Path("bench"),
+) -> None:
+    """Measure speed and peak memory of each strategy on this machine, beside what was predicted."""
+    from bigqa.bench import command as bench_command
+    from bigqa.bench.cases import Grid
+    from bigqa.bench.sweep import Limits
+
+    grid = Grid(
+        models=tuple(models),
+        strategies=tuple(name.strip() for name in strategies.split(",") if name.strip()),
+        seq_lens=bench_command.parse_counts(seq_len, "--seq-len"),
+        micro_batches=bench_command.parse_counts(micro_batch, "--micro-batch"),
+        global_batch=global_batch,
+        precision=None if precision == "auto" else precision,
+        caps=bench_command.parse_caps(caps),
+        steps=steps,
+        heap=heap,
+    )
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    left = bench_command.bench(grid, device, out, Limits(case_s=case_s, budget_s=budget_s), say)
+    if left:
+        say(f"the budget is used up: {len(left)} cases are left; the same command goes on with them")
+    say(f"bigqa table {out} shows them")
 
 
 @app.command()

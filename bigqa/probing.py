@@ -4,12 +4,14 @@ No weights are made and nothing is run: the planner traces the trainer's own ste
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
+from bigqa.calibration import calibrate
 from bigqa.engine.sharding import deepspeed_config
 from bigqa.errors import BigqaError, UsageError
 from bigqa.files import write_json, write_text
@@ -126,6 +128,17 @@ def probe(question: Question) -> Probe:
     return Probe(
         question, hardware, gpu, count, workload, candidates, choose(candidates), estimator, machine.host_bytes
     )
+
+
+def calibration_lines(nvme: Path | None = None) -> Iterator[str]:
+    """Measure this machine and keep it for every later probe; say what was found, a line a device."""
+    hardware = detect(nvme)
+    yield "measuring this machine"
+    for name, rates in calibrate(hardware, nvme).items():
+        figures = f"products {rates.low_flops_per_s / 1e9:,.0f} and in fp32 {rates.fp32_flops_per_s / 1e9:,.0f} GFLOP/s"
+        memory = f"memory {rates.bytes_per_s / 1e9:.1f} GB/s"
+        adam = f", AdamW {rates.adam_per_s / 1e6:,.0f} million parameters/s" if rates.adam_per_s else ""
+        yield f"{'CPU' if name == 'cpu' else name}: {figures}, {memory}{adam}"
 
 
 def need(question: Question) -> list[Need]:

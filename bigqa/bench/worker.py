@@ -15,6 +15,7 @@ from bigqa.heap import hold_tight
 if __name__ == "__main__":
     hold_tight()  # before torch is imported
 
+import datasets
 import numpy as np
 import torch
 
@@ -36,17 +37,17 @@ from bigqa.tasks.qa import QuestionAnswering
 WARM_UP = 1
 
 
-class FullWindows:
-    """Windows of random tokens, all of one length; rows by index, as features have them."""
-
-    def __init__(self, count: int, seq_len: int, vocabulary_size: int) -> None:
-        self.count, self.seq_len = count, seq_len
-        self.tokens = np.random.default_rng(42).integers(0, vocabulary_size, (min(count, 64), seq_len))
-
-    def __getitem__(self, positions: list[int]) -> dict[str, Any]:
-        rows = self.tokens[[position % len(self.tokens) for position in positions]]
-        within = np.array([position % (self.seq_len - 2) for position in positions])
-        return {"input_ids": rows, "token_type_ids": np.zeros_like(rows), "start": within, "end": within + 1}
+def full_windows(count: int, seq_len: int, vocabulary_size: int) -> Any:
+    """Return windows of random tokens, all of one length, in the form of features: rows by index."""
+    random = np.random.default_rng(42)
+    starts = np.arange(count) % (seq_len - 2)
+    columns = {
+        "input_ids": list(random.integers(0, vocabulary_size, (count, seq_len))),
+        "token_type_ids": list(np.zeros((count, seq_len), np.int64)),
+        "start": starts,
+        "end": starts + 1,
+    }
+    return datasets.Dataset.from_dict(columns).with_format("numpy")
 
 
 class Figures(Silent):
@@ -79,19 +80,18 @@ def measure(case: Case, folder: Path) -> Measured:
         if not is_out_of_memory(error):
             raise
         where = "host" if isinstance(error, OutOfMemory) and error.where == "host" else "device"
-        return Measured(
-            outcome="out of memory", reason=f"{where}: {str(error).strip().splitlines()[0]}", **meter.peaks()
-        )
+        reason = f"{where}: {str(error).strip().splitlines()[0]}"
+        return Measured(outcome="out of memory", reason=reason).model_copy(update=meter.peaks())
     timed = figures.steps[WARM_UP:]
-    return Measured(
+    done = Measured(
         outcome="ok",
         step_s=tuple(step["seconds"] for step in timed),
         windows_per_step=timed[0]["windows"],
         tokens_per_step=timed[0]["tokens"],
         last_loss=timed[-1]["loss"],
         energy_j=meter.energy_j,
-        **meter.peaks(),
     )
+    return done.model_copy(update=meter.peaks())
 
 
 def _settings(case: Case, folder: Path) -> Settings:
@@ -126,7 +126,7 @@ def _training(case: Case, settings: Settings, processes: Processes, figures: Fig
         micro_batch=share_of_batch(settings, processes.world_size),
         processes=processes,
         parts=parts,
-        windows=FullWindows(count, case.seq_len, config.vocab_size),
+        windows=full_windows(count, case.seq_len, config.vocab_size),
         lengths=[case.seq_len] * count,
         packs=parts.packs,
         recorder=figures,

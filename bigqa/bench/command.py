@@ -1,0 +1,89 @@
+"""`bigqa bench`. In: a grid, and how long it may take. Out: a folder of reports, and a line for each case."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from bigqa.bench.cases import Device, Grid, cases_of
+from bigqa.bench.predict import Predictor
+from bigqa.bench.sweep import Limits, sweep
+from bigqa.calibration import calibrate, kept_rates
+from bigqa.console import progress
+from bigqa.errors import BigqaError, UsageError
+from bigqa.hardware import Gpu, Hardware, detect
+from bigqa.report import Case, RunReport
+from bigqa.strategy import Precision
+from bigqa.throughput import Rates
+from bigqa.units import format_bytes, parse_bytes
+
+
+def bench(
+    grid: Grid, device: Literal["auto", "cuda", "cpu"], out: Path, limits: Limits, say: Callable[[str], None]
+) -> list[Case]:
+    """Run what has no report yet, telling each case as it ends; return what the budget left over."""
+    hardware = detect()
+    gpu = _gpu(hardware, device)
+    chosen: Device = "cpu" if gpu is None else "cuda"
+    cases = cases_of(grid, chosen, _low_precision(hardware, gpu))
+    done = sum((out / f"{case.name}.json").is_file() for case in cases)
+    if done < len(cases) and not kept_rates(hardware):
+        say("measuring what this machine reaches (once; kept for `bigqa probe` too)")
+        calibrate(hardware)
+    predictor = Predictor(hardware, gpu, _rates(hardware, gpu))
+    say(f"{len(cases)} cases on the {gpu.name if gpu else 'CPU'}, {done} of them measured before; reports: {out}")
+    with progress("Measuring") as on_progress:
+        on_progress(done, len(cases))
+
+        def on_case(report: RunReport) -> None:
+            nonlocal done
+            done += 1
+            on_progress(done, len(cases))
+            say(line_of(report))
+
+        return sweep(cases, out, predictor, limits, on_case)
+
+
+def line_of(report: RunReport) -> str:
+    """Say in a line what a case gave."""
+    found, predicted = report.measured, report.predicted_peak_bytes
+    if not found.ok:
+        return f"{report.case.name}: {found.outcome} ({found.reason}); predicted {format_bytes(predicted)}"
+    peak = report.measured_peak_bytes or 0
+    memory = f"peak {format_bytes(peak)}, predicted {format_bytes(predicted)} ({predicted / max(1, peak) - 1:+.1%})"
+    speed = f"{found.samples_per_s:.3g} samples/s, predicted {report.predicted.samples_per_s:.3g}"
+    return f"{report.case.name}: {memory}; {speed}"
+
+
+def parse_caps(text: str) -> tuple[int, ...]:
+    """Return the caps of "8GiB,4GiB". Raises: UsageError."""
+    try:
+        return tuple(parse_bytes(one) for one in text.split(",") if one.strip())
+    except ValueError as error:
+        raise UsageError(f"--caps: {error}") from None
+
+
+def parse_counts(text: str, option: str) -> tuple[int, ...]:
+    """Return the numbers of "1,4,16". Raises: UsageError."""
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not all(word.isdigit() and int(word) > 0 for word in words):
+        raise UsageError(f"{option}: {text!r} is not a list of whole numbers such as 1,4,16")
+    return tuple(int(word) for word in words)
+
+
+def _gpu(hardware: Hardware, device: str) -> Gpu | None:
+    if device == "cpu" or (device == "auto" and not hardware.gpus):
+        return None
+    if not hardware.gpus:
+        raise BigqaError("no CUDA GPU here: use --device cpu, or check the driver with nvidia-smi")
+    return hardware.gpus[0]
+
+
+def _low_precision(hardware: Hardware, gpu: Gpu | None) -> Precision:
+    if gpu is not None:
+        return "bf16" if gpu.capability >= (8, 0) else "fp16"
+    return "bf16" if hardware.cpu.bf16 else "fp32"
+
+
+def _rates(hardware: Hardware, gpu: Gpu | None) -> dict[str, Rates]:
+    kept = kept_rates(hardware)
+    return {"cpu": kept["cpu"]} | ({} if gpu is None else {"cuda": kept[gpu.name]})
