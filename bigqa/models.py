@@ -72,8 +72,10 @@ PRESETS = {
     "enliple-large-v2": Preset(
         config=_bert(24, 1024, 16, 4096, 384, "gelu"), recipe=Recipe(seq_len=384, lr=3e-5, epochs=2)
     ),
+    "bert-base": Preset(config=_bert(12, 768, 12, 3072, 512, "gelu"), recipe=Recipe()),
 }
-"""Architectures as released and hyper-parameters as published by Enliple (github.com/enlipleai/kor_pretrain_LM)."""
+"""Architectures as released and hyper-parameters as published by Enliple (github.com/enlipleai/kor_pretrain_LM), and
+BERT-base's (arXiv:1810.04805) with as large a vocabulary and the same recipe."""
 
 
 def preset_names() -> list[str]:

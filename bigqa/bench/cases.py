@@ -50,6 +50,8 @@ def _of_model(model: str, grid: Grid, device: Device, low: Precision) -> Iterato
     for seq_len in grid.seq_lens or (recipe.seq_len if recipe else 512,):
         check_lengths(config, seq_len)
         for name, axes in rows_on(device, grid.precision or low, grid.strategies).items():
+            if axes.seq_len and axes.seq_len >= seq_len:
+                continue  # windows are as short already
             for micro_batch in (axes.micro_batch,) if axes.micro_batch else grid.micro_batches or (global_batch,):
                 for cap in grid.caps or (None,):
                     yield Case(
