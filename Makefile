@@ -44,7 +44,7 @@ gpu: install  ## run the tests that need a CUDA GPU
 	@$(PYTHON) -m pytest -m gpu
 
 BENCH = $(PYTHON) -m bigqa.cli bench --device cpu --out benchmarks/runs/cpu
-FOUR  = --precision fp32 --strategies cpu,cpu-recompute,cpu-8bit,cpu-8bit-recompute
+FOUR  = --steps 0 --precision fp32 --strategies cpu,cpu-recompute,cpu-8bit,cpu-8bit-recompute
 
 bench: install  ## measure what benchmarks/README.md shows of a CPU (an hour; what is measured is not run again)
 	@$(BENCH) enliple-small --micro-batch 16,4
@@ -52,7 +52,7 @@ bench: install  ## measure what benchmarks/README.md shows of a CPU (an hour; wh
 	@$(BENCH) enliple-large-v1 --seq-len 384 --global-batch 4 --micro-batch 4,1 --steps 1
 	@$(BENCH) enliple-small --micro-batch 16,4 $(FOUR)
 	@$(BENCH) bert-base --seq-len 384 --global-batch 8 --micro-batch 8,2 $(FOUR)
-	@$(BENCH) enliple-large-v1 --seq-len 384 --global-batch 4 --micro-batch 4,1 --steps 1 $(FOUR)
+	@$(BENCH) enliple-large-v1 --seq-len 384 --global-batch 4 --micro-batch 4,1 $(FOUR)
 
 clean:  ## remove .venv and everything that was built or cached
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -137,7 +137,7 @@ def bench(
     precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], typer.Option(help="Of weights.")] = "auto",
     device: Annotated[Literal["auto", "cuda", "cpu"], typer.Option()] = "auto",
     caps: Annotated[str, typer.Option(help="Limits of memory, with commas, such as 8GiB,4GiB.")] = "",
-    steps: Annotated[int, typer.Option(min=1, help="Timed steps of a case; one more warms up.")] = 2,
+    steps: Annotated[int, typer.Option(min=0, help="Timed steps after one that warms up; 0: memory alone.")] = 2,
     heap: Annotated[Literal["tight", "kept"], typer.Option(help="Whether a CPU's freed memory is kept.")] = "tight",
     budget_s: Annotated[float | None, typer.Option("--budget-s", min=1, help="Begin no case after so long.")] = None,
     case_s: Annotated[float, typer.Option("--case-s", min=1, help="Cut a case that takes longer.")] = 900,

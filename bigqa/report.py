@@ -39,8 +39,8 @@ class Case(Record):
     seq_len: int = Field(ge=16)
     micro_batch: int = Field(ge=1)
     global_batch: int = Field(ge=1)
-    steps: int = Field(2, ge=1)
-    """Timed; one before them warms up."""
+    steps: int = Field(2, ge=0)
+    """Timed; one before them warms up. None: memory alone is measured, as on a machine that has other work too."""
     heap: Heap = "tight"
     """On a CPU: freed memory goes back at once, or is kept; see `bigqa.heap`."""
     cap_bytes: int | None = None

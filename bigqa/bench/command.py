@@ -50,8 +50,8 @@ def line_of(report: RunReport) -> str:
         return f"{report.case.name}: {found.outcome} ({found.reason}); predicted {format_bytes(predicted)}"
     peak = report.measured_peak_bytes or 0
     memory = f"peak {format_bytes(peak)}, predicted {format_bytes(predicted)} ({predicted / max(1, peak) - 1:+.1%})"
-    speed = f"{found.samples_per_s:.3g} samples/s, predicted {report.predicted.samples_per_s:.3g}"
-    return f"{report.case.name}: {memory}; {speed}"
+    speed = f"; {found.samples_per_s:.3g} samples/s, predicted {report.predicted.samples_per_s:.3g}"
+    return f"{report.case.name}: {memory}{speed if found.step_s else ''}"
 
 
 def parse_caps(text: str) -> tuple[int, ...]:
