@@ -18,6 +18,7 @@ ROWS = (
     {"engine"},
     {"memory"},
     {"throughput"},
+    {"calibration"},
     {"planner"},
     {"ladder"},
     {"prediction", "runs", "launcher"},
@@ -25,6 +26,8 @@ ROWS = (
     {"render"},
     {"page"},
     {"fine_tuning"},
+    {"report"},
+    {"bench"},
     {"cli", "train", "demo"},
 )
 TASKS_MAY_IMPORT = {"errors", "units", "files", "tasks"}

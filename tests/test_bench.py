@@ -1,0 +1,165 @@
+"""`bigqa bench`: what is measured, and that nothing that happens to a case ends a sweep, loses it or doubles it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from bigqa.bench.cases import Grid, cases_of, rows_on
+from bigqa.bench.command import parse_caps, parse_counts
+from bigqa.bench.predict import predict_anew
+from bigqa.bench.sweep import run_case
+from bigqa.calibration import calibrate, kept_rates
+from bigqa.errors import UsageError
+from bigqa.hardware import CGROUP, detect
+from bigqa.report import Case, read_report, read_reports
+from bigqa.strategy import STRATEGIES, Strategy
+
+WORDS = ["tiny", "--seq-len", "64", "--global-batch", "8", "--micro-batch", "4", "--steps", "1", "--device", "cpu"]
+STRATEGY_NAMES = ["cpu", "cpu-recompute", "cpu-fp32"]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return os.environ | {"BIGQA_CACHE": str(tmp_path_factory.mktemp("cache"))}
+
+
+def bench(out: Path, environment: dict[str, str], *words: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "bigqa.cli", "bench", *WORDS, "--out", str(out), *words]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def case(**changes: Any) -> Case:
+    fields = {"model": "tiny", "strategy": "cpu", "axes": Strategy(device="cpu"), "seq_len": 64, "micro_batch": 2}
+    return Case.model_validate(fields | {"global_batch": 4, "steps": 1} | changes)
+
+
+@pytest.fixture(scope="module")
+def killed_and_taken_up(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> dict[str, Any]:
+    """A sweep whose process is killed while a case runs, and the same command again."""
+    out = tmp_path_factory.mktemp("sweep") / "reports"
+    first = bench(out, environment, "--strategies", ",".join(STRATEGY_NAMES))
+    deadline = time.monotonic() + 120
+    workers: list[psutil.Process] = []
+    while not (list(out.glob("*.json")) and workers):
+        assert first.poll() is None and time.monotonic() < deadline
+        workers = psutil.Process(first.pid).children(recursive=True)
+        time.sleep(0.02)
+    os.kill(first.pid, signal.SIGKILL)
+    first.communicate()
+    before = {path.name: path.read_bytes() for path in out.glob("*.json")}
+    second = bench(out, environment, "--strategies", ",".join(STRATEGY_NAMES))
+    said, problems = second.communicate(timeout=200)
+    assert second.returncode == 0, said + problems
+    return {"out": out, "before": before, "said": said, "workers": workers}
+
+
+def test_a_killed_sweep_goes_on_with_no_case_lost_or_doubled(killed_and_taken_up: dict[str, Any]) -> None:
+    out, before = killed_and_taken_up["out"], killed_and_taken_up["before"]
+    assert 1 <= len(before) < len(STRATEGY_NAMES)
+    assert all((out / name).read_bytes() == text for name, text in before.items())
+    assert [report.case.strategy for report in read_reports([out])] == sorted(STRATEGY_NAMES)
+    assert not list(out.glob(".*"))  # nothing half-written
+    assert f"{len(before)} of them measured before" in killed_and_taken_up["said"]
+
+
+def test_the_worker_of_a_killed_sweep_does_not_live_on(killed_and_taken_up: dict[str, Any]) -> None:
+    _, alive = psutil.wait_procs(killed_and_taken_up["workers"], timeout=60)
+    assert not alive
+
+
+def test_a_report_holds_what_it_was_measured_with(killed_and_taken_up: dict[str, Any]) -> None:
+    for report in read_reports([killed_and_taken_up["out"]]):
+        found = report.measured
+        assert found.ok and len(found.step_s) == 1 and found.windows_per_step == 8
+        assert found.tokens_per_step == 8 * 64 and found.last_loss is not None
+        assert 200 * 2**20 < (found.peak_host_bytes or 0) < 2 * 2**30
+        assert report.hardware.cpu.cores >= 1 and "torch" in report.versions
+        assert report.config["num_hidden_layers"] == 4 or report.config["hidden_size"]
+        assert report.rates.source == "measured on this CPU"
+        # The same code predicts the same from the report alone.
+        assert predict_anew(report) == report.predicted
+
+
+def test_a_hang_is_cut_at_its_limit_and_is_a_row() -> None:
+    started = time.monotonic()
+    found = run_case(case(), limit_s=1.0)
+    assert found.outcome == "time limit" and "1 s" in found.reason
+    assert time.monotonic() - started < 30
+
+
+def test_a_crash_is_a_row_with_its_reason() -> None:
+    found = run_case(case(model="no/such/model"), limit_s=100)
+    assert found.outcome == "failed" and "no/such/model" in found.reason
+
+
+@pytest.mark.skipif(not os.access(CGROUP / "memory", os.W_OK), reason="no memory cgroup that this user may make")
+def test_a_cap_is_kept_and_running_out_of_memory_is_a_row() -> None:
+    large = case(seq_len=256, micro_batch=256, global_batch=256)
+    roomy = run_case(large, limit_s=200)
+    assert roomy.ok and (roomy.peak_host_bytes or 0) > 700 * 2**20
+    found = run_case(large.model_copy(update={"cap_bytes": 650 * 2**20}), limit_s=200)
+    assert found.outcome == "out of memory" and found.reason.startswith("host")
+    assert not list((CGROUP / "memory").glob(f"bigqa-bench-{os.getpid()}"))
+
+
+def test_without_timed_steps_memory_alone_is_measured() -> None:
+    found = run_case(case(steps=0), limit_s=200)
+    assert found.ok and not found.step_s and found.samples_per_s == 0 and found.peak_host_bytes
+
+
+def test_cases_are_each_strategy_that_the_device_can_run_once() -> None:
+    cases = cases_of(Grid(models=("enliple-small",), micro_batches=(16, 4), seq_lens=(512,)), "cpu", "bf16")
+    assert len({one.name for one in cases}) == len(cases)
+    assert len({(one.axes, one.micro_batch, one.seq_len) for one in cases}) == len(cases)
+    assert all(one.axes.device == "cpu" and not one.axes.needs_deepspeed for one in cases)
+    assert {"cpu", "cpu-least", "selective", "lora", "cpu-seq-384"} <= {one.strategy for one in cases}
+    assert {one.micro_batch for one in cases if one.strategy == "cpu-least"} == {1}
+    assert {one.seq_len for one in cases if one.strategy == "cpu-seq-384"} == {384}
+    short = cases_of(Grid(models=("enliple-small",), seq_lens=(384,)), "cpu", "bf16")
+    assert not [one for one in short if one.axes.seq_len]
+
+
+def test_on_a_gpu_every_row_of_a_gpu_is_a_case() -> None:
+    names = set(rows_on("cuda", "fp16"))
+    assert names == {
+        name for name, row in STRATEGIES.items() if row.device == "cuda" and "nvme" not in row.model_dump().values()
+    }
+    assert all(axes.precision != "bf16" for axes in rows_on("cuda", "fp16").values())
+
+
+def test_caps_and_counts_as_people_write_them() -> None:
+    assert parse_caps("8GiB,4GiB") == (8 * 2**30, 4 * 2**30) and parse_counts("1, 4,16", "--x") == (1, 4, 16)
+    grid = Grid(models=("tiny",), strategies=("cpu",), caps=(2**30, 2**31))
+    assert [one.cap_bytes for one in cases_of(grid, "cpu", "bf16")] == [2**30, 2**31]
+    with pytest.raises(UsageError, match="--caps"):
+        parse_caps("eight")
+    with pytest.raises(UsageError, match="--micro-batch"):
+        parse_counts("1,x", "--micro-batch")
+    with pytest.raises(UsageError, match="cpu-recompute"):
+        cases_of(Grid(models=("tiny",), strategies=("fastest",)), "cpu", "bf16")
+
+
+def test_a_calibration_is_kept_for_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BIGQA_CACHE", str(tmp_path))
+    hardware = detect()
+    assert kept_rates(hardware) == {}
+    started = time.monotonic()
+    found = calibrate(hardware)
+    assert time.monotonic() - started < 30
+    assert kept_rates(hardware) == found and found["cpu"].adam_per_s
+    other = hardware.model_copy(update={"cpu": hardware.cpu.model_copy(update={"name": "another"})})
+    assert kept_rates(other) == {}
+
+
+def test_a_damaged_report_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(json.dumps({"case": {}}), encoding="utf-8")
+    with pytest.raises(Exception, match=r"x\.json is no report"):
+        read_report(tmp_path / "x.json")
