@@ -40,8 +40,9 @@ check: install  ## ruff, its formatter, mypy
 slow: install  ## run the tests that take minutes
 	@$(PYTHON) -m pytest -m slow
 
-gpu: install  ## run the tests that need a CUDA GPU
-	@$(PYTHON) -m pytest -m gpu
+# Not installed: a machine that is lent for minutes has torch already. WHEELS: a folder of wheels that it lacks.
+gpu:  ## measure all on this CUDA GPU; resumable (BUDGET=540 WHEELS=dir DATA=korquad.json)
+	@$(PYTHON3) -m benchmarks.gpu_session --budget-s $(or $(BUDGET),540) $(addprefix --wheels ,$(WHEELS)) $(addprefix --data ,$(DATA))
 
 BENCH = $(PYTHON) -m bigqa.cli bench --device cpu --out benchmarks/runs/cpu
 FOUR  = --steps 0 --precision fp32 --strategies cpu,cpu-recompute,cpu-8bit,cpu-8bit-recompute

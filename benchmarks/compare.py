@@ -14,12 +14,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.tables import put_between
+from bigqa.calibration import measure_cpu, measure_gpu
 from bigqa.files import read_json, write_json
 from bigqa.hardware import detect_cpu
 from bigqa.models import load_config, resolve
 from bigqa.runs import versions
-from bigqa.throughput import measure_cpu
 
 REPORTS = Path(__file__).parent / "runs" / "compare"
 MARKER = "compare"
@@ -36,6 +38,14 @@ CASES: dict[str, dict[str, Any]] = {
         "model": "enliple-large-v1", "seq_len": 384, "doc_stride": 128, "batch": 16, "steps": (2, 2, 3),
         "micro_batch": 8,
     },
+    "gpu-large-384": {
+        "model": "enliple-large-v1", "seq_len": 384, "doc_stride": 128, "batch": 64, "steps": (12, 20, 30),
+        "device": "cuda",
+    },
+    "gpu-large-512": {
+        "model": "enliple-large-v1", "seq_len": 512, "doc_stride": 128, "batch": 48, "steps": (12, 20, 30),
+        "device": "cuda",
+    },
 }  # fmt: skip
 ROWS = ("published loop", "Trainer", "bigqa")
 
@@ -48,7 +58,7 @@ def run_row(row: str, case: dict[str, Any], options: argparse.Namespace) -> dict
         return _bigqa(case, steps, data)
     module = {"published loop": "plain", "Trainer": "trainer"}[row]
     words = ["--model", case["model"], "--seq-len", str(case["seq_len"]), "--doc-stride", str(case["doc_stride"])]
-    words += ["--batch", str(case["batch"]), "--steps", str(steps)]
+    words += ["--batch", str(case["batch"]), "--steps", str(steps), "--device", device_of(case)]
     if "attention_dropout" in case:
         words += ["--attention-dropout", str(case["attention_dropout"])]
     command = [sys.executable, "-W", "ignore", "-m", f"benchmarks.baselines.{module}", *words, *data]
@@ -59,13 +69,33 @@ def run_row(row: str, case: dict[str, Any], options: argparse.Namespace) -> dict
     return found
 
 
+def device_of(case: dict[str, Any]) -> str:
+    """Return what a case runs on."""
+    return str(case.get("device", "cpu"))
+
+
+def matrix_rate(device: str) -> float:
+    """Measure what bf16 products reach. FLOP/s."""
+    host = measure_cpu(1.0)
+    return host.low_flops_per_s if device == "cpu" else measure_gpu(torch.device("cuda"), None, host).low_flops_per_s
+
+
 def _bigqa(case: dict[str, Any], steps: int, data: list[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         command = [sys.executable, "-m", "bigqa.cli", "train", "--model", _model(case, Path(folder)), "--out", str(out)]
         command += ["--seq-len", str(case["seq_len"]), "--doc-stride", str(case["doc_stride"]), *data]
         command += ["--global-batch", str(case["batch"]), "--micro-batch", str(case.get("micro_batch", case["batch"]))]
-        command += ["--precision", "bf16", "--max-steps", str(steps), "--save-every", "1000"]
+        command += [
+            "--device",
+            device_of(case),
+            "--precision",
+            "bf16",
+            "--max-steps",
+            str(steps),
+            "--save-every",
+            "1000",
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             return {"error": done.stderr.strip().splitlines()[-1]}
@@ -106,7 +136,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     return {
         "case": case | {"name": name},
         "rows": found,
-        "matrix_flops_per_s": measure_cpu(1.0).low_flops_per_s,
+        "matrix_flops_per_s": matrix_rate(device_of(case)),
         "cpu": detect_cpu().model_dump(),
         "versions": versions(),
     }
@@ -143,13 +173,15 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, help="vocab.txt")
     parser.add_argument("--train-file", type=Path, help="KorQuAD JSON")
     parser.add_argument("--out", type=Path, default=REPORTS)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--only", default="", help="part of a case's name")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--table", action="store_true", help="run nothing; write benchmarks/README.md from the reports")
     options = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     for name in CASES:
-        if options.table or options.only not in name or (options.out / f"{name}.json").is_file():
+        other = device_of(CASES[name]) != options.device
+        if options.table or other or options.only not in name or (options.out / f"{name}.json").is_file():
             continue
         write_json(options.out / f"{name}.json", measure(name, options))
     put_between(MARKER, table(options.out)) if options.table else print(table(options.out))

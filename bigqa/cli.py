@@ -27,6 +27,8 @@ app.add_typer(convert, name="convert")
 
 NOTHING_FITS = 3
 """The exit code of `bigqa probe` where no strategy fits."""
+BUDGET_USED = 75
+"""Of `bigqa bench`, where its budget ended before its cases (EX_TEMPFAIL of sysexits.h)."""
 DEFAULT_LENGTHS = {"seq_len": 512, "doc_stride": 128, "max_query_length": 64}
 
 
@@ -164,9 +166,10 @@ def bench(
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     left = bench_command.bench(grid, device, out, Limits(case_s=case_s, budget_s=budget_s), say)
+    say(f"bigqa table {out} shows them")
     if left:
         say(f"the budget is used up: {len(left)} cases are left; the same command goes on with them")
-    say(f"bigqa table {out} shows them")
+        raise typer.Exit(BUDGET_USED)
 
 
 @app.command()

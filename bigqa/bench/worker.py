@@ -68,14 +68,14 @@ class Figures(Silent):
 
 def measure(case: Case, folder: Path) -> Measured:
     """Train a case's steps."""
-    settings = _settings(case, folder)
+    settings = settings_of(case, folder)
     meter = DeviceMeter(torch.device(case.axes.device, 0))  # before there is a context on the card
     processes = Processes(settings.device)
     meter.cap(case.cap_bytes)
     figures = Figures(meter)
     try:
         with HostWatch(host_memory), meter:
-            fit(_training(case, settings, processes, figures))
+            fit(training_of(case, settings, processes, figures))
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -99,7 +99,7 @@ def _num_steps(case: Case) -> int:
     return WARM_UP + max(1, case.steps)
 
 
-def _settings(case: Case, folder: Path) -> Settings:
+def settings_of(case: Case, folder: Path) -> Settings:
     return make_settings(
         model=case.model,
         train_file=folder / "none",
@@ -116,7 +116,7 @@ def _settings(case: Case, folder: Path) -> Settings:
     )
 
 
-def _training(case: Case, settings: Settings, processes: Processes, figures: Figures) -> Training:
+def training_of(case: Case, settings: Settings, processes: Processes, figures: Silent) -> Training:
     # As a run does before it starts: this is also where memory is told to be kept, were there plenty.
     shortfall(settings, processes)
     source = resolve(case.model)
