@@ -1,4 +1,4 @@
-"""Runs under caps, from the reports of runs without: the plan that is chosen at each cap, and each plan at its own need.
+"""Runs under caps, from the reports of runs without: the plan chosen at each cap, and each plan at its own need.
 
 In: `runs/gpu/` with the reports of a grid. Out: more reports there. Run: `python -m benchmarks.gpu_caps --caps 8GiB`.
 """
