@@ -13,8 +13,18 @@ from bigqa.units import format_bytes
 PASS, FAIL = "pass", "FAIL"
 FIGURE_COLUMNS = ("figure", "value", "at most", "of", "mark")
 CAP_COLUMNS = ("cap", "workloads", "plans", "nothing fits", "plan missed", "false fits", "worst regret", "mark")
-CHOICE_COLUMNS = ("model", "seq", "at caps of", "plan", "samples/s", "fastest that fits", "its samples/s", "regret", "note")
-TEXTS = ("figure", "mark", "model", "plan", "fastest that fits", "note")
+CHOICE_COLUMNS = (
+    "model",
+    "seq",
+    "at caps of",
+    "plan",
+    "samples/s",
+    "fastest that fits",
+    "its samples/s",
+    "regret",
+    "note",
+)
+TEXTS = ("figure", "mark", "model", "plan", "fastest that fits", "at caps of", "note")
 NOTES = {
     "plan": "",
     "false fit": "the plan does not fit",
@@ -69,7 +79,9 @@ def choice_cells(alike: Sequence[Choice]) -> tuple[str, ...]:
 
 def grade_record(grade: Grade) -> dict[str, Any]:
     """Return a grade as plain values."""
-    figures = {f.name: {"value": f.value, "at_most": f.bar, "count": f.count, "passes": f.passes} for f in grade.figures}
+    figures = {
+        f.name: {"value": f.value, "at_most": f.bar, "count": f.count, "passes": f.passes} for f in grade.figures
+    }
     choices = [_choice_record(choice) for cap in grade.caps for choice in cap.choices]
     return {
         "device": grade.processor,

@@ -94,9 +94,7 @@ def speed_of(row: Row) -> float:
 
 def _workload(row: Row) -> Workload:
     case = row.report.case
-    return Workload(
-        model=row.model, seq_len=case.seq_len, global_batch=case.global_batch, processor=row.processor
-    )
+    return Workload(model=row.model, seq_len=case.seq_len, global_batch=case.global_batch, processor=row.processor)
 
 
 def _shortens(row: Row, workload: Workload) -> bool:

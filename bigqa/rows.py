@@ -107,7 +107,7 @@ def error_of(predicted: float | None, measured: float | None) -> float | None:
 
 def rows_of(reports: list[RunReport], on_row: Callable[[int, int], None] = lambda done, total: None) -> list[Row]:
     """Predict every report anew. Traces are shared; a report of a large model on a GPU takes some seconds."""
-    rows = []
+    rows: list[Row] = []
     for report in reports:
         on_row(len(rows), len(reports))
         rows.append(row_of(report))
@@ -117,7 +117,5 @@ def rows_of(reports: list[RunReport], on_row: Callable[[int, int], None] = lambd
 def row_of(report: RunReport) -> Row:
     """Predict one report anew."""
     case = report.case
-    work = estimator_of(report).footprint(
-        case.axes, case.micro_batch, case.seq_len, accumulating=case.grad_accum > 1
-    )
+    work = estimator_of(report).footprint(case.axes, case.micro_batch, case.seq_len, accumulating=case.grad_accum > 1)
     return Row(report=report, predicted=predict_anew(report), step_flops=case.grad_accum * work.flops)

@@ -58,7 +58,13 @@ def in_order(rows: Iterable[Row]) -> list[Row]:
     """Sort rows as they are shown: by model and device, then as the planner would: tier, and the fastest first."""
     return sorted(
         rows,
-        key=lambda row: (row.model, row.report.device_name, row.tier, -row.measured.samples_per_s, row.report.case.name),
+        key=lambda row: (
+            row.model,
+            row.report.device_name,
+            row.tier,
+            -row.measured.samples_per_s,
+            row.report.case.name,
+        ),
     )
 
 
