@@ -1,12 +1,12 @@
-"""The page of the benchmark. In: rows, grades. Out: one HTML file that needs nothing beside it."""
+"""The page of the benchmark. In: rows, grades, charts. Out: one HTML file that needs nothing beside it."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jinja2
 from markupsafe import Markup
 
-from bigqa.charts import INK, PAPER, charts_of
+from bigqa.charts import INK, PAPER
 from bigqa.grade import Grade
 from bigqa.marks import (
     CAP_COLUMNS,
@@ -26,14 +26,14 @@ from bigqa.tables import COLUMNS, cells, in_order, keys
 from bigqa.tables import TEXTS as ROW_TEXTS
 
 
-def bench_page(rows: Sequence[Row], grades: Sequence[Grade]) -> str:
-    """Return the page: the grade, the charts, every run."""
+def bench_page(rows: Sequence[Row], grades: Sequence[Grade], charts: Mapping[str, str]) -> str:
+    """Return the page: the grade, the charts (name -> SVG), every run."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     return environment.get_template("bench.html.j2").render(
         grades=[_marks(grade) for grade in grades],
-        charts={name: inlined(svg) for name, svg in charts_of(rows, grades).items()},
+        charts={name: inlined(svg) for name, svg in charts.items()},
         columns=COLUMNS,
         texts=ROW_TEXTS | set(TEXTS),
         rows=[{"cells": cells(row), "keys": keys(row), "ok": row.measured.ok} for row in in_order(rows)],

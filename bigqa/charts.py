@@ -20,6 +20,7 @@ INK, PAPER = "#1b1f24", "#ffffff"
 TIER_COLOURS = {0: "#4c78a8", 1: "#f2a541", 2: "#e45756"}
 TIER_NAMES = {0: "nothing", 1: "rounding only", 2: "what is learned"}
 COLOURS = ("#4c78a8", "#e45756", "#3d9a6b", "#b279a2", "#f2a541", "#72b7b2")
+Curves = dict[str, list[tuple[Choice, float]]]
 NO_CAP = 2**62
 MARKERS = "osD^vP"
 SIZE = (7.2, 4.2)
@@ -50,8 +51,9 @@ def charts_of(rows: Sequence[Row], grades: Sequence[Grade]) -> dict[str, str]:
     if ran:
         found["memory"] = _drawn(_memory, ran)
     for grade in grades:
-        if grade.caps:
-            found[_name("caps", grade.processor)] = _drawn(_kept, grade, rows)
+        curves = speeds_kept(grade, rows)
+        if curves:
+            found[_name("caps", grade.processor)] = _drawn(_kept, grade, curves)
     return found
 
 
@@ -64,14 +66,14 @@ def front(rows: Sequence[Row]) -> list[Row]:
     return found
 
 
-def speeds_kept(grade: Grade, rows: Sequence[Row]) -> dict[str, list[tuple[Choice, float]]]:
+def speeds_kept(grade: Grade, rows: Sequence[Row]) -> Curves:
     """Return, by workload, each choice with its measured speed, as a share of the best without a cap.
 
     The best is the fastest measured of the lowest tier that ran at all, so a plan of a higher tier can be above it.
     """
     members = [row for row in rows if row.processor == grade.processor and row.on_gpu == (grade.kind == "gpu")]
     best = {choice.workload: speed_of(choice.best) for choice in choices_at(members, NO_CAP) if choice.best}
-    curves: dict[str, list[tuple[Choice, float]]] = {}
+    curves: Curves = {}
     for choice in (choice for cap in grade.caps for choice in cap.choices):
         work = choice.workload
         if work in best:
@@ -118,8 +120,8 @@ def _memory(axes: Any, rows: Sequence[Row]) -> None:
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
 
 
-def _kept(axes: Any, grade: Grade, rows: Sequence[Row]) -> None:
-    for index, (label, curve) in enumerate(speeds_kept(grade, rows).items()):
+def _kept(axes: Any, grade: Grade, curves: Curves) -> None:
+    for index, (label, curve) in enumerate(curves.items()):
         colour = _of(COLOURS, index)
         caps, kept = [choice.cap_bytes / GIB for choice, _ in curve], [share for _, share in curve]
         axes.plot(caps, kept, marker=_of(MARKERS, index), ms=4.5, color=colour, lw=1.2, label=label)

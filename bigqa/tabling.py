@@ -3,6 +3,7 @@
 `--update` writes all that this module makes in benchmarks/; `--check` compares that with what is there.
 """
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,10 +33,15 @@ class Tabled:
         self.rows = list(rows)
         self.grades: list[Grade] = grade(self.rows)
 
+    @functools.cached_property
+    def drawn(self) -> dict[str, str]:
+        """Every chart, by its name."""
+        return charts_of(self.rows, self.grades)
+
     def text(self, form: Format, *, graded: bool) -> str:
         """Return the table, or the grade alone, in a format; a page has both."""
         if form == "html":
-            return bench_page(self.rows, self.grades)
+            return bench_page(self.rows, self.grades, self.drawn)
         if form == "json":
             return self._json()
         if form == "csv":
@@ -44,7 +50,7 @@ class Tabled:
 
     def charts(self, folder: Path) -> dict[Path, str]:
         """Return the charts by their files in a folder."""
-        return {folder / f"{name}.svg": svg for name, svg in charts_of(self.rows, self.grades).items()}
+        return {folder / f"{name}.svg": svg for name, svg in self.drawn.items()}
 
     def sections(self) -> dict[str, str]:
         """Return what belongs between the markers of the benchmarks' page, by their names."""
@@ -56,23 +62,24 @@ class Tabled:
         }
 
     def files(self) -> dict[Path, str]:
-        """Return every file of `benchmarks/` as these rows would have it."""
-        page = read_text(README, "the benchmarks' page")
-        for name, text in self.sections().items():
-            page = markers.replaced(page, name, text)
-        return {README: page, PAGE: bench_page(self.rows, self.grades), **self.charts(CHARTS)}
+        """Return the files of `benchmarks/` that these rows make whole."""
+        return {PAGE: bench_page(self.rows, self.grades, self.drawn), **self.charts(CHARTS)}
 
     def stale(self) -> list[str]:
         """Name what in `benchmarks/` is not what these rows give."""
-        page = read_text(README, "the benchmarks' page")
+        page = _readme()
         sections = self.sections().items()
         found = [f"{README} ({name})" for name, text in sections if markers.between(page, name) != text.strip("\n")]
-        files = {path: text for path, text in self.files().items() if path != README}
-        return found + [str(path) for path, text in files.items() if not _holds(path, text)]
+        return found + [str(path) for path, text in self.files().items() if not _holds(path, text)]
 
     def update(self) -> list[Path]:
-        """Write every file of `benchmarks/` that is stale; return them."""
-        return write_all({path: text for path, text in self.files().items() if not _holds(path, text)})
+        """Write what is stale in `benchmarks/`; return the files."""
+        page = _readme()
+        for name, text in self.sections().items():
+            page = markers.replaced(page, name, text)
+        return write_all(
+            {path: text for path, text in ({README: page} | self.files()).items() if not _holds(path, text)}
+        )
 
     @property
     def failed(self) -> list[str]:
@@ -112,6 +119,10 @@ def write_all(files: dict[Path, str]) -> list[Path]:
     for path, text in files.items():
         write_text(path, text)
     return list(files)
+
+
+def _readme() -> str:
+    return read_text(README, "the benchmarks' page")
 
 
 def _holds(path: Path, text: str) -> bool:
