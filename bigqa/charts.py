@@ -97,7 +97,11 @@ def _throughput(axes: Any, rows: Sequence[Row]) -> None:
     for row in _apart(sorted(named.values(), key=_gib), axes):
         case = row.report.case
         text = f"{case.strategy}, {case.micro_batch} x {case.seq_len}"
-        axes.annotate(text, (_gib(row), speed_of(row)), (5, -11), textcoords="offset points", fontsize=7.5)
+        # Names at the right edge are set to the left of their points.
+        left, right = axes.get_xlim()
+        shift, side = ((5, -11), "left") if _gib(row) < left + 0.75 * (right - left) else ((-5, 5), "right")
+        place = _gib(row), speed_of(row)
+        axes.annotate(text, place, shift, textcoords="offset points", fontsize=7.5, ha=side)
     axes.set(xlabel="measured peak, GiB", ylabel="samples/s", title=f"{rows[0].model} on {rows[0].processor}")
     axes.legend(title="changes", alignment="left", loc="upper left", bbox_to_anchor=(1, 1))
 
