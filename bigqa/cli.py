@@ -1,6 +1,6 @@
 """The command line. In: arguments. Out: functions called and text printed; no arithmetic here.
 
-bigqa probe | train | predict | evaluate | data | convert
+bigqa probe | train | predict | evaluate | table | data | convert
 """
 
 import dataclasses
@@ -215,6 +215,50 @@ def evaluate(
     table = Table("metric", "EM", "F1", "questions", "missing")
     table.add_row(metric, f"{score.exact_match:.2f}", f"{score.f1:.2f}", str(score.total), str(score.missing))
     console.print(table)
+
+
+@app.command()
+def table(
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[DIR]...", help="Of run reports.  [default: benchmarks/runs/cpu and gpu]"),
+    ] = None,
+    grade: Annotated[bool, typer.Option("--grade", help="Print the planner's marks instead.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Print what in benchmarks/ is stale; with --grade, which bars do not hold.")
+    ] = False,
+    update: Annotated[bool, typer.Option("--update", help="Write benchmarks/ anew: tables, charts, page.")] = False,
+    form: Annotated[
+        Literal["md", "csv", "json", "html"] | None, typer.Option("--format", help="[default: as --out ends, or md]")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write a file instead of the screen.")] = None,
+    charts: Annotated[Path | None, typer.Option(help="Write the charts into this folder.")] = None,
+) -> None:
+    """Show what was predicted and what was measured, and grade the planner by it."""
+    from bigqa.tabling import form_of, tabled, write_all
+
+    if update and (check or grade or form or out):
+        raise UsageError(
+            "--update writes all that is in benchmarks/: it goes with no --check, --grade, --format, --out"
+        )
+    with progress("Predicting anew") as on_row:
+        found = tabled(folders or [], on_row)
+    if update:
+        written = found.update()
+    else:
+        written = write_all(found.charts(charts)) if charts else []
+        if grade or not check:
+            text = found.text(form_of(form, out), graded=grade)
+            written += write_all({out: text + "\n"}) if out else []
+            if out is None:
+                print(text)
+    for path in written:
+        stderr.print(f"written: {path}", markup=False, highlight=False, soft_wrap=True)
+    if check:
+        wrong = found.failed if grade else found.stale()
+        for name in wrong:
+            stderr.print(f"{'FAIL' if grade else 'stale'}: {name}", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(bool(wrong))
 
 
 @data.command("inspect")

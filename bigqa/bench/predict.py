@@ -78,7 +78,12 @@ def predict(estimator: Estimator, case: Case, rates: Rates, host_cores: int, cap
 def predict_anew(report: RunReport) -> Predicted:
     """Predict a report's case with the code as it is now."""
     capability = next((gpu.capability for gpu in report.hardware.gpus if gpu.name == report.gpu), (8, 0))
-    return predict(_estimator(_frozen(report.config)), report.case, report.rates, report.hardware.cpu.cores, capability)
+    return predict(estimator_of(report), report.case, report.rates, report.hardware.cpu.cores, capability)
+
+
+def estimator_of(report: RunReport) -> Estimator:
+    """Return the estimator of a report's model; reports of one model share its traces."""
+    return _estimator(_frozen(report.config))
 
 
 @functools.lru_cache(maxsize=32)

@@ -1,0 +1,133 @@
+"""`bigqa table`: from folders of run reports to texts and files. In: what is asked. Out: text, or files written.
+
+`--update` writes all that this module makes in benchmarks/; `--check` compares that with what is there.
+"""
+
+import functools
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from bigqa import markers
+from bigqa.bench_page import bench_page
+from bigqa.charts import charts_of
+from bigqa.errors import BigqaError
+from bigqa.files import read_text, write_text
+from bigqa.grade import Grade, grade
+from bigqa.marks import grade_markdown, grade_record
+from bigqa.report import read_reports
+from bigqa.rows import Row, rows_of
+from bigqa.tables import csv_text, in_order, markdown, record
+
+Format = Literal["md", "csv", "json", "html"]
+BENCHMARKS = Path("benchmarks")
+DEFAULT_FOLDERS = (BENCHMARKS / "runs" / "cpu", BENCHMARKS / "runs" / "gpu")
+README, PAGE, CHARTS = BENCHMARKS / "README.md", BENCHMARKS / "bench.html", BENCHMARKS / "charts"
+
+
+class Tabled:
+    """The rows of some folders, and their grades."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = list(rows)
+        self.grades: list[Grade] = grade(self.rows)
+
+    @functools.cached_property
+    def drawn(self) -> dict[str, str]:
+        """Every chart, by its name."""
+        return charts_of(self.rows, self.grades)
+
+    def text(self, form: Format, *, graded: bool) -> str:
+        """Return the table, or the grade alone, in a format; a page has both."""
+        if form == "html":
+            return bench_page(self.rows, self.grades, self.drawn)
+        if form == "json":
+            return self._json()
+        if form == "csv":
+            return csv_text(self.rows)
+        return grade_markdown(self.grades) if graded else markdown(self.rows)
+
+    def charts(self, folder: Path) -> dict[Path, str]:
+        """Return the charts by their files in a folder."""
+        return {folder / f"{name}.svg": svg for name, svg in self.drawn.items()}
+
+    def sections(self) -> dict[str, str]:
+        """Return what belongs between the markers of the benchmarks' page, by their names."""
+        pictures = [f"![{path.stem}]({path.relative_to(BENCHMARKS).as_posix()})" for path in self.charts(CHARTS)]
+        return {
+            "grade": grade_markdown(self.grades),
+            "bench": markdown(self.rows),
+            "charts": "\n".join(pictures),
+        }
+
+    def files(self) -> dict[Path, str]:
+        """Return the files of `benchmarks/` that these rows make whole."""
+        return {PAGE: bench_page(self.rows, self.grades, self.drawn), **self.charts(CHARTS)}
+
+    def stale(self) -> list[str]:
+        """Name what in `benchmarks/` is not what these rows give."""
+        page = _readme()
+        sections = self.sections().items()
+        found = [f"{README} ({name})" for name, text in sections if markers.between(page, name) != text.strip("\n")]
+        return found + [str(path) for path, text in self.files().items() if not _holds(path, text)]
+
+    def update(self) -> list[Path]:
+        """Write what is stale in `benchmarks/`; return the files."""
+        page = _readme()
+        for name, text in self.sections().items():
+            page = markers.replaced(page, name, text)
+        return write_all(
+            {path: text for path, text in ({README: page} | self.files()).items() if not _holds(path, text)}
+        )
+
+    @property
+    def failed(self) -> list[str]:
+        """Name the bars that do not hold."""
+        return [f"{one.processor}: {name}" for one in self.grades for name in one.failed]
+
+    def _json(self) -> str:
+        rows = [
+            record(row) | {"predicted": row.predicted.model_dump(mode="json"), "report": _plain(row)}
+            for row in in_order(self.rows)
+        ]
+        grades = [grade_record(one) for one in self.grades]
+        return json.dumps({"rows": rows, "grades": grades}, ensure_ascii=False, indent=2)
+
+
+def tabled(folders: Sequence[Path], on_row: Callable[[int, int], None]) -> Tabled:
+    """Read the reports of folders, or of the default ones, and predict them anew. Raises: BigqaError for none."""
+    chosen = list(folders) or [folder for folder in DEFAULT_FOLDERS if folder.is_dir()]
+    if not chosen:
+        names = " or ".join(map(str, DEFAULT_FOLDERS))
+        raise BigqaError(f"no folder {names} here: name a folder of reports; `bigqa bench --out DIR` makes them")
+    reports = read_reports(chosen)
+    if not reports:
+        names = ", ".join(map(str, chosen))
+        raise BigqaError(f"no reports in {names}: `bigqa bench --out {chosen[0]}` makes them")
+    return Tabled(rows_of(reports, on_row))
+
+
+def form_of(asked: Format | None, out: Path | None) -> Format:
+    """Return the format that was asked for, or that a file's name ends in, or Markdown."""
+    ends: dict[str, Format] = {".csv": "csv", ".json": "json", ".html": "html"}
+    return asked or ends.get(out.suffix if out else "", "md")
+
+
+def write_all(files: dict[Path, str]) -> list[Path]:
+    """Write files; return their paths."""
+    for path, text in files.items():
+        write_text(path, text)
+    return list(files)
+
+
+def _readme() -> str:
+    return read_text(README, "the benchmarks' page")
+
+
+def _holds(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_text(encoding="utf-8") == text
+
+
+def _plain(row: Row) -> dict[str, object]:
+    return row.report.model_dump(mode="json", exclude={"config"})
