@@ -17,6 +17,7 @@ from bigqa.engine.build import not_together
 from bigqa.errors import BigqaError
 from bigqa.hardware import Gpu, Hardware
 from bigqa.memory.estimate import Estimator, MemoryEstimate
+from bigqa.memory.forks import in_forks
 from bigqa.strategy import STRATEGIES, Precision, Strategy, with_low_precision
 from bigqa.tasks.qa import QuestionAnswering
 from bigqa.throughput import Rates, Shape, gpu_rates, speed_of
@@ -156,7 +157,7 @@ class Planner:
         self.precision = precision
         """What low precision is to be; none: what the device is best at."""
         self.on_all_cores = on_all_cores
-        """Trace in forks: for a process that has not touched a GPU."""
+        """Judge in forks: for a process that has not touched a GPU."""
         self._cpu_rates: Rates | None = None
 
     def candidates(self, names: list[str] | None = None, tier: int = 2) -> list[Candidate]:
@@ -164,14 +165,21 @@ class Planner:
         rows = {name: row for name, row in STRATEGIES.items() if names is None or name in names}
         rows = {name: row for name, row in rows.items() if self._concerns(row) and row.tier <= tier}
         if self.on_all_cores:
-            self.estimator.trace_ahead(self._first_tried(row) for row in rows.values())
+            return rank(self._judged_in_forks(rows))
         return rank([self.judge(name, row) for name, row in rows.items()])
 
-    def _first_tried(self, row: Strategy) -> tuple[Strategy, int, bool]:
-        strategy = with_low_precision(row, self._low_precision(row))
-        micro_batch = next(self._micro_batches(strategy))
-        seq_len = min(strategy.seq_len or self.workload.seq_len, self.workload.seq_len)
-        return strategy, seq_len, micro_batch * self._processes(strategy) < self.workload.global_batch
+    def _judged_in_forks(self, rows: dict[str, Strategy]) -> list[Candidate]:
+        """Judge on all cores; rows that share traces go to one process, the most rows first."""
+        if any(row.device == "cpu" for row in rows.values()):
+            self.rates("cpu")  # measured once, before all cores are busy
+        self.estimator.prepare()
+        groups: dict[Any, list[str]] = {}
+        for name, row in rows.items():
+            strategy = with_low_precision(row, self._low_precision(row))
+            groups.setdefault(self.estimator.shared_by(strategy), []).append(name)
+        ordered = sorted(groups.values(), key=len, reverse=True)
+        judged = in_forks(lambda names: [self.judge(name, rows[name]) for name in names], ordered)
+        return [candidate for group in judged for candidate in group]
 
     def need(self, strategy: Strategy, micro_batch: int, seq_len: int, world_size: int) -> MemoryEstimate:
         """Return what one process of a strategy needs."""

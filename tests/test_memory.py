@@ -180,5 +180,5 @@ def test_remembered_shapes_are_those_that_torch_works_out(
         return [(event.storage, event.size_bytes, event.phase, event.operation) for event in stream.events]
 
     remembered = trace()
-    monkeypatch.setattr("bigqa.memory.shapes._key", lambda *_: None)
+    monkeypatch.setattr("bigqa.memory.shapes.key_of", lambda *_: None)
     assert trace() == remembered

@@ -104,13 +104,27 @@ class Estimator:
         keys: dict[Key, None] = {
             (_traced(strategy), seq_len, accumulating): None for strategy, seq_len, accumulating in wanted
         }
-        missing = [key for key in keys if key not in self._scalings]
-        # PEFT takes a second to import: one process does that, and begins with it.
-        adapted = [key for key in missing if key[0].adapters != "none"]
-        groups = [*([adapted] if adapted else []), *([key] for key in missing if key not in adapted)]
-        traced = in_forks(lambda group: [self._scaling(*key) for key in group], groups)
-        for group, found in zip(groups, traced, strict=True):
+        groups: dict[Any, list[Key]] = {}
+        for key in keys:
+            if key not in self._scalings:
+                groups.setdefault(self.shared_by(key[0]), []).append(key)
+        ordered = sorted(groups.values(), key=len, reverse=True)
+        self.prepare()
+        traced = in_forks(lambda group: [self._scaling(*key) for key in group], ordered)
+        for group, found in zip(ordered, traced, strict=True):
             self._scalings |= dict(zip(group, found, strict=True))
+
+    def prepare(self) -> None:
+        """Find what every trace wants to know, and import the model's library: once, before there are forks."""
+        self._count()
+        _ = self.packs
+
+    def shared_by(self, strategy: Strategy) -> Any:
+        """Return what tells the strategies apart that one process had better trace: the others gain nothing together.
+
+        Those with adapters go together: PEFT takes a second to import.
+        """
+        return strategy.adapters != "none" or _traced(strategy)
 
     def estimate(
         self,

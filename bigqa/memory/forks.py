@@ -30,7 +30,7 @@ def in_forks(function: Callable[[A], B], arguments: list[A]) -> list[B]:
     try:
         with warnings.catch_warnings(), ProcessPoolExecutor(workers, get_context("fork")) as pool:
             warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of threads, which sit idle here
-            return list(pool.map(_call, arguments, chunksize=2))
+            return list(pool.map(_call, arguments))
     finally:
         _function = None
 

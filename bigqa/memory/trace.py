@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 from bigqa.engine import attention
 from bigqa.engine.build import change, make_offload, make_update
@@ -98,19 +97,22 @@ class Recorder(TorchDispatchMode):
         self.closed = False
         """Set at the step's end: what is dropped afterwards is no part of it."""
         self._known: dict[int, int] = {}
+        self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self._count = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run an operation and look at what it made."""
-        result = shapes.run(func, args, kwargs or {})
-        made = 0
-        for tensor in tree_iter(result):
-            if isinstance(tensor, Tensor):
-                made += self._see(tensor, func)
-        self.work.add(func, args, result, made)
+        result, key = shapes.run(func, args, kwargs or {})
+        made = sum(self._see(tensor, func) for tensor in shapes.tensors_in(result))
+        self.work.add(func, key, args, result, made)
         return result
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Else torch wraps the function above in one that keeps its compiler away, at a tenth of the trace's time.
+        return False
 
     def mark(self, category: Category, tensors: Any) -> None:
         """Say what tensors are for."""
@@ -138,16 +140,20 @@ class Recorder(TorchDispatchMode):
     def _see(self, tensor: Tensor, func: Any) -> int:
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if key in self._known or storage.nbytes() == 0:
+        if key in self._known:
+            return 0
+        size_bytes = storage.nbytes()
+        if size_bytes == 0:
             return 0
         self._count += 1
         number = self._known[key] = self._count
-        size_bytes = storage.nbytes()
         self.events.append(Event(number, size_bytes, self.phase, func.overloadpacket.__name__, STANDS_FOR.get()))
-        weakref.finalize(storage, self._end, key, number)
+        # Half the price of `weakref.finalize`; the reference must be kept for its callback to come.
+        self._alive[number] = weakref.ref(storage, lambda _: self._end(key, number))
         return size_bytes
 
     def _end(self, key: int, number: int) -> None:
+        del self._alive[number]
         if not self.closed and self._known.get(key) == number:
             del self._known[key]
             self.events.append(Event(number, 0, self.phase, ""))

@@ -4,22 +4,23 @@ Matrix products and attention are counted in FLOPs (a multiplication and an addi
 counted in the bytes it reads and writes, which is what it costs.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
-from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
 from bigqa.engine import windows
+from bigqa.memory.shapes import tensors_in
 
 VIEWS = {
     "view", "_unsafe_view", "transpose", "t", "expand", "slice", "select", "split", "unsqueeze", "squeeze", "detach",
     "alias", "permute", "as_strided", "reshape", "unbind", "lift_fresh", "_to_copy_view", "empty", "empty_like",
     "empty_strided", "new_empty", "new_empty_strided", "split_with_sizes", "narrow",
 }  # fmt: skip
-
-
 WITH_WEIGHTS = {"mm", "addmm", "linear"}
+_flops: dict[Any, int] = {}
 
 
 class Work:
@@ -34,22 +35,39 @@ class Work:
         """Random elements."""
         self.operations = 0
 
-    def add(self, func: Any, args: tuple[Any, ...], result: Any, made_bytes: int) -> None:
-        """Count one operation."""
-        packet, times = func.overloadpacket, windows.STANDS_FOR.get()
-        if packet in flop_registry:
-            flops = times * flop_registry[packet](*args, out_val=result)
+    def add(self, func: Any, key: Any, args: tuple[Any, ...], result: Any, made_bytes: int) -> None:
+        """Count one operation; `key` tells its shapes, and with them its FLOPs."""
+        name, count = _kind(func)
+        times = windows.STANDS_FOR.get()
+        if count is not None:
+            flops = times * _flops_of(count, key, args, result)
             self.flops += flops
-            self.batched_flops += flops if packet.__name__ not in WITH_WEIGHTS else 0
-        elif packet.__name__ == "random_":
+            self.batched_flops += flops if name not in WITH_WEIGHTS else 0
+        elif name == "random_":
             self.drawn += times * args[0].numel()
-        elif packet.__name__ not in VIEWS:
-            read_bytes = sum(_bytes(t) for t in tree_iter(args) if isinstance(t, Tensor))
-            self.moved_bytes += times * (read_bytes + made_bytes)
+        elif name not in VIEWS:
+            self.moved_bytes += times * (sum(map(_bytes, tensors_in(args))) + made_bytes)
         else:
             return
         self.operations += times
 
 
+@functools.cache
+def _kind(func: Any) -> tuple[str, Callable[..., int] | None]:
+    """Return an operation's name, and what counts its FLOPs if it is of those that are counted."""
+    packet = func.overloadpacket
+    return packet.__name__, flop_registry.get(packet)
+
+
+def _flops_of(count: Callable[..., int], key: Any, args: tuple[Any, ...], result: Any) -> int:
+    if key is None:
+        return count(*args, out_val=result)
+    if key not in _flops:
+        _flops[key] = count(*args, out_val=result)
+    return _flops[key]
+
+
 def _bytes(tensor: Tensor) -> int:
-    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
+    if tensor.is_contiguous():
+        return tensor.nbytes
+    return min(tensor.nbytes, tensor.untyped_storage().nbytes())
