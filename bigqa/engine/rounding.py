@@ -12,12 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bigqa.engine.attention import STAND_IN_FOR
 from bigqa.engine.moments import BLOCK, NAMES
 
 PIECE = 2**22
 """Elements that are worked on at once: 16 MiB of each fp32 temporary. A multiple of bitsandbytes' blocks."""
 SMALLEST_8BIT = 4096
 """As bitsandbytes: smaller parameters keep bf16 moments."""
+UNPACKED = 5
+"""fp32 tensors: both moments, the gradient, and two steps of the denominator."""
 
 
 class RoundedAdamW(torch.optim.Optimizer):
@@ -86,6 +89,7 @@ class RoundedAdamW(torch.optim.Optimizer):
 
     def _step_8bit(self, group: dict[str, Any], state: dict[str, Any], piece: slice, weight: Tensor, g: Tensor) -> None:
         if weight.is_meta:
+            unpack_without_data(weight)
             return
         from bitsandbytes.functional import optimizer_update_8bit_blockwise
 
@@ -118,6 +122,16 @@ class RoundedAdamW(torch.optim.Optimizer):
             mixed = (seed * 1_000_003 + step) * 1_000_003 + index
             self._generator = torch.Generator(tensor.device).manual_seed(mixed & (2**63 - 1))
         return self._generator
+
+
+def unpack_without_data(parameter: Tensor) -> None:
+    """Hold for a moment, in a trace, what bitsandbytes' 8-bit step holds: on a CPU it unpacks, on a GPU nothing.
+
+    Source: its backends/cpu/ops.py, `_optimizer_update_8bit_blockwise_cpu`.
+    """
+    if STAND_IN_FOR.get() == "cpu":
+        held = [torch.empty_like(parameter, dtype=torch.float32) for _ in range(UNPACKED)]
+        held.clear()
 
 
 def _code(device: torch.device, *, signed: bool) -> Tensor:

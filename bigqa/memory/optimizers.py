@@ -10,13 +10,11 @@ import torch
 from torch import Tensor
 
 from bigqa.engine.optimizers import BETAS
-from bigqa.engine.rounding import RoundedAdamW
+from bigqa.engine.rounding import RoundedAdamW, unpack_without_data
 from bigqa.strategy import Strategy
 
 BLOCK_8BIT = 256
 """Elements that share a scale in bitsandbytes' 8-bit states. Source: bitsandbytes/optim/optimizer.py."""
-UNPACKED = 5
-"""Both moments, the gradient, and two steps of the denominator."""
 SMALLEST_8BIT = 4096
 """Elements below which bitsandbytes keeps a parameter's state in fp32. Source: its `min_8bit_size`."""
 
@@ -41,14 +39,13 @@ def state_tensors(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
 class StandIn(torch.optim.Optimizer):
     """Keeps the state that AdamW keeps, and does nothing else.
 
-    Fused AdamW and bitsandbytes' kernels on a GPU step in place and hold nothing for a moment. On a CPU bitsandbytes
-    unpacks: five fp32 tensors of a parameter. Source: its backends/cpu/ops.py, `_optimizer_update_8bit_blockwise_cpu`.
+    Fused AdamW and bitsandbytes' kernels on a GPU step in place and hold nothing for a moment.
     """
 
     def __init__(self, groups: list[dict[str, Any]], strategy: Strategy) -> None:
         super().__init__(groups, {"lr": 0.0})
         self.kind = strategy.optimizer
-        self.unpacks = strategy.optimizer != "adamw" and strategy.device == "cpu"
+        self.unpacks = strategy.optimizer != "adamw"
         self.kept_elsewhere = strategy.offload_optimizer != "none"
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -59,8 +56,7 @@ class StandIn(torch.optim.Optimizer):
         """Hold what the largest parameter's step holds; the state is there."""
         if self.unpacks:
             largest = max((p for group in self.param_groups for p in group["params"]), key=Tensor.numel)
-            held = [torch.empty_like(largest, dtype=torch.float32) for _ in range(UNPACKED)]
-            held.clear()
+            unpack_without_data(largest)
 
     def _state(self, parameter: Tensor) -> Iterator[tuple[str, Tensor]]:
         if self.kept_elsewhere:
