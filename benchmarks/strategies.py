@@ -34,7 +34,7 @@ from bigqa.strategy import STRATEGIES
 
 NAME = "strategies"
 STEPS = 30
-IN_ONE = [*EXACT, *ROUNDED, *RELEASED, *ADAPTERS]
+IN_ONE = [REFERENCE, *EXACT, *ROUNDED, *RELEASED, *ADAPTERS]
 PARTS = {"one": (IN_ONE, 1), "two": (ZERO, 2), "disk": ([NVME], 2)}
 """Strategies that are run one after the other in the same processes, and how many processes."""
 SCORED = ["plain", *ROUNDED, *RELEASED, *ADAPTERS]
@@ -51,14 +51,15 @@ def curves(seed: int, names: list[str], num_processes: int) -> dict[str, Any]:
     options = OPTIONS | {"seed": seed, "max_steps": STEPS, "save_every": 1000}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        jobs = [job(folder / name, name, options) for name in [REFERENCE, *names]]
+        jobs = [job(folder / name, name, options) for name in names]
         jobs += [job(folder / f"{name}-fp32", name, options, precision="fp32") for name in names if _has_fp32(name)]
         run_jobs(folder, jobs, num_processes, timeout_s=3600)
         return {"losses": {Path(one["out"]).name: losses(Path(one["out"])) for one in jobs}}
 
 
 def _has_fp32(name: str) -> bool:
-    return STRATEGIES[name].precision == "bf16"
+    """Tell whether a strategy can be had in fp32: plain is the reference then, stochastic rounding is of bf16 alone."""
+    return name != "plain" and STRATEGIES[name].precision == "bf16"
 
 
 def score(seed: int, name: str, epochs: float) -> dict[str, Any]:
@@ -94,14 +95,15 @@ def table(folder: Path) -> str:
     lines = [head, "|---|---:|---:|---:|---:|---:|---:|"]
     plain = _scores(folder, "plain")
     for name in [*EXACT, *ZERO, NVME, *ROUNDED, *RELEASED, *ADAPTERS]:
-        curve = [_percent(differences(folder, f"{name}-fp32")), _percent(differences(folder, name))]
+        curve = [_largest(differences(folder, one)) for one in (f"{name}-fp32", name)]
+        curve = ["reference", *curve[1:]] if name == "plain" else curve
         cells = [name, str(STRATEGIES[name].tier), *curve, *_score_cells(_scores(folder, name), plain)]
         if set(cells[2:]) != {"-"}:
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _percent(values: list[float]) -> str:
+def _largest(values: list[float]) -> str:
     return f"{max(values):.1e}" if values else "-"
 
 
