@@ -57,7 +57,7 @@ def build(windows: int) -> dict[str, Any]:
         file = Path(folder) / "data.json"
         write_data(file, SIZES[0] // 10)
         tokenizer, lengths = load_tokenizer(resolve(str(OPTIONS["model"]))), Lengths.model_validate(LENGTHS)
-        build_features(file, tokenizer, lengths, training=True, cache_dir=Path(folder))
+        build_features(file, tokenizer, lengths, training=True, cache_dir=Path(folder) / "warm")
         run_module("benchmarks.growth", "--write", file, "--windows", windows)
         before, started = _peak_bytes(), time.perf_counter()
         found = build_features(file, tokenizer, lengths, training=True, cache_dir=Path(folder))
@@ -124,7 +124,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Training speed and memory as the data grow.")
     parser.add_argument("--out", type=Path, default=REPORTS / NAME)
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
-    parser.add_argument("--steps", type=int, default=35, help=f"of a run; the first {WARM} are not counted")
+    parser.add_argument("--steps", type=int, default=55, help=f"of a run; the first {WARM} are not counted")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--table", action="store_true", help="run nothing; write benchmarks/README.md from the reports")
     parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
