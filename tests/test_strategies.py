@@ -43,9 +43,11 @@ def training(out: Path, name: str, micro_batch: int = 2, resume: Path | None = N
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One process: each strategy unbroken, then each of the matrix resumed after half of its steps under another."""
     folder = tmp_path_factory.mktemp("alone")
-    names = [REFERENCE, *EXACT, *ZERO, *ROUNDED, *RELEASED, *ADAPTERS]
-    jobs = [training(folder / name, name) for name in names]
-    jobs += [training(folder / f"{name}-fp32", name, precision="fp32") for name in (*EXACT[1:], *ZERO)]
+    jobs = [training(folder / name, name) for name in (REFERENCE, *EXACT, *ROUNDED, *RELEASED, *ADAPTERS)]
+    jobs += [training(folder / f"{name}-fp32", name, precision="fp32") for name in EXACT[1:]]
+    # ZeRO last: its stage 3 leaves a linear layer of its own in torch, which rounds otherwise in the runs after it.
+    jobs += [training(folder / name, name) for name in ZERO]
+    jobs += [training(folder / f"{name}-fp32", name, precision="fp32") for name in ZERO]
     jobs += [training(folder / f"{a}-{b}", b, resume=folder / a) for a, b in permutations(MATRIX, 2)]
     run_jobs(folder, jobs)
     return folder
