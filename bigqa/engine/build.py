@@ -53,6 +53,9 @@ def not_together(strategy: Strategy, world_size: int = 1) -> str | None:
         return "released gradients cannot be taken back when fp16 overflows; use bf16"
     if strategy.needs_deepspeed and (strategy.release or strategy.precision == "bf16-sr"):
         return "DeepSpeed has its own update: neither gradient release nor stochastic rounding goes with ZeRO"
+    if strategy.zero_stage == 3 and strategy.recompute == "selective":
+        # DeepSpeed's `LinearFunctionForZeroStage3`: recomputing would add the bias to the kept result once more.
+        return "ZeRO-3 adds biases in place to results that selective recomputation keeps; use full recomputation"
     if strategy.needs_deepspeed and (strategy.optimizer != "adamw" or strategy.adapters != "none"):
         return "8-bit states and adapters do not go with ZeRO here"
     return None

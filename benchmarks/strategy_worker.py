@@ -1,6 +1,7 @@
 """Runs many trainings in one process, or in each of several: importing torch takes longer than each of them.
 
-In: a JSON file with a list of jobs, `{"out", "options", "resume"}`. Out: the run folders. As `bigqa/train.py` does.
+In: a JSON file with a list of jobs, `{"out", "options", "resume"}`, see `benchmarks/strategy_jobs.py`. Out: the run
+folders. As `bigqa/train.py` does.
 """
 
 import functools
@@ -16,15 +17,16 @@ from bigqa.engine.processes import Processes
 from bigqa.fine_tuning import fine_tune
 from bigqa.runs import settings_from
 
+PATHS = ("train_file", "dev_file", "plan", "nvme")
+
 
 def main() -> None:
+    """Run the jobs of a file, in order."""
     quiet_libraries()
     cpuinfo.get_cpu_info = functools.cache(cpuinfo.get_cpu_info)  # two seconds for each of DeepSpeed's optimizers
     Processes.close = lambda self: None  # type: ignore[method-assign]  # one group serves all jobs
     for job in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
-        options = {
-            name: Path(value) if name in ("train_file", "plan") else value for name, value in job["options"].items()
-        }
+        options = {name: Path(value) if name in PATHS else value for name, value in job["options"].items()}
         out = Path(job["out"])
         source = job.get("resume")
         if source and not out.exists():

@@ -1,0 +1,65 @@
+"""What the benchmarks share: reports with their machine, modules in processes of their own, and figures as text."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bigqa.files import read_json, write_json
+from bigqa.hardware import detect_cpu
+from bigqa.runs import versions
+
+REPORTS = Path(__file__).parent / "runs"
+SEEDS = (42, 43, 44)
+
+
+def write_report(file: Path, case: dict[str, Any], found: dict[str, Any]) -> None:
+    """Write what was found for a case, with what it was found on."""
+    write_json(file, {"case": case, **found, "cpu": detect_cpu().model_dump(), "versions": versions()})
+
+
+def read_report(file: Path) -> dict[str, Any] | None:
+    """Return a finished case's report."""
+    return dict(read_json(file, "the report")) if file.is_file() else None
+
+
+def run_module(module: str, *words: object, **variables: str) -> str:
+    """Run a module in a process of its own. Returns: what it printed. Raises: RuntimeError with its last words."""
+    command = [sys.executable, "-W", "ignore", "-m", module, *(str(word) for word in words)]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"} | variables
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{module} ended with {done.returncode}: {done.stderr.strip()[-2000:]}")
+    return done.stdout
+
+
+def train(out: Path, options: dict[str, Any], **variables: str) -> dict[str, Any]:
+    """Run `bigqa train`. Returns: the run's report."""
+    words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
+    run_module("bigqa.cli", "train", "--out", out, *words, **variables)
+    return dict(read_json(out / "report.json", "the run's report"))
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """Return a run's steps."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def spread(values: Sequence[float], form: str = ".3g") -> str:
+    """Return the median, with the least and the most."""
+    return f"{statistics.median(values):{form}} ({min(values):{form}}-{max(values):{form}})"
+
+
+def take_first_questions(source: Path, target: Path, count: int) -> None:
+    """Write a data set with the first `count` questions of another, every paragraph kept."""
+    data = dict(read_json(source, "data file"))
+    left = count
+    for article in data["data"]:
+        for paragraph in article["paragraphs"]:
+            paragraph["qas"] = paragraph["qas"][: max(0, left)]
+            left -= len(paragraph["qas"])
+    write_json(target, data)

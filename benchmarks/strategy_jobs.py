@@ -1,0 +1,85 @@
+"""Short trainings of the embedded sample under many strategies, many in one process. In: jobs. Out: run folders.
+
+Used by `benchmarks.strategies` and `tests/test_strategies.py`.
+"""
+
+import ctypes.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from bigqa.sample import FOLDER
+from bigqa.strategy import STRATEGIES
+
+ROOT = Path(__file__).parents[1]
+REFERENCE = "plain-fp32"
+ZERO = ["zero1", "zero2", "zero3", "zero2-offload", "zero3-offload"]
+NVME = "zero3-nvme"
+EXACT = ["plain", "recompute", "selective", "offload-activations"]
+ROUNDED = ["8bit", "8bit-recompute", "stochastic", "stochastic-8bit-recompute"]
+RELEASED = ["release-recompute", "cpu-least"]
+ADAPTERS = ["lora", "qlora-recompute"]
+OPTIONS = {
+    "model": "tiny",
+    "train_file": str(FOLDER / "train.json"),
+    "limit": 64,
+    "device": "cpu",
+    "global_batch": 4,
+    "dropout": 0.0,
+    "check": False,
+}
+Job = dict[str, Any]
+
+
+def why_no_nvme() -> str | None:
+    """Say what DeepSpeed's disk offload lacks here: it compiles itself against libaio at first use."""
+    if ctypes.util.find_library("aio") is None or not Path("/usr/include/libaio.h").is_file():
+        return "no libaio with its header: apt-get install libaio-dev"
+    missing = [program for program in ("c++", "ninja") if shutil.which(program) is None]
+    return f"{missing[0]} is not on PATH" if missing else None
+
+
+def job(
+    out: Path, name: str, options: dict[str, Any], micro_batch: int = 2, resume: Path | None = None, **axes: Any
+) -> Job:
+    """Return a training under a strategy, as `--plan` gives it."""
+    plan = out.parent / f"{out.name}-plan.json"
+    strategy = STRATEGIES[name].model_copy(update={"device": "cpu"} | axes)
+    settings = {"strategy": strategy.model_dump(), "micro_batch": micro_batch}
+    plan.write_text(json.dumps({"settings": settings}), encoding="utf-8")
+    disk = {"nvme": str(out.parent / f"{out.name}-disk")} if name == NVME else {}
+    options = {"check": False} if resume else options
+    return {"out": str(out), "options": options | disk | {"plan": str(plan)}, "resume": resume and str(resume)}
+
+
+def run_jobs(folder: Path, jobs: list[Job], num_processes: int = 1, timeout_s: int = 900) -> None:
+    """Run jobs in order, in one process or in each of several. Raises: RuntimeError with the last words of theirs."""
+    file = folder / "jobs.json"
+    file.write_text(json.dumps(jobs), encoding="utf-8")
+    command = [sys.executable, "-m"]
+    if num_processes > 1:
+        command += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes), "-m"]
+    command += ["benchmarks.strategy_worker", str(file)]
+    # Compilers that are installed beside Python, as ninja is, are found without the environment being activated.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    environment = os.environ | {"BIGQA_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+    environment |= {"PATH": path}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(done.stdout[-2000:] + done.stderr[-4000:])
+
+
+def losses(run: Path) -> list[float]:
+    """Return the loss of each step of a run."""
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def difference(one: list[float], other: list[float]) -> float:
+    """Return the largest relative difference of a step's loss."""
+    return max(abs(a - b) / abs(b) for a, b in zip(one, other, strict=True))
