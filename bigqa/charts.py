@@ -45,7 +45,9 @@ def charts_of(rows: Sequence[Row], grades: Sequence[Grade]) -> dict[str, str]:
     """Return every chart that the rows have something for: name -> SVG."""
     found: dict[str, str] = {}
     ran = [row for row in in_order(rows) if row.measured_bytes and row.shows_need]
-    for (model, processor), members in groupby(_uncapped(ran), lambda row: (row.model, row.processor)):
+    for (model, processor), members in groupby(
+        _uncapped([row for row in ran if row.is_timed]), lambda row: (row.model, row.processor)
+    ):
         points = list(members)
         found[_name("throughput", model, processor)] = _drawn(_throughput, points)
     if ran:

@@ -64,6 +64,10 @@ class Candidate(Record):
     windows_per_step: int
     samples_per_s: float
     run_s: float
+    speed_source: str = ""
+    """What the speed was worked out from; nothing where it was not."""
+    speed_error: float = 0.0
+    """What it may be off by, as a share of it."""
     verdict: Verdict
     reason: str
 
@@ -223,9 +227,10 @@ class Planner:
     ) -> Candidate:
         world_size = self._processes(strategy)
         accum = -(-self.workload.global_batch // (micro_batch * world_size))
-        memory, speed = None, 0.0
+        memory, speed, rates = None, 0.0, None
         if verdict is None:
             memory = self._memory(strategy, micro_batch, seq_len, accumulating=accum > 1)
+            rates = self.rates(strategy.device)
             speed = self._speed(strategy, memory, micro_batch, seq_len, accum)
             verdict, reason = self._verdict(strategy, memory)
         windows = self.workload.num_windows * self.workload.epochs
@@ -241,6 +246,8 @@ class Planner:
             windows_per_step=micro_batch * accum * world_size,
             samples_per_s=speed,
             run_s=windows / speed if speed else 0.0,
+            speed_source=rates.source if rates else "",
+            speed_error=rates.error if rates else 0.0,
             verdict=verdict,
             reason=reason,
         )

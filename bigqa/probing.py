@@ -229,7 +229,7 @@ def _as_row(candidate: Candidate) -> dict[str, Any]:
         "largest_tensors": [{"made_by": name, "bytes": size} for name, size in memory.largest],
     } if memory else dict.fromkeys(PEAKS)  # fmt: skip
     fields = ("tier", "micro_batch", "grad_accum", "seq_len", "fits", "verdict", "reason", "limit_bytes")
-    speeds = ("samples_per_s", "step_s", "run_s")
+    speeds = ("samples_per_s", "step_s", "run_s", "speed_source", "speed_error")
     row = {"strategy": candidate.name, "axes": candidate.strategy.model_dump(mode="json")}
     return row | {name: getattr(candidate, name) for name in (*fields, *speeds)} | peaks
 

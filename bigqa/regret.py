@@ -115,5 +115,7 @@ def _at_cap(rows: list[Row], cap_bytes: int) -> list[Row]:
 
 def _is_known(row: Row, cap_bytes: int) -> bool:
     # A crash or a hang is known: a planner that chooses it trains nothing. Where memory ran out below the cap, no one
-    # knows what the cap would have done.
+    # knows what the cap would have done; nor how fast a run is whose memory alone was measured.
+    if row.measured.ok and not row.is_timed:
+        return False
     return row.shows_need and (row.measured.outcome != "out of memory" or row.fitted(cap_bytes) is False)

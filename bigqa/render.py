@@ -12,6 +12,8 @@ from bigqa.planner import HEADROOM, HOST_HEADROOM, Candidate
 from bigqa.probing import Need, Probe, launch_words
 from bigqa.units import format_bytes, format_seconds
 
+WIDE = 0.2
+"""An error of the speed from which on it pays to measure the machine."""
 TIERS = {0: "nothing", 1: "rounding only", 2: "what is learned"}
 PROBE_COLUMNS = ("strategy", "tier", "batch", "GPU peak / limit", "host peak", "samples/s", "run", "verdict")
 
@@ -59,8 +61,24 @@ def plan_text(found: Probe, plan: Path) -> str:
             lines.append(f"Next: {found.next_best.name}. {_gives_up(found, found.next_best)}")
         lines.append(f"Run (after --out {plan}):" if found.question else "Run:")
         lines.append(f"  {launch_words(found, plan)}")
+    lines += _speeds_from(found)
     lines.append("GPU figures are predictions from the step's own trace; none has been measured on a GPU yet.")
     return "\n".join(lines)
+
+
+def _speeds_from(found: Probe) -> list[str]:
+    """Say what the speeds were worked out from, and how far they may be off."""
+    known = {c.strategy.device: c for c in found.candidates if c.speed_source}
+    lines = []
+    for device_type, candidate in known.items():
+        measured = candidate.speed_source.startswith("measured")
+        source = candidate.speed_source if measured else "worked out from the datasheet"
+        advice = (
+            "" if measured and candidate.speed_error < WIDE else "; `bigqa probe --calibrate` measures this machine"
+        )
+        where = "CPU" if device_type == "cpu" else device(found, candidate)
+        lines.append(f"Speed on the {where}: {source}, within about {candidate.speed_error:.0%}{advice}.")
+    return lines
 
 
 def _nothing_fits(found: Probe) -> list[str]:
@@ -152,7 +170,8 @@ def _gives_up(found: Probe, candidate: Candidate) -> str:
             f", {lost:.1%} of the answers out of reach" if lost is not None else " (--train-file counts lost answers)"
         )
         return f"It changes what is learned: windows of {candidate.seq_len}{share}."
-    return f"It changes {TIERS[candidate.tier]}."
+    clipping = ", and clips by the gradient norm of the step before" if candidate.strategy.release else ""
+    return f"It changes {TIERS[candidate.tier]}{clipping}."
 
 
 def _flat(found: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

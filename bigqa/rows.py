@@ -64,7 +64,7 @@ class Row:
     @property
     def speed_error(self) -> float | None:
         """Of the predicted samples per second; negative: too slow a run was predicted."""
-        return error_of(self.predicted.samples_per_s, self.measured.samples_per_s if self.measured.ok else None)
+        return error_of(self.predicted.samples_per_s, self.measured.samples_per_s if self.is_timed else None)
 
     @property
     def shows_need(self) -> bool:
@@ -72,9 +72,14 @@ class Row:
         return self.on_gpu or self.report.case.heap == "tight"
 
     @property
+    def is_timed(self) -> bool:
+        """Whether its speed was measured; else memory alone was, or it did not reach its end."""
+        return self.measured.ok and bool(self.measured.step_s)
+
+    @property
     def rate_share(self) -> float | None:
         """Of the device's matrix rate in the report, what the median step reached."""
-        if not self.measured.ok or not self.step_flops:
+        if not self.is_timed or not self.step_flops:
             return None
         rates, step_s = self.report.rates, self.measured.windows_per_step / self.measured.samples_per_s
         in_fp32 = self.report.case.axes.precision == "fp32"

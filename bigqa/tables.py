@@ -38,7 +38,7 @@ def cells(row: Row) -> tuple[str, ...]:
         format_bytes(row.measured_bytes) if row.measured_bytes else "-",
         signed(row.memory_error if row.shows_need else None),
         speed(row.predicted.samples_per_s),
-        f"{speed(measured.samples_per_s)} ({speed(least)}-{speed(most)})" if measured.ok else "-",
+        f"{speed(measured.samples_per_s)} ({speed(least)}-{speed(most)})" if row.is_timed else "-",
         signed(row.speed_error),
         "-" if row.rate_share is None else f"{row.rate_share:.0%}",
         measured.outcome + (f": {shortened(measured.reason)}" if measured.reason else ""),
