@@ -1,11 +1,11 @@
 """What this machine reaches, measured and kept: `bigqa probe --calibrate`. In: a device. Out: `Rates`.
 
 Each rate is measured on what it stands for: products of the sizes that a layer has, in each precision; attention's
-smaller ones; additions too large for the caches; memory fresh from the kernel; dropout's bits; AdamW on the host.
+smaller ones; a sum, an activation and a norm for everything else; memory fresh from the kernel; dropout's bits; AdamW on
+more parameters than the caches hold.
 """
 
 import dataclasses
-import mmap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +17,7 @@ from bigqa.engine.bits import dropping_signs
 from bigqa.files import cache_folder, read_json, write_json
 from bigqa.gpus import GpuModel
 from bigqa.hardware import Hardware
+from bigqa.heap import give_back
 from bigqa.throughput import Rates
 
 SCHEMA = 1
@@ -24,8 +25,8 @@ QUICK_S, LONG_S = 0.04, 1.0
 """Of each rate: where a probe measures by the way, and where a person asked to measure."""
 TOKENS, WIDTH, HEADS, WINDOW, HEAD = 2048, 1024, 16, 320, 64
 CPU_ERROR, QUICK_ERROR, GPU_ERROR = 0.15, 0.3, 0.1
-BIG = 2**23
-"""Elements of a tensor that no cache holds."""
+MANY, QUICK_MANY = 2**25, 2**23
+"""Parameters that AdamW is timed on: more than caches hold, or few enough to make in passing."""
 
 
 def kept_rates(hardware: Hardware) -> dict[str, Rates]:
@@ -45,7 +46,7 @@ def kept_rates(hardware: Hardware) -> dict[str, Rates]:
 def calibrate(hardware: Hardware, disk: Path | None = None) -> dict[str, Rates]:
     """Measure this machine's devices, and keep what was found; at most 30 s. Name of the device -> rates."""
     disk_rate = min(filter(None, (hardware.disk_write_bytes_per_s, hardware.disk_read_bytes_per_s)), default=None)
-    found = {"cpu": measure_cpu(LONG_S, with_8bit=True)}
+    found = {"cpu": measure_cpu(LONG_S, whole=True)}
     for index, gpu in enumerate(hardware.gpus):
         if torch.cuda.is_available() and gpu.name not in found:
             found[gpu.name] = measure_gpu(torch.device("cuda", index), gpu.model, found["cpu"])
@@ -56,24 +57,24 @@ def calibrate(hardware: Hardware, disk: Path | None = None) -> dict[str, Rates]:
     return found
 
 
-def measure_cpu(seconds: float, *, with_8bit: bool = False) -> Rates:
-    """Measure this CPU, each rate for so many seconds."""
-    bytes_per_s = 3 * 4 * BIG / _time(_addition(), seconds)
+def measure_cpu(seconds: float, *, whole: bool = False) -> Rates:
+    """Measure this CPU, each rate for so many seconds. `whole`: what takes longer too, the 8-bit AdamW among it."""
     flops, batched = 2 * TOKENS * WIDTH * WIDTH, 2 * HEADS * WINDOW * WINDOW * HEAD
+    many = MANY if whole else QUICK_MANY
     return Rates(
         low_flops_per_s=flops / _time(_product(torch.bfloat16), seconds),
         fp32_flops_per_s=flops / _time(_product(torch.float32), seconds),
         low_batched_flops_per_s=batched / _time(_batched(torch.bfloat16), seconds),
         fp32_batched_flops_per_s=batched / _time(_batched(torch.float32), seconds),
-        bytes_per_s=bytes_per_s,
+        bytes_per_s=MOVED_BYTES / _time(_everything_else(), seconds),
         link_bytes_per_s=1e12,
         launch_s=4e-6,
-        fresh_bytes_per_s=_FRESH_BYTES / _time(_fresh, seconds),
+        fresh_bytes_per_s=_fresh_rate(seconds),
         drawn_per_s=2**20 / _time(_drawing(), seconds),
-        adam_per_s=BIG / _time(_adam(), seconds),
-        adam8bit_per_s=2**20 / _time(_adam_8bit(), seconds) if with_8bit and _has_bitsandbytes() else None,
+        adam_per_s=many / _time(_adam(many), seconds),
+        adam8bit_per_s=2**20 / _time(_adam_8bit(), seconds) if whole and _has_bitsandbytes() else None,
         source="measured on this CPU",
-        error=CPU_ERROR if with_8bit else QUICK_ERROR,
+        error=CPU_ERROR if whole else QUICK_ERROR,
     )
 
 
@@ -110,6 +111,8 @@ def measure_gpu(device: torch.device, card: GpuModel | None, host: Rates) -> Rat
 
 HALF_SPEED_MEASURED = 256
 _FRESH_BYTES = 2**24
+MOVED_BYTES = (3 + 2 + 2) * 2 * TOKENS * WIDTH
+"""Read and written by a sum, an activation and a norm, in bf16."""
 
 
 def _product(dtype: torch.dtype) -> Callable[[], object]:
@@ -125,17 +128,27 @@ def _batched(dtype: torch.dtype) -> Callable[[], object]:
     return lambda: torch.bmm(a, b, out=out)
 
 
-def _addition() -> Callable[[], object]:
-    a, out = torch.randn(BIG), torch.zeros(BIG)
-    return lambda: torch.add(a, out, out=out)
+def _everything_else() -> Callable[[], object]:
+    """A sum, an activation and a norm, as a layer has them: on a CPU they cost more than the bytes they move."""
+    aten = torch.ops.aten
+    x, y, out = (torch.randn(TOKENS, WIDTH).bfloat16() for _ in range(3))
+    weight = torch.ones(WIDTH, dtype=torch.bfloat16)
+    mean, rstd = (torch.empty(TOKENS, 1, dtype=torch.bfloat16) for _ in range(2))
+
+    def run() -> None:
+        torch.add(x, y, out=out)
+        aten.gelu.out(x, approximate="none", out=out)
+        aten.native_layer_norm.out(x, [WIDTH], weight, weight, 1e-12, out0=out, out1=mean, out2=rstd)
+
+    return run
 
 
-def _fresh() -> None:
-    """Take memory from the kernel, touch every page of it, and give it back."""
-    with mmap.mmap(-1, _FRESH_BYTES) as memory:
-        if hasattr(memory, "madvise") and hasattr(mmap, "MADV_HUGEPAGE"):
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        torch.frombuffer(memory, dtype=torch.uint8).fill_(1)
+def _fresh_rate(seconds: float) -> float:
+    """Return how fast the kernel hands out memory, filled with zeros. Bytes/s."""
+    give_back()
+    there = torch.empty(_FRESH_BYTES, dtype=torch.uint8)
+    fresh_s = _time(lambda: torch.empty(_FRESH_BYTES, dtype=torch.uint8).fill_(1), seconds)
+    return _FRESH_BYTES / max(1e-6, fresh_s - _time(lambda: there.fill_(1), seconds))
 
 
 def _drawing() -> Callable[[], object]:
@@ -143,8 +156,8 @@ def _drawing() -> Callable[[], object]:
     return lambda: dropping_signs((2**20,), 0.1, (1, 2), like)
 
 
-def _adam() -> Callable[[], object]:
-    weight, gradient, first, second = (torch.rand(BIG) for _ in range(4))
+def _adam(count: int) -> Callable[[], object]:
+    weight, gradient, first, second = (torch.rand(count) for _ in range(4))
     step = torch.tensor(1.0)
     return lambda: torch._fused_adamw_(
         [weight], [gradient], [first], [second], [], [step], lr=1e-5, beta1=0.9, beta2=0.999, weight_decay=0.01,

@@ -17,6 +17,7 @@ from bigqa import __version__
 from bigqa.console import command, console, progress, stderr
 from bigqa.errors import UsageError
 from bigqa.files import write_text
+from bigqa.heap import hold_tight
 from bigqa.options import MODEL_HELP, given, train_signature
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -328,6 +329,7 @@ def enliple(
 
 def main() -> None:
     """Run as a program."""
+    hold_tight()
     command(app)
 
 

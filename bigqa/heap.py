@@ -1,6 +1,6 @@
 """Whether this process keeps memory that tensors gave back. In: nothing, then what a run needs and has. Out: nothing.
 
-Tight, from the start: a block of more than 1 MiB goes back to the kernel when its tensor is freed. Resident memory is
+Tight, from the start: a block of more than 256 KiB goes back to the kernel when its tensor is freed. Resident memory is
 then that of the live tensors, which is what makes it predictable. But the kernel fills a block with zeros each time
 that it is wanted again, a third of a training step's time. So where memory is plenty, freed blocks are kept.
 BIGQA_HEAP=tight or fast decides instead. Figures: benchmarks/LOG.md.
@@ -11,7 +11,7 @@ import os
 import sys
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-TIGHT_BYTES, KEPT_BYTES = 2**20, 2**31 - 1
+TIGHT_BYTES, KEPT_BYTES = 2**18, 2**31 - 1
 PLENTY = 3.0
 """Times the need: kept blocks have taken up to 1.9 times it."""
 PRIMITIVES = "512"
@@ -26,6 +26,11 @@ def hold_tight() -> None:
         _set(KEPT_BYTES)
     else:
         _set(TIGHT_BYTES)
+
+
+def give_back() -> bool:
+    """From now on, give freed memory back; what torch allocates is in huge pages only after `hold_tight`."""
+    return _set(TIGHT_BYTES)
 
 
 def plenty(need_bytes: int, free_bytes: int) -> bool:

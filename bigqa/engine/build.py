@@ -72,8 +72,8 @@ def change(model: nn.Module, strategy: Strategy) -> Weights:
 
 def _change_modules(model: nn.Module, strategy: Strategy) -> None:
     attention.use(model)
-    modules.swap(model, strategy.device)
     adapters.apply(model, strategy.adapters)
+    modules.swap(model, strategy.device)  # the adapters' dropout too
     recompute.apply(model, strategy.recompute)
 
 
