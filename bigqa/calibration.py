@@ -1,8 +1,8 @@
 """What this machine reaches, measured and kept: `bigqa probe --calibrate`. In: a device. Out: `Rates`.
 
 Each rate is measured on what it stands for: products of the sizes that a layer has, in each precision; attention's
-smaller ones; a sum, an activation and a norm for everything else; memory fresh from the kernel; dropout's bits; AdamW on
-more parameters than the caches hold.
+smaller ones; a sum, an activation and a norm for everything else; memory fresh from the kernel; dropout's bits; AdamW
+on more parameters than the caches hold.
 """
 
 import dataclasses
