@@ -15,6 +15,8 @@ from bigqa.runs import versions
 
 REPORTS = Path(__file__).parent / "runs"
 SEEDS = (42, 43, 44)
+WARM_UP_S = 15.0
+"""Of training, not counted: a process meets sizes for the first time, and memory that nobody has used yet."""
 
 
 def write_report(file: Path, case: dict[str, Any], found: dict[str, Any]) -> None:
@@ -47,6 +49,18 @@ def train(out: Path, options: dict[str, Any], **variables: str) -> dict[str, Any
 def metrics(run: Path) -> list[dict[str, Any]]:
     """Return a run's steps."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def speeds(seconds: Sequence[float], windows: Sequence[int], tokens: Sequence[int]) -> dict[str, float]:
+    """Return the speed of the steps after the warm-up; the first warms up in any case, the last never does."""
+    first = 1
+    while first < len(seconds) - 1 and sum(seconds[:first]) < WARM_UP_S:
+        first += 1
+    per_step = [count / second for count, second in zip(windows[first:], seconds[first:], strict=True)]
+    return {
+        "samples_per_s": statistics.median(per_step),
+        "tokens_per_s": sum(tokens[first:]) / sum(seconds[first:]),
+    }
 
 
 def spread(values: Sequence[float], form: str = ".3g") -> str:

@@ -6,10 +6,10 @@ Each row is a process of its own that prints one line of JSON at its end.
 import argparse
 import json
 import resource
-import statistics
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import speeds
 from bigqa.engine.order import DataOrder
 from bigqa.models import load_config, load_model, load_tokenizer, resolve
 from bigqa.prediction import cache_folder
@@ -59,14 +59,6 @@ def order_of(options: argparse.Namespace, lengths: list[int]) -> DataOrder:
 
 
 def report(seconds: list[float], windows: list[int], tokens: list[int]) -> None:
-    """Print a row's figures; its first step warms up."""
-    speeds = [count / second for count, second in zip(windows[1:], seconds[1:], strict=True)]
-    print(
-        json.dumps(
-            {
-                "samples_per_s": statistics.median(speeds),
-                "tokens_per_s": sum(tokens[1:]) / sum(seconds[1:]),
-                "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            }
-        )
-    )
+    """Print a row's figures."""
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps(speeds(seconds, windows, tokens) | {"peak_bytes": peak_bytes}))
