@@ -18,14 +18,14 @@ from bigqa.files import cache_folder, read_json, write_json
 from bigqa.gpus import GpuModel
 from bigqa.hardware import Hardware
 from bigqa.heap import give_back
-from bigqa.throughput import Rates
+from bigqa.throughput import STALE_S, Rates
 
-SCHEMA = 1
+SCHEMA = 2
 QUICK_S, LONG_S = 0.04, 1.0
 """Of each rate: where a probe measures by the way, and where a person asked to measure."""
 TOKENS, WIDTH, HEADS, WINDOW, HEAD = 2048, 1024, 16, 320, 64
 CPU_ERROR, QUICK_ERROR, GPU_ERROR = 0.15, 0.3, 0.1
-MANY, QUICK_MANY = 2**25, 2**23
+MANY, QUICK_MANY, MANY_8BIT = 2**25, 2**23, 2**24
 """Parameters that AdamW is timed on: more than caches hold, or few enough to make in passing."""
 
 
@@ -70,9 +70,10 @@ def measure_cpu(seconds: float, *, whole: bool = False) -> Rates:
         link_bytes_per_s=1e12,
         launch_s=4e-6,
         fresh_bytes_per_s=_fresh_rate(seconds),
+        stale_bytes_per_s=_stale_rate() if whole else None,
         drawn_per_s=2**20 / _time(_drawing(), seconds),
         adam_per_s=many / _time(_adam(many), seconds),
-        adam8bit_per_s=2**20 / _time(_adam_8bit(), seconds) if whole and _has_bitsandbytes() else None,
+        adam8bit_per_s=MANY_8BIT / _time(_adam_8bit(), seconds) if whole and _has_bitsandbytes() else None,
         source="measured on this CPU",
         error=CPU_ERROR if whole else QUICK_ERROR,
     )
@@ -110,7 +111,7 @@ def measure_gpu(device: torch.device, card: GpuModel | None, host: Rates) -> Rat
 
 
 HALF_SPEED_MEASURED = 256
-_FRESH_BYTES = 2**24
+_FRESH_BYTES, _STALE_BYTES = 2**24, 2**28
 MOVED_BYTES = (3 + 2 + 2) * 2 * TOKENS * WIDTH
 """Read and written by a sum, an activation and a norm, in bf16."""
 
@@ -151,6 +152,19 @@ def _fresh_rate(seconds: float) -> float:
     return _FRESH_BYTES / max(1e-6, fresh_s - _time(lambda: there.fill_(1), seconds))
 
 
+def _stale_rate() -> float:
+    """Return the same for memory that nobody has touched for a while: a virtual machine's may be its host's again."""
+    give_back()
+    torch.empty(_STALE_BYTES, dtype=torch.uint8).fill_(1)
+    taken = []
+    for _ in range(2):
+        time.sleep(2 * STALE_S)
+        started = time.perf_counter()
+        torch.empty(_STALE_BYTES, dtype=torch.uint8).fill_(1)
+        taken.append(time.perf_counter() - started)
+    return _STALE_BYTES / (sum(taken) / len(taken))
+
+
 def _drawing() -> Callable[[], object]:
     like = torch.empty(0, dtype=torch.bfloat16)
     return lambda: dropping_signs((2**20,), 0.1, (1, 2), like)
@@ -168,8 +182,8 @@ def _adam(count: int) -> Callable[[], object]:
 def _adam_8bit() -> Callable[[], object]:
     from bitsandbytes.optim import AdamW8bit
 
-    parameter = torch.nn.Parameter(torch.rand(2**20))
-    parameter.grad = torch.rand(2**20)
+    parameter = torch.nn.Parameter(torch.rand(MANY_8BIT))
+    parameter.grad = torch.rand(MANY_8BIT)
     optimizer = AdamW8bit([parameter], lr=1e-5)
     return lambda: optimizer.step()
 

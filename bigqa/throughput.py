@@ -20,6 +20,9 @@ LAUNCH_S = 8e-6
 """Of one kernel from Python."""
 ADAM_BYTES = {"adamw": 28, "adamw8bit": 18, "paged-adamw8bit": 18}
 """Read and written per parameter on a GPU: gradient, master, moments, and the low-precision weight."""
+STALE_S = 2.0
+"""After which Linux, in a virtual machine, hands free memory back to the host, which must make it anew. Source: the
+kernel's mm/page_reporting.c, PAGE_REPORTING_DELAY."""
 CPU_ADAM_PARAMETERS_PER_S = 2.5e8
 """Of an fp32 AdamW on the host, per core, where it was not measured. From DeepSpeed's documentation."""
 
@@ -43,6 +46,8 @@ class Rates:
     half_speed_tokens: int = 0
     fresh_bytes_per_s: float | None = None
     """Handed out by the kernel, filled with zeros, where a CPU's freed memory goes back; none: at no cost."""
+    stale_bytes_per_s: float | None = None
+    """The same of memory that has been free for longer than `STALE_S`; none: as fast as any."""
     drawn_per_s: float | None = None
     """Elements of dropout on a CPU; none: at no cost of its own."""
     adam_per_s: float | None = None
@@ -115,6 +120,7 @@ def _micro_batch_s(work: Footprint, strategy: Strategy, rates: Rates, shape: Sha
     moved_s = work.moved_bytes / rates.bytes_per_s + _seconds(work.drawn, rates.drawn_per_s)
     moved_s += _fresh_s(work.fresh_bytes, rates, shape)
     micro_s = max(products_s + moved_s, work.operations * rates.launch_s)
+    micro_s += _stale_s(work.swing_bytes, micro_s, rates, shape)
     if strategy.activation_offload:
         # Kept activations go out and come back while other layers compute; the slower of the two counts.
         micro_s = max(micro_s, 2 * work.offloaded_bytes / rates.link_bytes_per_s)
@@ -153,6 +159,18 @@ def _adam_s(strategy: Strategy, rates: Rates, parameters: float, host_adam_per_s
 
 def _fresh_s(fresh_bytes: int, rates: Rates, shape: Shape) -> float:
     return 0.0 if shape.keeps_memory else _seconds(fresh_bytes, rates.fresh_bytes_per_s)
+
+
+def _stale_s(swing_bytes: int, micro_s: float, rates: Rates, shape: Shape) -> float:
+    """Return what memory costs that was free for too long.
+
+    What layers keep is given back in the backward pass and wanted again in the next forward pass, the last freed first:
+    at a share x of the forward pass, a third of the time, what comes next was freed x of the whole time ago.
+    """
+    if shape.keeps_memory or not rates.stale_bytes_per_s or not rates.fresh_bytes_per_s:
+        return 0.0
+    share = max(0.0, 1.0 - STALE_S / micro_s)
+    return share * max(0.0, swing_bytes / rates.stale_bytes_per_s - swing_bytes / rates.fresh_bytes_per_s)
 
 
 def _seconds(amount: float, rate: float | None) -> float:

@@ -11,15 +11,16 @@ from typing import Any
 
 import psutil
 import pytest
+from hand_made import report
 
 from bigqa.bench.cases import Grid, cases_of, rows_on
 from bigqa.bench.command import parse_caps, parse_counts
 from bigqa.bench.predict import predict_anew
-from bigqa.bench.sweep import run_case
+from bigqa.bench.sweep import is_measured, run_case
 from bigqa.calibration import calibrate, kept_rates
 from bigqa.errors import UsageError
 from bigqa.hardware import CGROUP, detect
-from bigqa.report import Case, read_report, read_reports
+from bigqa.report import Case, read_report, read_reports, write_report
 from bigqa.strategy import STRATEGIES, Strategy
 
 WORDS = ["tiny", "--seq-len", "64", "--global-batch", "8", "--micro-batch", "4", "--steps", "1", "--device", "cpu"]
@@ -113,6 +114,14 @@ def test_a_cap_is_kept_and_running_out_of_memory_is_a_row() -> None:
 def test_without_timed_steps_memory_alone_is_measured() -> None:
     found = run_case(case(steps=0), limit_s=200)
     assert found.ok and not found.step_s and found.samples_per_s == 0 and found.peak_host_bytes
+
+
+def test_a_report_of_memory_alone_is_not_one_of_speed(tmp_path: Path) -> None:
+    write_report(tmp_path, report(steps=0))
+    asked = report(steps=0).case
+    assert is_measured(asked, tmp_path) and not is_measured(asked.model_copy(update={"steps": 1}), tmp_path)
+    write_report(tmp_path, report(steps=1))
+    assert is_measured(asked, tmp_path) and is_measured(asked.model_copy(update={"steps": 2}), tmp_path)
 
 
 def test_cases_are_each_strategy_that_the_device_can_run_once() -> None:

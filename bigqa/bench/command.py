@@ -6,7 +6,7 @@ from typing import Literal
 
 from bigqa.bench.cases import Device, Grid, cases_of
 from bigqa.bench.predict import Predictor
-from bigqa.bench.sweep import Limits, sweep
+from bigqa.bench.sweep import Limits, is_measured, sweep
 from bigqa.calibration import calibrate, kept_rates
 from bigqa.console import progress
 from bigqa.errors import BigqaError, UsageError
@@ -25,7 +25,7 @@ def bench(
     gpu = _gpu(hardware, device)
     chosen: Device = "cpu" if gpu is None else "cuda"
     cases = cases_of(grid, chosen, _low_precision(hardware, gpu))
-    done = sum((out / f"{case.name}.json").is_file() for case in cases)
+    done = sum(is_measured(case, out) for case in cases)
     if done < len(cases) and not kept_rates(hardware):
         say("measuring what this machine reaches (once; kept for `bigqa probe` too)")
         calibrate(hardware)

@@ -19,7 +19,7 @@ from bigqa.bench.caps import ram_cap
 from bigqa.bench.predict import Predictor
 from bigqa.engine.stop import PARENT_VARIABLE
 from bigqa.files import read_json, write_json
-from bigqa.report import Case, Measured, RunReport, write_report
+from bigqa.report import Case, Measured, RunReport, read_report, write_report
 from bigqa.runs import commit, versions
 
 CASE_LIMIT_S = 900.0
@@ -40,7 +40,7 @@ def sweep(
 ) -> list[Case]:
     """Measure what has no report yet; return what the budget left over."""
     started = time.perf_counter()
-    todo = [case for case in cases if not (out / f"{case.name}.json").is_file()]
+    todo = [case for case in cases if not is_measured(case, out)]
     for index, case in enumerate(todo):
         left_s = limits.case_s
         if limits.budget_s is not None:
@@ -65,6 +65,12 @@ def sweep(
         write_report(out, report)
         on_case(report)
     return []
+
+
+def is_measured(case: Case, out: Path) -> bool:
+    """Return whether a case has its report: where it is to be timed, one that was timed."""
+    file = out / f"{case.name}.json"
+    return file.is_file() and (case.steps == 0 or read_report(file).case.steps > 0)
 
 
 def run_case(case: Case, limit_s: float) -> Measured:

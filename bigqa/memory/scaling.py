@@ -48,6 +48,8 @@ class Footprint:
     """Of a micro-batch's blocks so large that a CPU's heap gets each from the kernel."""
     step_fresh_bytes: int = 0
     """The same of the update."""
+    swing_bytes: int = 0
+    """Held at most during a micro-batch, beyond what was held before it: on a CPU the kernel's until then."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class Scaling:
         )
         low_categories, high_categories = (_categories(p, at) for p, at in ((low, low_at), (high, high_at)))
         work = (self._line(a, b) for a, b in zip(low.work, high.work, strict=True))
-        flops, moved, operations, step_bytes, offloaded, batched, drawn, fresh, step_fresh = work
+        flops, moved, operations, step_bytes, offloaded, batched, drawn, fresh, step_fresh, swing = work
         return Footprint(
             allocated_bytes=allocated,
             # What is reserved beyond the peak hardly changes with depth: segments are reused from layer to layer.
@@ -118,6 +120,7 @@ class Scaling:
             drawn=drawn,
             fresh_bytes=fresh,
             step_fresh_bytes=step_fresh,
+            swing_bytes=swing,
         )
 
     def _phase_peak(self, low: _Point, high: _Point, phase: str) -> tuple[int, str, int, int]:
@@ -174,7 +177,7 @@ def _point(pair: list[Stream], micro_batch: int, *, replayed: bool) -> _Point:
         live=live,
         phases=phases,
         reserved=peak_reserved(stream, exact.tolist()) if replayed else int(live.max()),
-        work=(*_work(pair, micro_batch), *_fresh_bytes(pair, exact, micro_batch)),
+        work=(*_work(pair, micro_batch), *_fresh_bytes(pair, exact, micro_batch), _swing(live, phases)),
     )
 
 
@@ -239,3 +242,11 @@ def _fresh_bytes(pair: list[Stream], sizes: Vector, micro_batch: int) -> tuple[i
         elif size > TIGHT_BYTES and one.phase not in BEFORE:
             update += size
     return micro, update
+
+
+def _swing(live: Vector, phases: dict[str, tuple[int, int]]) -> int:
+    """Return how far what is live rises in a micro-batch."""
+    if "forward" not in phases or "backward" not in phases:
+        return 0
+    begin, end = phases["forward"][0], phases["backward"][1]
+    return int(live[begin:end].max()) - int(live[begin - 1])
