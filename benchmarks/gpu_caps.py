@@ -14,8 +14,8 @@ from bigqa.bench.command import line_of, parse_caps
 from bigqa.bench.predict import Predictor
 from bigqa.bench.sweep import Limits, sweep
 from bigqa.calibration import calibrate, kept_rates
+from bigqa.candidates import HEADROOM
 from bigqa.hardware import detect
-from bigqa.planner import HEADROOM
 from bigqa.report import Case, RunReport, read_reports
 
 MARGIN = 1.02

@@ -180,11 +180,11 @@ def _adam(count: int) -> Callable[[], object]:
 
 
 def _adam_8bit() -> Callable[[], object]:
-    from bitsandbytes.optim import AdamW8bit
+    from bigqa.engine.eight_bit import PiecewiseAdamW8bit
 
     parameter = torch.nn.Parameter(torch.rand(MANY_8BIT))
     parameter.grad = torch.rand(MANY_8BIT)
-    optimizer = AdamW8bit([parameter], lr=1e-5)
+    optimizer = PiecewiseAdamW8bit([parameter], lr=1e-5)
     return lambda: optimizer.step()
 
 

@@ -236,7 +236,7 @@ def table(
     charts: Annotated[Path | None, typer.Option(help="Write the charts into this folder.")] = None,
 ) -> None:
     """Show what was predicted and what was measured, and grade the planner by it."""
-    from bigqa.tabling import form_of, tabled, write_all
+    from bigqa.table.command import form_of, tabled, write_all
 
     if update and (check or grade or form or out):
         raise UsageError(

@@ -8,6 +8,7 @@ from typing import Any
 import psutil
 import torch
 
+from bigqa.candidates import Candidate, Workload, choose, machine_for
 from bigqa.console import INTERRUPTED, console, progress
 from bigqa.engine import adapters, checkpoint
 from bigqa.engine.build import build, share_of_batch, strategy_of
@@ -23,7 +24,7 @@ from bigqa.hardware import detect, host_memory
 from bigqa.heap import keep_if_plenty
 from bigqa.ladder import AGAIN, ladder_of, plain_ladder, step_down, switches_of
 from bigqa.models import check_lengths, load_config, load_model, load_tokenizer, resolve
-from bigqa.planner import Candidate, Planner, Workload, choose, estimator_for, machine_for
+from bigqa.planner import Planner, estimator_for
 from bigqa.prediction import LENGTHS_FILE, predict, qa_task, ready
 from bigqa.runs import begin, record, versions
 from bigqa.settings import Rung, Settings

@@ -2,18 +2,20 @@
 
 Tight, from the start: a block of more than 256 KiB goes back to the kernel when its tensor is freed. Resident memory is
 then that of the live tensors, which is what makes it predictable. But the kernel fills a block with zeros each time
-that it is wanted again, a third of a training step's time. So where memory is plenty, freed blocks are kept.
-BIGQA_HEAP=tight or fast decides instead. Figures: benchmarks/LOG.md.
+that it is wanted again, a third of a training step's time. So where memory is plenty, freed blocks are kept, and given
+back should it run short after all. BIGQA_HEAP=tight or fast decides instead. Figures: benchmarks/LOG.md.
 """
 
+import contextlib
 import ctypes
 import os
 import sys
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 TIGHT_BYTES, KEPT_BYTES = 2**18, 2**31 - 1
-PLENTY = 3.0
+PLENTY = 2.0
 """Times the need: kept blocks have taken up to 1.9 times it."""
+_is_kept = False
 PRIMITIVES = "512"
 """Of oneDNN's kernels kept for sizes that come again; its own 1024 can grow to several hundred MiB."""
 
@@ -44,14 +46,25 @@ def keep_if_plenty(need_bytes: int, free_bytes: int) -> bool:
     return plenty(need_bytes, free_bytes) and _set(KEPT_BYTES)
 
 
+def hand_back() -> bool:
+    """Give back what was kept, and from now on what is freed; return whether anything was kept. From any thread."""
+    if not (_is_kept and give_back()):
+        return False
+    with contextlib.suppress(AttributeError):  # glibc alone has it
+        ctypes.CDLL(None).malloc_trim(0)
+    return True
+
+
 def _set(threshold_bytes: int) -> bool:
+    global _is_kept
     if not sys.platform.startswith("linux"):
         return False
     try:
         library = ctypes.CDLL(None)
         library.mallopt(M_MMAP_THRESHOLD, threshold_bytes)
-        if threshold_bytes == KEPT_BYTES:
-            library.mallopt(M_TRIM_THRESHOLD, threshold_bytes)
+        # At the end of the heap too; -1 is never, where the largest number would be from 2 GiB on.
+        library.mallopt(M_TRIM_THRESHOLD, -1 if threshold_bytes == KEPT_BYTES else threshold_bytes)
     except (OSError, AttributeError):  # another C library: nothing to set
         return False
+    _is_kept = threshold_bytes == KEPT_BYTES
     return True

@@ -14,7 +14,7 @@ from bigqa.settings import Rung, read_settings
 from bigqa.strategy import Strategy
 
 if TYPE_CHECKING:  # the launcher, which imports this, has no need of torch
-    from bigqa.planner import Candidate
+    from bigqa.candidates import Candidate
 
 AGAIN = 75
 """The exit code of a process whose run is to be gone on with (EX_TEMPFAIL of sysexits.h)."""

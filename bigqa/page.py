@@ -6,8 +6,8 @@ from typing import Any
 
 import jinja2
 
+from bigqa.candidates import Candidate
 from bigqa.memory.timeline import Timeline
-from bigqa.planner import Candidate
 from bigqa.probing import Probe
 from bigqa.render import PROBE_COLUMNS, cells, plan_text, title
 from bigqa.units import format_bytes

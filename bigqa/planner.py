@@ -6,16 +6,15 @@ predicted from the moment that it can run.
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
 
 from bigqa import heap
-from bigqa.calibration import QUICK_S, kept_rates, measure_cpu
+from bigqa.calibration import QUICK_S, measure_cpu
+from bigqa.candidates import HEADROOM, HOST_HEADROOM, Candidate, Machine, Verdict, Workload, rank
 from bigqa.engine.build import not_together
 from bigqa.errors import BigqaError
-from bigqa.hardware import Gpu, Hardware
 from bigqa.memory.estimate import Estimator, MemoryEstimate
 from bigqa.memory.forks import in_forks
 from bigqa.strategy import STRATEGIES, Precision, Strategy, with_low_precision
@@ -23,109 +22,8 @@ from bigqa.tasks.qa import QuestionAnswering
 from bigqa.throughput import Rates, Shape, gpu_rates, speed_of
 from bigqa.units import format_bytes
 
-HEADROOM = 0.02
-"""Left free of a limit: a prediction's own error."""
-HOST_HEADROOM = 0.05
 UNSURE = 0.05
 """Nearness to a limit, as a share of it, at which the whole model is traced."""
-Verdict = Literal["fits", "too large", "not possible"]
-
-
-class Record(BaseModel):
-    """A frozen record that rejects unknown fields."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Workload(Record):
-    """What is wanted, never how."""
-
-    seq_len: int = 512
-    global_batch: int = 16
-    num_windows: int = 68_538
-    """Of one epoch. Default: KorQuAD 1.0 train (60,407 questions) at the 1.13 windows each that its dev file has."""
-    epochs: float = 4
-    out_of_reach: dict[int, float] = {}
-    """Sequence length -> share of the answers that no window of it holds."""
-
-
-class Candidate(Record):
-    """One strategy on this hardware."""
-
-    name: str
-    strategy: Strategy
-    tier: int
-    micro_batch: int
-    grad_accum: int
-    seq_len: int
-    memory: MemoryEstimate | None
-    limit_bytes: int
-    """Of what runs short first: the GPU's memory, or on the CPU the host's."""
-    windows_per_step: int
-    samples_per_s: float
-    run_s: float
-    speed_source: str = ""
-    """What the speed was worked out from; nothing where it was not."""
-    speed_error: float = 0.0
-    """What it may be off by, as a share of it."""
-    verdict: Verdict
-    reason: str
-
-    @property
-    def step_s(self) -> float:
-        """Seconds of one optimizer step; zero where unknown."""
-        return self.windows_per_step / self.samples_per_s if self.samples_per_s else 0.0
-
-    @property
-    def fits(self) -> bool:
-        """Whether it can be chosen."""
-        return self.verdict == "fits"
-
-    @property
-    def peak_bytes(self) -> int:
-        """What is compared with the limit."""
-        if self.memory is None:
-            return 0
-        return self.memory.device_bytes if self.strategy.device == "cuda" else self.memory.host_bytes
-
-
-class Machine(Record):
-    """The part of the hardware that a plan is for."""
-
-    gpu: Gpu | None
-    num_gpus: int = 1
-    num_nodes: int = 1
-    host_bytes: int
-    host_cores: int
-    cpu_bf16: bool
-    nvme: bool = False
-    disk_free_bytes: int | None = None
-    disk_bytes_per_s: float | None = None
-    rates: dict[str, Rates] = {}
-    """Name of a device ("cpu", or the card's) -> what was measured on it here; else a datasheet's are taken."""
-
-    @property
-    def world_size(self) -> int:
-        """Processes, one per GPU."""
-        return self.num_gpus * self.num_nodes
-
-
-def machine_for(hardware: Hardware, gpu: Gpu | None, **counts: Any) -> Machine:
-    """Return what a plan may use of the hardware."""
-    return Machine(
-        gpu=gpu,
-        host_bytes=counts.pop("host_bytes", None) or hardware.host_free_bytes,
-        host_cores=hardware.cpu.cores,
-        cpu_bf16=hardware.cpu.bf16,
-        disk_free_bytes=hardware.disk_free_bytes,
-        disk_bytes_per_s=_slower(hardware.disk_write_bytes_per_s, hardware.disk_read_bytes_per_s),
-        rates=kept_rates(hardware),
-        **counts,
-    )
-
-
-def _slower(*rates: float | None) -> float | None:
-    return min((rate for rate in rates if rate), default=None)
 
 
 def estimator_for(config: Any) -> Estimator:
@@ -203,18 +101,23 @@ class Planner:
         return f"this strategy needs {format_bytes(needs)} of {reason}, and {format_bytes(has)} are free"
 
     def judge(self, name: str, row: Strategy) -> Candidate:
-        """Find the largest micro-batch at which a strategy fits, and how fast it is then."""
+        """Find the micro-batch at which a strategy fits and is fastest, and how fast it is then."""
         strategy = with_low_precision(row, self._low_precision(row))
         impossible = self._impossible(strategy)
         seq_len = min(strategy.seq_len or self.workload.seq_len, self.workload.seq_len)
         tried = list(self._micro_batches(strategy))
         if impossible:
             return self._candidate(name, strategy, tried[-1], seq_len, "not possible", impossible)
+        best = None
         for micro_batch in tried:
             found = self._candidate(name, strategy, micro_batch, seq_len)
-            if found.fits:
-                return found
-        return found
+            if found.fits and (best is None or found.samples_per_s > best.samples_per_s):
+                best = found
+            # The more a GPU has to do at once, the faster. On a CPU a smaller one may leave so much memory that freed
+            # blocks are kept. That costs traces, so it is not looked for where the CPU is only what is left.
+            if best and self.machine.gpu:
+                break
+        return best or found
 
     def _candidate(
         self,
@@ -352,17 +255,3 @@ class Planner:
         if strategy.device == "cuda" and self.machine.gpu is not None:
             return self.machine.gpu.free_bytes
         return self.machine.host_bytes
-
-
-def rank(candidates: list[Candidate]) -> list[Candidate]:
-    """Order candidates: what fits before what does not, then the lower tier, then the faster.
-
-    The CPU comes after every GPU plan of its tier: it is what is left.
-    """
-    order = {"fits": 0, "too large": 1, "not possible": 2}
-    return sorted(candidates, key=lambda c: (order[c.verdict], c.tier, -c.samples_per_s))
-
-
-def choose(candidates: list[Candidate]) -> Candidate | None:
-    """Return the fastest of the lowest tier that fits, or none."""
-    return next((candidate for candidate in candidates if candidate.fits), None)

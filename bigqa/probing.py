@@ -12,6 +12,7 @@ from typing import Any, Literal
 import yaml
 
 from bigqa.calibration import calibrate
+from bigqa.candidates import Candidate, Workload, choose, machine_for
 from bigqa.engine.sharding import deepspeed_config
 from bigqa.errors import BigqaError, UsageError
 from bigqa.files import write_json, write_text
@@ -21,7 +22,7 @@ from bigqa.ladder import ladder_of
 from bigqa.memory.estimate import Estimator
 from bigqa.memory.timeline import Timeline
 from bigqa.models import check_lengths, load_config, load_tokenizer, resolve
-from bigqa.planner import Candidate, Planner, Workload, choose, estimator_for, machine_for
+from bigqa.planner import Planner, estimator_for
 from bigqa.runs import versions
 from bigqa.settings import Settings
 from bigqa.strategy import STRATEGIES

@@ -7,8 +7,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from bigqa.candidates import HEADROOM, HOST_HEADROOM, Candidate
 from bigqa.gpus import GPUS
-from bigqa.planner import HEADROOM, HOST_HEADROOM, Candidate
 from bigqa.probing import Need, Probe, launch_words
 from bigqa.units import format_bytes, format_seconds
 

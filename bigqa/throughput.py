@@ -1,8 +1,8 @@
 """How fast a strategy trains. In: the work of a step, and a device's rates. Out: seconds and samples per second.
 
-A micro-batch costs its products at the rate that products reach, everything else at the rate of memory, and never less
-than the launches of its kernels. A step adds clipping and the optimizer, and with offload the way to the host. Rates
-come from a datasheet, or from `bigqa.calibration`, which measures them.
+A micro-batch costs its products at the rate that products reach, everything else at the rate of memory, and the
+launches of its kernels, which a GPU's work hides. A step adds clipping and the optimizer, and with offload the way to
+the host. Rates come from a datasheet, or from `bigqa.calibration`, which measures them.
 """
 
 from dataclasses import dataclass
@@ -119,7 +119,9 @@ def _micro_batch_s(work: Footprint, strategy: Strategy, rates: Rates, shape: Sha
     products_s = (work.flops - work.batched_flops) / (rate * filled) + work.batched_flops / (batched_rate * filled)
     moved_s = work.moved_bytes / rates.bytes_per_s + _seconds(work.drawn, rates.drawn_per_s)
     moved_s += _fresh_s(work.fresh_bytes, rates, shape)
-    micro_s = max(products_s + moved_s, work.operations * rates.launch_s)
+    launches_s = work.operations * rates.launch_s
+    # A GPU works while the host launches; a CPU does one after the other.
+    micro_s = max(products_s + moved_s, launches_s) if strategy.device == "cuda" else products_s + moved_s + launches_s
     micro_s += _stale_s(work.swing_bytes, micro_s, rates, shape)
     if strategy.activation_offload:
         # Kept activations go out and come back while other layers compute; the slower of the two counts.

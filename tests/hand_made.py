@@ -7,8 +7,8 @@ from typing import Any
 from bigqa.hardware import Cpu, Gpu, Hardware
 from bigqa.memory.estimate import MemoryEstimate
 from bigqa.report import Case, Measured, Outcome, Predicted, RunReport
-from bigqa.rows import Row
 from bigqa.strategy import STRATEGIES
+from bigqa.table.rows import Row
 from bigqa.throughput import Rates
 from bigqa.units import GIB
 

@@ -77,16 +77,16 @@ def test_the_worker_of_a_killed_sweep_does_not_live_on(killed_and_taken_up: dict
 
 
 def test_a_report_holds_what_it_was_measured_with(killed_and_taken_up: dict[str, Any]) -> None:
-    for report in read_reports([killed_and_taken_up["out"]]):
-        found = report.measured
+    for made in read_reports([killed_and_taken_up["out"]]):
+        found = made.measured
         assert found.ok and len(found.step_s) == 1 and found.windows_per_step == 8
         assert found.tokens_per_step == 8 * 64 and found.last_loss is not None
         assert 200 * 2**20 < (found.peak_host_bytes or 0) < 2 * 2**30
-        assert report.hardware.cpu.cores >= 1 and "torch" in report.versions
-        assert report.config["num_hidden_layers"] == 4 or report.config["hidden_size"]
-        assert report.rates.source == "measured on this CPU"
+        assert made.hardware.cpu.cores >= 1 and "torch" in made.versions
+        assert made.config["num_hidden_layers"] == 4 or made.config["hidden_size"]
+        assert made.rates.source == "measured on this CPU"
         # The same code predicts the same from the report alone.
-        assert predict_anew(report) == report.predicted
+        assert predict_anew(made) == made.predicted
 
 
 def test_a_hang_is_cut_at_its_limit_and_is_a_row() -> None:

@@ -6,10 +6,10 @@ from xml.etree import ElementTree
 import pytest
 from hand_made import row
 
-from bigqa.bench_page import inlined
-from bigqa.charts import charts_of, front, speeds_kept
-from bigqa.grade import grade
-from bigqa.rows import Row
+from bigqa.table.charts import charts_of, front, speeds_kept
+from bigqa.table.grade import grade
+from bigqa.table.page import inlined
+from bigqa.table.rows import Row
 
 
 def some() -> list[Row]:

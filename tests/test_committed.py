@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.tables import README
-from bigqa.tabling import DEFAULT_FOLDERS, Tabled, tabled
+from bigqa.table.command import DEFAULT_FOLDERS, Tabled, tabled
 
 
 @pytest.fixture(scope="module")

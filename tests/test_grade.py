@@ -5,11 +5,11 @@ from hand_made import GIB, row
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bigqa.grade import BARS, Cap, Grade, caps_of, grade
-from bigqa.marks import grade_markdown, grade_record
-from bigqa.planner import HEADROOM, HOST_HEADROOM, Candidate, choose, rank
-from bigqa.regret import choices_at, workloads
-from bigqa.rows import Row
+from bigqa.candidates import HEADROOM, HOST_HEADROOM, Candidate, choose, rank
+from bigqa.table.grade import BARS, Cap, Grade, caps_of, grade
+from bigqa.table.marks import grade_markdown, grade_record
+from bigqa.table.regret import choices_at, workloads
+from bigqa.table.rows import Row
 
 
 def five() -> list[Row]:

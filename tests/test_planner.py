@@ -1,16 +1,19 @@
 """What is chosen: the fastest of the lowest tier that fits, on the hardware as it is."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hand_made import RATES
 from transformers import AutoConfig
 
 from bigqa import hardware
+from bigqa.candidates import Machine, Workload, choose, rank
 from bigqa.errors import BigqaError
 from bigqa.gpus import GPUS, find_gpu
 from bigqa.hardware import Cpu, Gpu, Hardware, capped, planned_gpu
-from bigqa.planner import Machine, Planner, Workload, choose, estimator_for, rank
+from bigqa.planner import Planner, estimator_for
 from bigqa.strategy import STRATEGIES
 from bigqa.units import GIB, parse_bytes
 
@@ -86,6 +89,17 @@ def test_without_a_gpu_the_cpu_is_planned_for_and_its_memory_is_the_limit(estima
     least = min(c.memory.host_bytes for c in found if c.memory)
     tight = Planner(estimator, Workload(), machine(None, host_bytes=least // 2)).candidates()
     assert choose(tight) is None and all(c.reason == "host memory" for c in tight)
+
+
+def test_on_a_cpu_the_fastest_micro_batch_is_taken_and_not_the_largest(
+    estimator: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow_to_hand_out = replace(RATES, fresh_bytes_per_s=1e6)
+    planner = Planner(estimator, Workload(), machine(None, rates={"cpu": slow_to_hand_out}))
+    assert planner.judge("cpu", STRATEGIES["cpu"]).micro_batch == 16
+    need = planner.need(STRATEGIES["cpu"], 4, 512, 1).host_bytes
+    monkeypatch.setattr("bigqa.heap.plenty", lambda need_bytes, free_bytes: need_bytes <= need)
+    assert planner.judge("cpu", STRATEGIES["cpu"]).micro_batch == 4
 
 
 def test_a_cpu_without_bf16_gets_fp32(estimator: Any) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from bigqa.candidates import Workload, choose, machine_for
 from bigqa.engine import checkpoint, inference
 from bigqa.engine.recovery import HostWatch, OutOfMemory, is_out_of_memory
 from bigqa.engine.update import Update
@@ -21,7 +22,7 @@ from bigqa.errors import BigqaError
 from bigqa.fine_tuning import fine_tune
 from bigqa.hardware import host_memory
 from bigqa.ladder import AGAIN, ladder_of, plain_ladder, switches_of
-from bigqa.planner import Planner, Workload, choose, estimator_for, machine_for
+from bigqa.planner import Planner, estimator_for
 from bigqa.runs import settings_from
 from bigqa.sample import FOLDER
 from bigqa.strategy import STRATEGIES, Strategy

@@ -15,13 +15,13 @@ from hand_made import report, row, write
 from typer.testing import CliRunner
 
 from bigqa import markers
-from bigqa.bench_page import bench_page
-from bigqa.charts import charts_of
 from bigqa.cli import app
 from bigqa.errors import BigqaError
-from bigqa.grade import grade
-from bigqa.rows import Row
-from bigqa.tables import COLUMNS, cells, keys, markdown, markdown_table, record
+from bigqa.table.charts import charts_of
+from bigqa.table.grade import grade
+from bigqa.table.page import bench_page
+from bigqa.table.rows import Row
+from bigqa.table.text import COLUMNS, cells, keys, markdown, markdown_table, record
 
 PAGE = "\n\n".join(f"# {name}\n\n<!-- {name} -->\n\n<!-- /{name} -->" for name in ("grade", "bench", "charts")) + "\n"
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")

@@ -1,12 +1,16 @@
 """Gradient release and stochastic rounding, against the plain update and against what probability says."""
 
+from typing import Any
+
 import pytest
 import torch
 from test_engine import FP32, parts_for, rows
-from torch import nn
+from torch import Tensor, nn
 
-from bigqa.engine.rounding import PIECE, RoundedAdamW
+from bigqa.engine.pieces import PIECE, pieces_of
+from bigqa.engine.rounding import RoundedAdamW
 from bigqa.engine.step import train_step
+from bigqa.engine.windows import STANDS_FOR
 from bigqa.strategy import Strategy
 
 ROUNDED = Strategy(precision="bf16-sr", device="cpu")
@@ -123,3 +127,34 @@ def test_pieces_of_a_large_parameter_are_stepped_alike() -> None:
     optimizer.step()
     for piece in (parameter[:PIECE], parameter[PIECE:]):
         assert piece.float().mean().item() == pytest.approx(1 - 0.5, rel=1e-3)
+
+
+def test_8_bit_steps_by_pieces_are_those_of_bitsandbytes_to_the_bit() -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    from bigqa.engine.eight_bit import PiecewiseAdamW8bit
+
+    shapes = [(2 * PIECE + 700,), (100, 300), (64,)]  # several pieces, one piece, too small for 8 bits
+
+    def trained(kind: Any) -> list[Tensor]:
+        random = torch.Generator().manual_seed(3)
+        parameters = [nn.Parameter(torch.randn(shape, generator=random)) for shape in shapes]
+        optimizer = kind(parameters, lr=1e-2, eps=1e-6, weight_decay=0.1)
+        for _ in range(4):
+            for parameter in parameters:
+                parameter.grad = torch.randn(parameter.shape, generator=random)
+            optimizer.step()
+        moments = [optimizer.state[parameter][name] for parameter in parameters for name in ("state1", "state2")]
+        return [parameter.detach() for parameter in parameters] + moments
+
+    ours, theirs = trained(PiecewiseAdamW8bit), trained(bitsandbytes.optim.AdamW8bit)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_without_data_the_first_piece_stands_for_all() -> None:
+    flat = torch.empty(3 * PIECE + 1, device="meta")
+    assert [(piece.stop, STANDS_FOR.get()) for piece in pieces_of(flat)] == [(PIECE, 4)]
+    assert STANDS_FOR.get() == 1
+    covered = torch.zeros(3 * PIECE + 1)
+    for piece in pieces_of(covered):
+        covered[piece] += 1
+    assert bool((covered == 1).all())

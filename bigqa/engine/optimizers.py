@@ -45,10 +45,10 @@ def make_optimizer(strategy: Strategy, groups: list[dict[str, Any]], *, lr: floa
     if kind == "adamw":
         return torch.optim.AdamW(groups, lr=lr, eps=eps, betas=BETAS, fused=True)
     try:
-        from bitsandbytes.optim import AdamW8bit
+        from bigqa.engine.eight_bit import PiecewiseAdamW8bit
     except ImportError:
         raise BigqaError("8-bit Adam needs bitsandbytes: pip install 'bigqa[8bit]'") from None
-    optimizer: torch.optim.Optimizer = AdamW8bit(
+    optimizer: torch.optim.Optimizer = PiecewiseAdamW8bit(
         groups, lr=lr, eps=eps, betas=BETAS, is_paged=kind == "paged-adamw8bit"
     )
     return optimizer

@@ -12,6 +12,8 @@ from types import FrameType
 
 import torch
 
+from bigqa.heap import hand_back
+
 MARKS = (
     "out of memory",
     "can't allocate memory",
@@ -24,6 +26,8 @@ MARKS = (
 """What libraries say that raise a plain RuntimeError: torch's CPU allocator, bitsandbytes, NCCL, DeepSpeed."""
 MARGIN, MOST_MARGIN_BYTES = 0.03, 256 * 2**20
 """Share of a limit, at most so many bytes: this near, it is about to be hit."""
+KEPT_MARGINS = 4
+"""Times this margin: so near, freed memory is no longer kept."""
 INTERVAL_S = 0.02
 
 
@@ -48,7 +52,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class HostWatch:
-    """Interrupts the main thread when the host's memory is about to run out.
+    """Gives back what the heap keeps when the host's memory runs short; interrupts the main thread when it runs out.
 
     A thread looks every 20 ms, and a signal brings the news: what runs in Python between two operations is interrupted
     at once, a backward pass at its end. Where memory goes faster than that the kernel kills, and the launcher sees it.
@@ -78,7 +82,10 @@ class HostWatch:
     def _watch(self) -> None:
         while not self._done.wait(INTERVAL_S):
             total, free = self._free_bytes()
-            if free < min(MARGIN * total, MOST_MARGIN_BYTES):
+            margin = min(MARGIN * total, MOST_MARGIN_BYTES)
+            if free < KEPT_MARGINS * margin and hand_back():
+                continue  # look again
+            if free < margin:
                 self._done.set()
                 os.kill(os.getpid(), signal.SIGUSR1)
 

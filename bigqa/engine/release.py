@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bigqa.engine.pieces import pieces_of
 from bigqa.engine.precision import Weights
 from bigqa.engine.update import Update
 
@@ -73,7 +74,8 @@ class ReleasedUpdate(Update):
             master.grad, parameter.grad = parameter.grad.float(), None
         gradient = master.grad
         assert gradient is not None
-        norm = torch.linalg.vector_norm(gradient.float(), 2.0)
+        flat = gradient.view(-1)
+        norm = torch.stack([torch.linalg.vector_norm(flat[piece].float(), 2.0) for piece in pieces_of(flat)]).norm()
         self._squares.append(norm)
         known = norm if self._last_norm is None else self._last_norm
         gradient.mul_(torch.clamp(self.clip / (known + 1e-6), max=1.0))

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from bigqa.engine.attention import STAND_IN_FOR
 from bigqa.engine.moments import BLOCK, NAMES
+from bigqa.engine.pieces import pieces_of
 
-PIECE = 2**22
-"""Elements that are worked on at once: 16 MiB of each fp32 temporary. A multiple of bitsandbytes' blocks."""
 SMALLEST_8BIT = 4096
 """As bitsandbytes: smaller parameters keep bf16 moments."""
 UNPACKED = 5
@@ -67,8 +66,7 @@ class RoundedAdamW(torch.optim.Optimizer):
         state = self.make_state(parameter)
         state["step"] += 1
         weights, flat_gradient = parameter.view(-1), gradient.view(-1)
-        for begin in range(0, weights.numel(), PIECE):
-            piece = slice(begin, begin + PIECE)
+        for piece in pieces_of(weights):
             exact, exact_gradient = weights[piece].float(), flat_gradient[piece].float()
             step = self._step_8bit if "state1" in state else self._step_bf16
             step(group, state, piece, exact, exact_gradient)
@@ -91,17 +89,9 @@ class RoundedAdamW(torch.optim.Optimizer):
         if weight.is_meta:
             unpack_without_data(weight)
             return
-        from bitsandbytes.functional import optimizer_update_8bit_blockwise
+        from bigqa.engine.eight_bit import step_8bit
 
-        blocks = slice(piece.start // BLOCK, -(-piece.stop // BLOCK))
-        (codes1, scales1), (codes2, scales2) = (
-            (state[f"state{number}"].view(-1)[piece], state[f"absmax{number}"][blocks]) for number in "12"
-        )
-        beta1, beta2 = group["betas"]
-        optimizer_update_8bit_blockwise(
-            "adam", g, weight, codes1, codes2, beta1, beta2, 0.0, 0.0, group["eps"], state["step"], group["lr"],
-            state["qmap1"], state["qmap2"], scales1, scales2, group["weight_decay"],
-        )  # fmt: skip
+        step_8bit(group, state, piece, weight, g)
 
     def _round(self, exact: Tensor, out: Tensor) -> None:
         """Add a number from 0 to 1 of bf16's last place to fp32 values, and cut off what bf16 has no place for."""
@@ -124,13 +114,13 @@ class RoundedAdamW(torch.optim.Optimizer):
         return self._generator
 
 
-def unpack_without_data(parameter: Tensor) -> None:
+def unpack_without_data(piece: Tensor) -> None:
     """Hold for a moment, in a trace, what bitsandbytes' 8-bit step holds: on a CPU it unpacks, on a GPU nothing.
 
     Source: its backends/cpu/ops.py, `_optimizer_update_8bit_blockwise_cpu`.
     """
     if STAND_IN_FOR.get() == "cpu":
-        held = [torch.empty_like(parameter, dtype=torch.float32) for _ in range(UNPACKED)]
+        held = [torch.empty_like(piece, dtype=torch.float32) for _ in range(UNPACKED)]
         held.clear()
 
 

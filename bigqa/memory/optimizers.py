@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bigqa.engine.optimizers import BETAS
+from bigqa.engine.pieces import pieces_of
 from bigqa.engine.rounding import RoundedAdamW, unpack_without_data
 from bigqa.strategy import Strategy
 
@@ -53,10 +54,12 @@ class StandIn(torch.optim.Optimizer):
                     self.state[parameter] = dict(self._state(parameter))
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Hold what the largest parameter's step holds; the state is there."""
-        if self.unpacks:
-            largest = max((p for group in self.param_groups for p in group["params"]), key=Tensor.numel)
-            unpack_without_data(largest)
+        """Hold what each parameter's step holds; the state is there."""
+        for group in self.param_groups if self.unpacks else ():
+            for parameter in group["params"]:
+                flat = parameter.view(-1)
+                for piece in pieces_of(flat):
+                    unpack_without_data(flat[piece])
 
     def _state(self, parameter: Tensor) -> Iterator[tuple[str, Tensor]]:
         if self.kept_elsewhere:

@@ -240,7 +240,7 @@ def _fresh_bytes(pair: list[Stream], sizes: Vector, micro_batch: int) -> tuple[i
         if size > TIGHT_BYTES and one.phase in ("forward", "backward"):
             micro += size * (one.repeats + (other.repeats - one.repeats) * (micro_batch - BATCHES[0]))
         elif size > TIGHT_BYTES and one.phase not in BEFORE:
-            update += size
+            update += size * one.repeats
     return micro, update
 
 

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from bigqa.grade import Cap, Figure, Grade
-from bigqa.regret import Choice, speed_of
-from bigqa.rows import Row
-from bigqa.tables import markdown_table, speed
+from bigqa.table.grade import Cap, Figure, Grade
+from bigqa.table.regret import Choice, speed_of
+from bigqa.table.rows import Row
+from bigqa.table.text import markdown_table, speed
 from bigqa.units import format_bytes
 
 PASS, FAIL = "pass", "FAIL"

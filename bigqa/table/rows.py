@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bigqa.bench.predict import estimator_of, predict_anew
-from bigqa.planner import HEADROOM, HOST_HEADROOM
+from bigqa.candidates import HEADROOM, HOST_HEADROOM
 from bigqa.report import Measured, Predicted, RunReport, short_name
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from bigqa.report import Case
-from bigqa.rows import Row
+from bigqa.table.rows import Row
 
 Kind = Literal["plan", "false fit", "false no", "nothing fits"]
 """A plan that ran; one that did not; none, though something ran; none, and nothing ran."""

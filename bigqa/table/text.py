@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
-from bigqa.rows import Row
+from bigqa.table.rows import Row
 from bigqa.units import format_bytes
 
 COLUMNS = (

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Literal
 
 from bigqa import markers
-from bigqa.bench_page import bench_page
-from bigqa.charts import charts_of
 from bigqa.errors import BigqaError
 from bigqa.files import read_text, write_text
-from bigqa.grade import Grade, grade
-from bigqa.marks import grade_markdown, grade_record
 from bigqa.report import read_reports
-from bigqa.rows import Row, rows_of
-from bigqa.tables import csv_text, in_order, markdown, record
+from bigqa.table.charts import charts_of
+from bigqa.table.grade import Grade, grade
+from bigqa.table.marks import grade_markdown, grade_record
+from bigqa.table.page import bench_page
+from bigqa.table.rows import Row, rows_of
+from bigqa.table.text import csv_text, in_order, markdown, record
 
 Format = Literal["md", "csv", "json", "html"]
 BENCHMARKS = Path("benchmarks")

@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
-from bigqa.grade import Grade
-from bigqa.regret import Choice, choices_at, speed_of
-from bigqa.rows import Row
-from bigqa.tables import in_order
+from bigqa.table.grade import Grade
+from bigqa.table.regret import Choice, choices_at, speed_of
+from bigqa.table.rows import Row
+from bigqa.table.text import in_order
 from bigqa.units import GIB, format_bytes
 
 INK, PAPER = "#1b1f24", "#ffffff"

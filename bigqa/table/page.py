@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 import jinja2
 from markupsafe import Markup
 
-from bigqa.charts import INK, PAPER
-from bigqa.grade import Grade
-from bigqa.marks import (
+from bigqa.page import TEMPLATES
+from bigqa.table.charts import INK, PAPER
+from bigqa.table.grade import Grade
+from bigqa.table.marks import (
     CAP_COLUMNS,
     CHOICE_COLUMNS,
     FAIL,
@@ -20,10 +21,9 @@ from bigqa.marks import (
     figure_cells,
     mark,
 )
-from bigqa.page import TEMPLATES
-from bigqa.rows import Row
-from bigqa.tables import COLUMNS, cells, in_order, keys
-from bigqa.tables import TEXTS as ROW_TEXTS
+from bigqa.table.rows import Row
+from bigqa.table.text import COLUMNS, cells, in_order, keys
+from bigqa.table.text import TEXTS as ROW_TEXTS
 
 
 def bench_page(rows: Sequence[Row], grades: Sequence[Grade], charts: Mapping[str, str]) -> str:

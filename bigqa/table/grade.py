@@ -1,15 +1,15 @@
 """The planner's marks, from run reports alone. In: rows. Out: a `Grade` for each device, held to the bars.
 
 Memory and speed: errors of single runs. Fits: every run against every cap. Regret: what the choices cost, see
-`bigqa.regret`. A figure without a bar is told and not judged.
+`bigqa.table.regret`. A figure without a bar is told and not judged.
 """
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from bigqa.regret import Choice, choices_at
-from bigqa.rows import Row, error_of
+from bigqa.table.regret import Choice, choices_at
+from bigqa.table.rows import Row, error_of
 from bigqa.units import GIB
 
 CPU_CAPS = tuple(size * GIB for size in (24, 16, 8, 4, 3))

@@ -1,0 +1,1 @@
+"""`bigqa table`: run reports as tables, charts and a page, and the planner's grade. Nothing is measured here."""
