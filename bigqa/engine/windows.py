@@ -63,9 +63,10 @@ class _Attention(torch.autograd.Function):
         seed = 0 if dropout == 0.0 or query_HTD.is_meta else draw_seed()
         context_THD = query_HTD.new_empty(tokens, heads, size)
         kept = query_HTD.new_empty(heads * sum(_row(length) ** 2 for length in shape.lengths))
+        scaled_HTD = query_HTD * scale
         for number, window, weights_HRR in _windows(shape, kept, heads):
-            query, key, value = (_rows(one[:, window]) for one in (query_HTD, key_HTD, value_HTD))
-            _probabilities(query.mul_(scale), key, shape, window.stop - window.start, weights_HRR)
+            query, key, value = (_rows(one[:, window]) for one in (scaled_HTD, key_HTD, value_HTD))
+            _probabilities(query, key, shape, window.stop - window.start, weights_HRR)
             used = weights_HRR
             if dropout:
                 signs = dropping_signs(weights_HRR.shape, dropout, (seed, number), like=weights_HRR)
@@ -85,17 +86,22 @@ class _Attention(torch.autograd.Function):
         shape, dropout, scale = ctx.options
         sums_HT1 = (gradient_THD * context_THD).sum(-1, keepdim=True, dtype=torch.float32).transpose(0, 1)
         sums_HT1 = sums_HT1.to(query_HTD.dtype)
-        gradient_HTD = gradient_THD.transpose(0, 1)
+        gradient_HTD = (gradient_THD * (1.0 / (1.0 - dropout)) if dropout else gradient_THD).transpose(0, 1)
         d_query, d_key, d_value = (torch.empty_like(context_THD) for _ in range(3))
         for _, window, weights_HRR in _windows(shape, kept, query_HTD.shape[0]):
             query, key, value = (_rows(one[:, window]) for one in (query_HTD, key_HTD, value_HTD))
-            outer = _rows(gradient_HTD[:, window]).mul_(1.0 / (1.0 - dropout))
+            outer, sums = (_rows(one[:, window]) for one in (gradient_HTD, sums_HT1))
             used = functional.relu(weights_HRR) if dropout else weights_HRR
             _write(d_value[window], torch.bmm(used.transpose(1, 2), outer))
-            d_scores = torch.bmm(outer, value.transpose(1, 2)).mul_(used)
-            d_scores.addcmul_(weights_HRR.abs(), _rows(sums_HT1[:, window]), value=-1)
-            _write(d_query[window], torch.bmm(d_scores, key.mul_(scale)))
-            _write(d_key[window], torch.bmm(d_scores.transpose(1, 2), query.mul_(scale)))
+            d_scores = torch.bmm(outer, value.transpose(1, 2))
+            if dropout:
+                d_scores.mul_(used).addcmul_(weights_HRR.abs(), sums, value=-1)
+            else:
+                d_scores.sub_(sums).mul_(weights_HRR)
+            _write(d_query[window], torch.bmm(d_scores, key))
+            _write(d_key[window], torch.bmm(d_scores.transpose(1, 2), query))
+        d_query *= scale
+        d_key *= scale
         return *(one.transpose(0, 1) for one in (d_query, d_key, d_value)), None, None, None
 
 
