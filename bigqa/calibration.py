@@ -20,7 +20,7 @@ from bigqa.hardware import Hardware
 from bigqa.heap import give_back
 from bigqa.throughput import STALE_S, Rates
 
-SCHEMA = 2
+SCHEMA = 3
 QUICK_S, LONG_S = 0.04, 1.0
 """Of each rate: where a probe measures by the way, and where a person asked to measure."""
 TOKENS, WIDTH, HEADS, WINDOW, HEAD = 2048, 1024, 16, 320, 64
@@ -69,7 +69,8 @@ def measure_cpu(seconds: float, *, whole: bool = False) -> Rates:
         bytes_per_s=MOVED_BYTES / _time(_everything_else(), seconds),
         link_bytes_per_s=1e12,
         launch_s=4e-6,
-        fresh_bytes_per_s=_fresh_rate(seconds),
+        fresh_bytes_per_s=_fresh_rate(_FRESH_BYTES, seconds),
+        small_fresh_bytes_per_s=_fresh_rate(_SMALL_FRESH_BYTES, seconds),
         stale_bytes_per_s=_stale_rate() if whole else None,
         drawn_per_s=2**20 / _time(_drawing(), seconds),
         adam_per_s=many / _time(_adam(many), seconds),
@@ -111,7 +112,7 @@ def measure_gpu(device: torch.device, card: GpuModel | None, host: Rates) -> Rat
 
 
 HALF_SPEED_MEASURED = 256
-_FRESH_BYTES, _STALE_BYTES = 2**24, 2**28
+_FRESH_BYTES, _SMALL_FRESH_BYTES, _STALE_BYTES = 2**24, 2**20, 2**28
 MOVED_BYTES = (3 + 2 + 2) * 2 * TOKENS * WIDTH
 """Read and written by a sum, an activation and a norm, in bf16."""
 
@@ -144,12 +145,12 @@ def _everything_else() -> Callable[[], object]:
     return run
 
 
-def _fresh_rate(seconds: float) -> float:
-    """Return how fast the kernel hands out memory, filled with zeros. Bytes/s."""
+def _fresh_rate(size_bytes: int, seconds: float) -> float:
+    """Return how fast the kernel hands out memory, filled with zeros, in blocks of a size. Bytes/s."""
     give_back()
-    there = torch.empty(_FRESH_BYTES, dtype=torch.uint8)
-    fresh_s = _time(lambda: torch.empty(_FRESH_BYTES, dtype=torch.uint8).fill_(1), seconds)
-    return _FRESH_BYTES / max(1e-6, fresh_s - _time(lambda: there.fill_(1), seconds))
+    there = torch.empty(size_bytes, dtype=torch.uint8)
+    fresh_s = _time(lambda: torch.empty(size_bytes, dtype=torch.uint8).fill_(1), seconds)
+    return size_bytes / max(1e-6, fresh_s - _time(lambda: there.fill_(1), seconds))
 
 
 def _stale_rate() -> float:

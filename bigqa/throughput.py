@@ -45,7 +45,9 @@ class Rates:
     """Of one operation, however small."""
     half_speed_tokens: int = 0
     fresh_bytes_per_s: float | None = None
-    """Handed out by the kernel, filled with zeros, where a CPU's freed memory goes back; none: at no cost."""
+    """Handed out by the kernel in huge pages, with zeros, where a CPU's freed memory goes back; none: at no cost."""
+    small_fresh_bytes_per_s: float | None = None
+    """The same in small pages; none: as fast as in huge ones."""
     stale_bytes_per_s: float | None = None
     """The same of memory that has been free for longer than `STALE_S`; none: as fast as any."""
     drawn_per_s: float | None = None
@@ -118,7 +120,7 @@ def _micro_batch_s(work: Footprint, strategy: Strategy, rates: Rates, shape: Sha
     filled = tokens / (tokens + rates.half_speed_tokens)
     products_s = (work.flops - work.batched_flops) / (rate * filled) + work.batched_flops / (batched_rate * filled)
     moved_s = work.moved_bytes / rates.bytes_per_s + _seconds(work.drawn, rates.drawn_per_s)
-    moved_s += _fresh_s(work.fresh_bytes, rates, shape)
+    moved_s += _fresh_s(work.fresh, rates, shape)
     launches_s = work.operations * rates.launch_s
     # A GPU works while the host launches; a CPU does one after the other.
     micro_s = max(products_s + moved_s, launches_s) if strategy.device == "cuda" else products_s + moved_s + launches_s
@@ -147,7 +149,7 @@ def _update_s(work: Footprint, strategy: Strategy, rates: Rates, shape: Shape) -
         transfer_s = (2 + 2) * share / rates.link_bytes_per_s
         disk_s = 2 * 16 * share / rates.disk_bytes_per_s if strategy.offload_optimizer == "nvme" else 0.0
         return transfer_s + share * shape.world_size / host_adam_per_s + disk_s
-    fresh_s = _fresh_s(work.step_fresh_bytes, rates, shape)
+    fresh_s = _fresh_s(work.step_fresh, rates, shape)
     return work.step_bytes / rates.bytes_per_s + fresh_s + _adam_s(strategy, rates, share, host_adam_per_s)
 
 
@@ -159,8 +161,12 @@ def _adam_s(strategy: Strategy, rates: Rates, parameters: float, host_adam_per_s
     return parameters / (rates.adam8bit_per_s or host_adam_per_s / 10)
 
 
-def _fresh_s(fresh_bytes: int, rates: Rates, shape: Shape) -> float:
-    return 0.0 if shape.keeps_memory else _seconds(fresh_bytes, rates.fresh_bytes_per_s)
+def _fresh_s(fresh: tuple[int, int], rates: Rates, shape: Shape) -> float:
+    if shape.keeps_memory:
+        return 0.0
+    huge, small = fresh
+    small_rate = rates.small_fresh_bytes_per_s or rates.fresh_bytes_per_s
+    return _seconds(huge, rates.fresh_bytes_per_s) + _seconds(small, small_rate)
 
 
 def _stale_s(swing_bytes: int, micro_s: float, rates: Rates, shape: Shape) -> float:

@@ -20,6 +20,8 @@ LAYERS = (2, 3)
 BATCHES = (2, 3)
 ROUNDING = 512
 NUM_LARGEST = 5
+HUGE_PAGE = 2**21
+"""Linux on x86 and Arm with pages of 4 KiB. What a block has beyond a multiple of it comes in small pages."""
 Vector = np.ndarray[Any, np.dtype[np.int64]]
 BEFORE = ("model", "set-up")
 """Phases before the first step. For a GPU they pass in host memory, and only what they leave behind counts."""
@@ -44,9 +46,9 @@ class Footprint:
     """The part of the FLOPs that is attention's."""
     drawn: int = 0
     """Elements of dropout, on a CPU."""
-    fresh_bytes: int = 0
-    """Of a micro-batch's blocks so large that a CPU's heap gets each from the kernel."""
-    step_fresh_bytes: int = 0
+    fresh: tuple[int, int] = (0, 0)
+    """Of a micro-batch's blocks so large that a CPU's heap gets each from the kernel: bytes in huge and small pages."""
+    step_fresh: tuple[int, int] = (0, 0)
     """The same of the update."""
     swing_bytes: int = 0
     """Held at most during a micro-batch, beyond what was held before it: on a CPU the kernel's until then."""
@@ -103,7 +105,7 @@ class Scaling:
         )
         low_categories, high_categories = (_categories(p, at) for p, at in ((low, low_at), (high, high_at)))
         work = (self._line(a, b) for a, b in zip(low.work, high.work, strict=True))
-        flops, moved, operations, step_bytes, offloaded, batched, drawn, fresh, step_fresh, swing = work
+        flops, moved, operations, step_bytes, offloaded, batched, drawn, swing, *fresh = work
         return Footprint(
             allocated_bytes=allocated,
             # What is reserved beyond the peak hardly changes with depth: segments are reused from layer to layer.
@@ -118,9 +120,9 @@ class Scaling:
             offloaded_bytes=offloaded,
             batched_flops=batched,
             drawn=drawn,
-            fresh_bytes=fresh,
-            step_fresh_bytes=step_fresh,
             swing_bytes=swing,
+            fresh=(fresh[0], fresh[1]),
+            step_fresh=(fresh[2], fresh[3]),
         )
 
     def _phase_peak(self, low: _Point, high: _Point, phase: str) -> tuple[int, str, int, int]:
@@ -177,7 +179,7 @@ def _point(pair: list[Stream], micro_batch: int, *, replayed: bool) -> _Point:
         live=live,
         phases=phases,
         reserved=peak_reserved(stream, exact.tolist()) if replayed else int(live.max()),
-        work=(*_work(pair, micro_batch), *_fresh_bytes(pair, exact, micro_batch), _swing(live, phases)),
+        work=(*_work(pair, micro_batch), _swing(live, phases), *_fresh(pair, exact, micro_batch)),
     )
 
 
@@ -233,15 +235,19 @@ def _work(pair: list[Stream], micro_batch: int) -> tuple[int, ...]:
     )
 
 
-def _fresh_bytes(pair: list[Stream], sizes: Vector, micro_batch: int) -> tuple[int, int]:
-    """Return the bytes of large blocks that a micro-batch makes, and that the update makes."""
-    micro = update = 0
+def _fresh(pair: list[Stream], sizes: Vector, micro_batch: int) -> list[int]:
+    """Return the bytes of large blocks that a micro-batch makes, and that the update makes: in huge and small pages."""
+    found = [0, 0, 0, 0]
     for one, other, size in zip(pair[0].events, pair[1].events, sizes.tolist(), strict=True):
-        if size > TIGHT_BYTES and one.phase in ("forward", "backward"):
-            micro += size * (one.repeats + (other.repeats - one.repeats) * (micro_batch - BATCHES[0]))
-        elif size > TIGHT_BYTES and one.phase not in BEFORE:
-            update += size * one.repeats
-    return micro, update
+        if size <= TIGHT_BYTES or one.phase in BEFORE:
+            continue
+        of_micro = one.phase in ("forward", "backward")
+        times = one.repeats + (other.repeats - one.repeats) * (micro_batch - BATCHES[0]) if of_micro else one.repeats
+        small = size % HUGE_PAGE
+        place = 0 if of_micro else 2
+        found[place] += times * (size - small)
+        found[place + 1] += times * small
+    return found
 
 
 def _swing(live: Vector, phases: dict[str, tuple[int, int]]) -> int:
