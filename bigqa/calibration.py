@@ -17,10 +17,10 @@ from bigqa.engine.bits import dropping_signs
 from bigqa.files import cache_folder, read_json, write_json
 from bigqa.gpus import GpuModel
 from bigqa.hardware import Hardware
-from bigqa.heap import give_back
+from bigqa.heap import give_back, hand_back, keep_if_plenty
 from bigqa.throughput import STALE_S, Rates
 
-SCHEMA = 3
+SCHEMA = 4
 QUICK_S, LONG_S = 0.04, 1.0
 """Of each rate: where a probe measures by the way, and where a person asked to measure."""
 TOKENS, WIDTH, HEADS, WINDOW, HEAD = 2048, 1024, 16, 320, 64
@@ -69,12 +69,12 @@ def measure_cpu(seconds: float, *, whole: bool = False) -> Rates:
         bytes_per_s=MOVED_BYTES / _time(_everything_else(), seconds),
         link_bytes_per_s=1e12,
         launch_s=4e-6,
-        fresh_bytes_per_s=_fresh_rate(_FRESH_BYTES, seconds),
-        small_fresh_bytes_per_s=_fresh_rate(_SMALL_FRESH_BYTES, seconds),
+        fresh_bytes_per_s=_fresh_rate(2**24, seconds),
+        small_fresh_bytes_per_s=_fresh_rate(2**20, seconds),
         stale_bytes_per_s=_stale_rate() if whole else None,
         drawn_per_s=2**20 / _time(_drawing(), seconds),
         adam_per_s=many / _time(_adam(many), seconds),
-        adam8bit_per_s=MANY_8BIT / _time(_adam_8bit(), seconds) if whole and _has_bitsandbytes() else None,
+        adam8bit_per_s=_adam_8bit_rate(seconds) if whole and _has_bitsandbytes() else None,
         source="measured on this CPU",
         error=CPU_ERROR if whole else QUICK_ERROR,
     )
@@ -112,7 +112,7 @@ def measure_gpu(device: torch.device, card: GpuModel | None, host: Rates) -> Rat
 
 
 HALF_SPEED_MEASURED = 256
-_FRESH_BYTES, _SMALL_FRESH_BYTES, _STALE_BYTES = 2**24, 2**20, 2**28
+_FRESH_BYTES, _STALE_BYTES = 2**26, 2**28
 MOVED_BYTES = (3 + 2 + 2) * 2 * TOKENS * WIDTH
 """Read and written by a sum, an activation and a norm, in bf16."""
 
@@ -146,11 +146,21 @@ def _everything_else() -> Callable[[], object]:
 
 
 def _fresh_rate(size_bytes: int, seconds: float) -> float:
-    """Return how fast the kernel hands out memory, filled with zeros, in blocks of a size. Bytes/s."""
+    """Return how fast the kernel hands out memory, filled with zeros, in blocks of a size. Bytes/s.
+
+    To one thread: in training, several hinder each other at the process's page table, and are hardly faster together.
+    """
     give_back()
-    there = torch.empty(size_bytes, dtype=torch.uint8)
-    fresh_s = _time(lambda: torch.empty(size_bytes, dtype=torch.uint8).fill_(1), seconds)
-    return size_bytes / max(1e-6, fresh_s - _time(lambda: there.fill_(1), seconds))
+    threads, count = torch.get_num_threads(), _FRESH_BYTES // size_bytes
+    torch.set_num_threads(1)
+
+    def made() -> list[Tensor]:
+        return [torch.empty(size_bytes, dtype=torch.uint8).fill_(1) for _ in range(count)]
+
+    there = made()
+    extra_s = _time(made, seconds) - _time(lambda: [one.fill_(1) for one in there], seconds)
+    torch.set_num_threads(threads)
+    return count * size_bytes / max(1e-6, extra_s)
 
 
 def _stale_rate() -> float:
@@ -180,13 +190,17 @@ def _adam(count: int) -> Callable[[], object]:
     )  # fmt: skip
 
 
-def _adam_8bit() -> Callable[[], object]:
+def _adam_8bit_rate(seconds: float) -> float:
+    """Return how many parameters are stepped, with freed memory kept: what it costs is a rate of its own."""
     from bigqa.engine.eight_bit import PiecewiseAdamW8bit
 
     parameter = torch.nn.Parameter(torch.rand(MANY_8BIT))
     parameter.grad = torch.rand(MANY_8BIT)
     optimizer = PiecewiseAdamW8bit([parameter], lr=1e-5)
-    return lambda: optimizer.step()
+    keep_if_plenty(0, 0)
+    taken_s = _time(optimizer.step, seconds)
+    hand_back()
+    return MANY_8BIT / taken_s
 
 
 def _has_bitsandbytes() -> bool:

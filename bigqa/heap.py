@@ -13,8 +13,8 @@ import sys
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 TIGHT_BYTES, KEPT_BYTES = 2**18, 2**31 - 1
-PLENTY = 2.0
-"""Times the need: kept blocks have taken up to 1.9 times it."""
+PLENTY = 1.25
+"""Times the need. Kept blocks have taken up to 1.9 times it; where that is too much, they are handed back in time."""
 _is_kept = False
 PRIMITIVES = "512"
 """Of oneDNN's kernels kept for sizes that come again; its own 1024 can grow to several hundred MiB."""

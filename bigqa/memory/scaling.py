@@ -21,7 +21,7 @@ BATCHES = (2, 3)
 ROUNDING = 512
 NUM_LARGEST = 5
 HUGE_PAGE = 2**21
-"""Linux on x86 and Arm with pages of 4 KiB. What a block has beyond a multiple of it comes in small pages."""
+"""Of Linux with pages of 4 KiB. A block begins where it may: what lies around whole huge pages comes in small ones."""
 Vector = np.ndarray[Any, np.dtype[np.int64]]
 BEFORE = ("model", "set-up")
 """Phases before the first step. For a GPU they pass in host memory, and only what they leave behind counts."""
@@ -243,10 +243,10 @@ def _fresh(pair: list[Stream], sizes: Vector, micro_batch: int) -> list[int]:
             continue
         of_micro = one.phase in ("forward", "backward")
         times = one.repeats + (other.repeats - one.repeats) * (micro_batch - BATCHES[0]) if of_micro else one.repeats
-        small = size % HUGE_PAGE
+        huge = max(0, size // HUGE_PAGE - 1) * HUGE_PAGE
         place = 0 if of_micro else 2
-        found[place] += times * (size - small)
-        found[place + 1] += times * small
+        found[place] += times * huge
+        found[place + 1] += times * (size - huge)
     return found
 
 
