@@ -20,10 +20,11 @@ from bigqa.hardware import Hardware
 from bigqa.heap import give_back, hand_back, keep_if_plenty
 from bigqa.throughput import STALE_S, Rates
 
-SCHEMA = 4
-QUICK_S, LONG_S = 0.04, 1.0
+SCHEMA = 5
+QUICK_S, LONG_S = 0.04, 0.5
 """Of each rate: where a probe measures by the way, and where a person asked to measure."""
 TOKENS, WIDTH, HEADS, WINDOW, HEAD = 2048, 1024, 16, 320, 64
+FEW_TOKENS, LAYERS = 256, 64
 CPU_ERROR, QUICK_ERROR, GPU_ERROR = 0.15, 0.3, 0.1
 MANY, QUICK_MANY, MANY_8BIT = 2**25, 2**23, 2**24
 """Parameters that AdamW is timed on: more than caches hold, or few enough to make in passing."""
@@ -61,8 +62,11 @@ def measure_cpu(seconds: float, *, whole: bool = False) -> Rates:
     """Measure this CPU, each rate for so many seconds. `whole`: what takes longer too, the 8-bit AdamW among it."""
     flops, batched = 2 * TOKENS * WIDTH * WIDTH, 2 * HEADS * WINDOW * WINDOW * HEAD
     many = MANY if whole else QUICK_MANY
+    low_rate = flops / _time(_product(torch.bfloat16), seconds)
+    half_speed_tokens = _half_speed_tokens(low_rate, seconds)
     return Rates(
-        low_flops_per_s=flops / _time(_product(torch.bfloat16), seconds),
+        low_flops_per_s=low_rate * (1 + half_speed_tokens / TOKENS),
+        half_speed_tokens=half_speed_tokens,
         fp32_flops_per_s=flops / _time(_product(torch.float32), seconds),
         low_batched_flops_per_s=batched / _time(_batched(torch.bfloat16), seconds),
         fp32_batched_flops_per_s=batched / _time(_batched(torch.float32), seconds),
@@ -122,6 +126,20 @@ def _product(dtype: torch.dtype) -> Callable[[], object]:
     a, b = torch.randn(TOKENS, WIDTH).to(dtype), torch.randn(WIDTH, WIDTH).to(dtype)
     out = torch.empty(TOKENS, WIDTH, dtype=dtype)
     return lambda: torch.mm(a, b, out=out)
+
+
+def _half_speed_tokens(rate_of_many: float, seconds: float) -> int:
+    """Return at how many tokens products reach half of their rate: few tokens wait for weights, which no cache holds.
+
+    Rates are taken as a n / (n + h) of n tokens; two of them give h.
+    """
+    x = torch.randn(FEW_TOKENS, WIDTH).bfloat16()
+    weights = [torch.randn(WIDTH, WIDTH).bfloat16() for _ in range(LAYERS)]
+    out = torch.empty(FEW_TOKENS, WIDTH, dtype=torch.bfloat16)
+    taken_s = _time(lambda: [torch.mm(x, weight, out=out) for weight in weights], seconds)
+    ratio = rate_of_many / (2 * FEW_TOKENS * WIDTH * WIDTH * LAYERS / taken_s)
+    most = TOKENS / FEW_TOKENS
+    return round(TOKENS * max(0.0, ratio - 1) / max(1.0, most - ratio))
 
 
 def _batched(dtype: torch.dtype) -> Callable[[], object]:
