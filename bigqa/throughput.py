@@ -128,8 +128,8 @@ def _micro_batch_s(work: Footprint, strategy: Strategy, rates: Rates, shape: Sha
     if strategy.activation_offload:
         # Kept activations go out and come back while other layers compute; the slower of the two counts.
         micro_s = max(micro_s, 2 * work.offloaded_bytes / rates.link_bytes_per_s)
-    # 4-bit weights are unpacked for each product.
-    return micro_s * 1.35 if strategy.adapters == "qlora" else micro_s
+    # On a GPU, 4-bit weights are unpacked for each product; on a CPU that is little beside the product.
+    return micro_s * 1.35 if strategy.adapters == "qlora" and strategy.device == "cuda" else micro_s
 
 
 def _gathering_s(strategy: Strategy, rates: Rates, shape: Shape) -> float:

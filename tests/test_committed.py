@@ -17,16 +17,8 @@ def found() -> Tabled:
         return tabled([], lambda done, total: None)
 
 
-SHORT_OF_ITS_BAR = "speed, worst error"
-
-
-def test_every_bar_holds_but_one(found: Tabled) -> None:
-    assert [bar for bar in found.failed if SHORT_OF_ITS_BAR not in bar] == []
-
-
-@pytest.mark.xfail(reason="large models are predicted too fast: see benchmarks/README.md")
-def test_the_worst_speed_is_within_its_bar(found: Tabled) -> None:
-    assert [bar for bar in found.failed if SHORT_OF_ITS_BAR in bar] == []
+def test_every_bar_holds(found: Tabled) -> None:
+    assert found.failed == []
 
 
 def test_nothing_is_stale(found: Tabled, monkeypatch: pytest.MonkeyPatch) -> None:

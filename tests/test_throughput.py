@@ -52,3 +52,12 @@ def test_what_a_micro_batch_takes_and_gives_back_is_more_than_its_activations_an
     assert work.by_category["activations"] <= work.swing_bytes < work.allocated_bytes
     assert work.allocated_bytes - work.swing_bytes >= 12 * estimator.num_parameters  # weights and moments stay
     assert estimator.footprint(recompute, 8, 128, accumulating=False).swing_bytes < work.swing_bytes
+
+
+def test_released_gradients_are_stepped_with_once_in_a_step_and_not_in_every_micro_batch() -> None:
+    estimator = estimator_for(BertConfig(num_hidden_layers=4, hidden_size=64, num_attention_heads=2, vocab_size=9000))
+    kept = Strategy(device="cpu", precision="bf16-sr", optimizer="adamw8bit", recompute="full")
+    released = kept.model_copy(update={"release": True})
+    first, second = (estimator.footprint(one, 1, 128, accumulating=True) for one in (kept, released))
+    assert second.moved_bytes == pytest.approx(first.moved_bytes, rel=0.05)
+    assert second.step_bytes > 0.5 * first.step_bytes > 0

@@ -64,11 +64,12 @@ class ReleasedUpdate(Update):
     def _hook(self, master: nn.Parameter) -> Callable[[Tensor], None]:
         def release(parameter: Tensor) -> None:
             if self._is_last and parameter.grad is not None:
-                self._release(parameter, master)
+                self.release(parameter, master)
 
         return release
 
-    def _release(self, parameter: Tensor, master: nn.Parameter) -> None:
+    def release(self, parameter: Tensor, master: nn.Parameter) -> None:
+        """Step a parameter whose gradient is whole, and free the gradient."""
         assert parameter.grad is not None
         if parameter is not master:
             master.grad, parameter.grad = parameter.grad.float(), None

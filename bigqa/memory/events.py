@@ -18,6 +18,8 @@ class Event:
     operation: str
     repeats: int = 1
     """Allocations one after the other that this one stands for."""
+    of_update: bool = False
+    """Made by the update, which a step has once."""
 
 
 @dataclass(slots=True)

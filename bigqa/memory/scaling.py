@@ -241,7 +241,7 @@ def _fresh(pair: list[Stream], sizes: Vector, micro_batch: int) -> list[int]:
     for one, other, size in zip(pair[0].events, pair[1].events, sizes.tolist(), strict=True):
         if size <= TIGHT_BYTES or one.phase in BEFORE:
             continue
-        of_micro = one.phase in ("forward", "backward")
+        of_micro = not one.of_update
         times = one.repeats + (other.repeats - one.repeats) * (micro_batch - BATCHES[0]) if of_micro else one.repeats
         huge = max(0, size // HUGE_PAGE - 1) * HUGE_PAGE
         place = 0 if of_micro else 2

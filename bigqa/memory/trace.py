@@ -94,6 +94,8 @@ class Recorder(TorchDispatchMode):
         self.events: list[Event] = []
         self.categories: dict[int, Category] = {}
         self.work = Work()
+        self.updating = False
+        """Whether what runs is the update's."""
         self.closed = False
         """Set at the step's end: what is dropped afterwards is no part of it."""
         self._known: dict[int, int] = {}
@@ -147,7 +149,8 @@ class Recorder(TorchDispatchMode):
             return 0
         self._count += 1
         number = self._known[key] = self._count
-        self.events.append(Event(number, size_bytes, self.phase, func.overloadpacket.__name__, STANDS_FOR.get()))
+        name, times = func.overloadpacket.__name__, STANDS_FOR.get()
+        self.events.append(Event(number, size_bytes, self.phase, name, times, self.updating))
         # Half the price of `weakref.finalize`; the reference must be kept for its callback to come.
         self._alive[number] = weakref.ref(storage, lambda _: self._end(key, number))
         return size_bytes
@@ -191,10 +194,20 @@ def _phases(recorder: Recorder, parts: Parts) -> Iterator[None]:
 
         return wrapped
 
+    release: Any = getattr(update, "release", None)
+    of_update = Work()
+
     def clip_and_step() -> Tensor:
         recorder.phase = "clip"
-        recorder.work = Work()
+        recorder.work, recorder.updating = of_update, True
         return clip()
+
+    def released(*args: Any) -> None:
+        # Within the backward pass, but once in a step, however many micro-batches it has.
+        of_micro_batch = recorder.work
+        recorder.work, recorder.updating = of_update, True
+        release(*args)
+        recorder.work, recorder.updating = of_micro_batch, False
 
     def gather_and_mark() -> None:
         recorder.mark("gradients", [p.grad for p in parts.model.parameters() if p.grad is not None])
@@ -202,6 +215,8 @@ def _phases(recorder: Recorder, parts: Parts) -> Iterator[None]:
         recorder.mark("gradients", [p.grad for p in weights.masters.values() if p.grad is not None])
 
     update.step = clip_and_step  # type: ignore[method-assign]
+    if release:
+        vars(update)["release"] = released
     weights.gather_gradients = gather_and_mark  # type: ignore[method-assign]
     optimizer.step = enter("optimizer", step)  # type: ignore[method-assign]
     task.loss_sum = enter("forward", loss_sum, "backward")  # type: ignore[method-assign]
@@ -209,6 +224,7 @@ def _phases(recorder: Recorder, parts: Parts) -> Iterator[None]:
         yield
     finally:
         del update.step, weights.gather_gradients, optimizer.step, task.loss_sum
+        vars(update).pop("release", None)
 
 
 @contextlib.contextmanager
