@@ -17,7 +17,7 @@ from bigqa.engine.bits import dropping_signs
 from bigqa.files import cache_folder, read_json, write_json
 from bigqa.gpus import GpuModel
 from bigqa.hardware import Hardware
-from bigqa.heap import give_back, hand_back, keep_if_plenty
+from bigqa.heap import give_back, hand_back, keep
 from bigqa.throughput import STALE_S, Rates
 
 SCHEMA = 5
@@ -61,20 +61,21 @@ def calibrate(hardware: Hardware, disk: Path | None = None) -> dict[str, Rates]:
 def measure_cpu(seconds: float, *, whole: bool = False) -> Rates:
     """Measure this CPU, each rate for so many seconds. `whole`: what takes longer too, the 8-bit AdamW among it."""
     flops, batched = 2 * TOKENS * WIDTH * WIDTH, 2 * HEADS * WINDOW * WINDOW * HEAD
-    many = MANY if whole else QUICK_MANY
-    low_rate = flops / _time(_product(torch.bfloat16), seconds)
-    half_speed_tokens = _half_speed_tokens(low_rate, seconds)
+    many, fresh_bytes = (MANY, FRESH_BYTES) if whole else (QUICK_MANY, QUICK_FRESH_BYTES)
+    low_rate, fp32_rate = (flops / _time(_product(dtype), seconds) for dtype in (torch.bfloat16, torch.float32))
+    half_speed_tokens = _half_speed_tokens(low_rate, seconds) if whole else 0
+    at_full_size = 1 + half_speed_tokens / TOKENS
     return Rates(
-        low_flops_per_s=low_rate * (1 + half_speed_tokens / TOKENS),
+        low_flops_per_s=low_rate * at_full_size,
         half_speed_tokens=half_speed_tokens,
-        fp32_flops_per_s=flops / _time(_product(torch.float32), seconds),
+        fp32_flops_per_s=fp32_rate * at_full_size,
         low_batched_flops_per_s=batched / _time(_batched(torch.bfloat16), seconds),
         fp32_batched_flops_per_s=batched / _time(_batched(torch.float32), seconds),
         bytes_per_s=MOVED_BYTES / _time(_everything_else(), seconds),
         link_bytes_per_s=1e12,
         launch_s=4e-6,
-        fresh_bytes_per_s=_fresh_rate(2**24, seconds),
-        small_fresh_bytes_per_s=_fresh_rate(2**20, seconds),
+        fresh_bytes_per_s=_fresh_rate(2**24, fresh_bytes, seconds),
+        small_fresh_bytes_per_s=_fresh_rate(2**20, fresh_bytes, seconds),
         stale_bytes_per_s=_stale_rate() if whole else None,
         drawn_per_s=2**20 / _time(_drawing(), seconds),
         adam_per_s=many / _time(_adam(many), seconds),
@@ -116,7 +117,7 @@ def measure_gpu(device: torch.device, card: GpuModel | None, host: Rates) -> Rat
 
 
 HALF_SPEED_MEASURED = 256
-_FRESH_BYTES, _STALE_BYTES = 2**26, 2**28
+FRESH_BYTES, QUICK_FRESH_BYTES, STALE_BYTES = 2**26, 2**24, 2**28
 MOVED_BYTES = (3 + 2 + 2) * 2 * TOKENS * WIDTH
 """Read and written by a sum, an activation and a norm, in bf16."""
 
@@ -163,13 +164,13 @@ def _everything_else() -> Callable[[], object]:
     return run
 
 
-def _fresh_rate(size_bytes: int, seconds: float) -> float:
+def _fresh_rate(size_bytes: int, all_bytes: int, seconds: float) -> float:
     """Return how fast the kernel hands out memory, filled with zeros, in blocks of a size. Bytes/s.
 
     To one thread: in training, several hinder each other at the process's page table, and are hardly faster together.
     """
     give_back()
-    threads, count = torch.get_num_threads(), _FRESH_BYTES // size_bytes
+    threads, count = torch.get_num_threads(), all_bytes // size_bytes
     torch.set_num_threads(1)
 
     def made() -> list[Tensor]:
@@ -184,14 +185,14 @@ def _fresh_rate(size_bytes: int, seconds: float) -> float:
 def _stale_rate() -> float:
     """Return the same for memory that nobody has touched for a while: a virtual machine's may be its host's again."""
     give_back()
-    torch.empty(_STALE_BYTES, dtype=torch.uint8).fill_(1)
+    torch.empty(STALE_BYTES, dtype=torch.uint8).fill_(1)
     taken = []
     for _ in range(2):
         time.sleep(2 * STALE_S)
         started = time.perf_counter()
-        torch.empty(_STALE_BYTES, dtype=torch.uint8).fill_(1)
+        torch.empty(STALE_BYTES, dtype=torch.uint8).fill_(1)
         taken.append(time.perf_counter() - started)
-    return _STALE_BYTES / (sum(taken) / len(taken))
+    return STALE_BYTES / (sum(taken) / len(taken))
 
 
 def _drawing() -> Callable[[], object]:
@@ -215,7 +216,7 @@ def _adam_8bit_rate(seconds: float) -> float:
     parameter = torch.nn.Parameter(torch.rand(MANY_8BIT))
     parameter.grad = torch.rand(MANY_8BIT)
     optimizer = PiecewiseAdamW8bit([parameter], lr=1e-5)
-    keep_if_plenty(0, 0)
+    keep()
     taken_s = _time(optimizer.step, seconds)
     hand_back()
     return MANY_8BIT / taken_s

@@ -5,10 +5,10 @@ The best is the fastest of the lowest tier that fits.
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
 from bigqa.calibration import kept_rates
-from bigqa.hardware import Gpu, Hardware
+from bigqa.hardware import Gpu, Hardware, Record
 from bigqa.memory.estimate import MemoryEstimate
 from bigqa.strategy import Strategy
 from bigqa.throughput import Rates
@@ -19,12 +19,6 @@ HOST_HEADROOM = 0.05
 Verdict = Literal["fits", "too large", "not possible"]
 
 
-class Record(BaseModel):
-    """A frozen record that rejects unknown fields."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
 class Workload(Record):
     """What is wanted, never how."""
 
@@ -33,7 +27,7 @@ class Workload(Record):
     num_windows: int = 68_538
     """Of one epoch. Default: KorQuAD 1.0 train (60,407 questions) at the 1.13 windows each that its dev file has."""
     epochs: float = 4
-    out_of_reach: dict[int, float] = {}
+    out_of_reach: dict[int, float] = Field(default_factory=dict)
     """Sequence length -> share of the answers that no window of it holds."""
 
 
@@ -89,7 +83,7 @@ class Machine(Record):
     nvme: bool = False
     disk_free_bytes: int | None = None
     disk_bytes_per_s: float | None = None
-    rates: dict[str, Rates] = {}
+    rates: dict[str, Rates] = Field(default_factory=dict)
     """Name of a device ("cpu", or the card's) -> what was measured on it here; else a datasheet's are taken."""
 
     @property

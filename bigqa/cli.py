@@ -87,7 +87,7 @@ def probe(
     """Say what fits, how fast, and what it gives up, before anything runs."""
     from bigqa import probing
     from bigqa.page import probe_page
-    from bigqa.render import need_table, plan_text, probe_table
+    from bigqa.render import plan_text, probe_table
 
     question = probing.Question(
         model=model,
@@ -109,11 +109,7 @@ def probe(
         for line in probing.calibration_lines(nvme):
             stderr.print(line, markup=False, highlight=False, soft_wrap=True)
     if least:
-        rows = probing.need(question)
-        if as_json:
-            print(json.dumps([dataclasses.asdict(row) for row in rows]))
-        else:
-            console.print(need_table(rows))
+        _print_need(probing.need(question), as_json)
         return
     found = probing.probe(question)
     if as_json:
@@ -128,6 +124,15 @@ def probe(
             stderr.print(f"written: {path}", markup=False, highlight=False, soft_wrap=True)
     if found.chosen is None:
         raise typer.Exit(NOTHING_FITS)
+
+
+def _print_need(rows: list[Any], as_json: bool) -> None:
+    from bigqa.render import need_table
+
+    if as_json:
+        print(json.dumps([dataclasses.asdict(row) for row in rows]))
+    else:
+        console.print(need_table(rows))
 
 
 @app.command()

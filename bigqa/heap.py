@@ -35,6 +35,11 @@ def give_back() -> bool:
     return _set(TIGHT_BYTES)
 
 
+def keep() -> bool:
+    """From now on, keep freed memory."""
+    return _set(KEPT_BYTES)
+
+
 def plenty(need_bytes: int, free_bytes: int) -> bool:
     """Whether there is so much memory that a run keeps what tensors gave back."""
     asked = os.environ.get("BIGQA_HEAP")
@@ -43,7 +48,7 @@ def plenty(need_bytes: int, free_bytes: int) -> bool:
 
 def keep_if_plenty(need_bytes: int, free_bytes: int) -> bool:
     """Keep freed memory where there is plenty; return whether it is kept."""
-    return plenty(need_bytes, free_bytes) and _set(KEPT_BYTES)
+    return plenty(need_bytes, free_bytes) and keep()
 
 
 def hand_back() -> bool:

@@ -9,11 +9,11 @@ import statistics
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from bigqa.errors import BigqaError
 from bigqa.files import read_json, write_json
-from bigqa.hardware import Hardware
+from bigqa.hardware import Hardware, Record
 from bigqa.memory.estimate import MemoryEstimate
 from bigqa.strategy import Strategy
 from bigqa.throughput import Rates
@@ -22,12 +22,6 @@ from bigqa.units import format_bytes
 SCHEMA = 1
 Outcome = Literal["ok", "out of memory", "time limit", "failed"]
 Heap = Literal["tight", "kept"]
-
-
-class Record(BaseModel):
-    """A frozen record that rejects unknown fields."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Case(Record):

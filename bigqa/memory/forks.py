@@ -1,7 +1,7 @@
 """One function over many arguments, on all cores. In: a function and arguments. Out: its results, in order.
 
 A fork shares what is imported, so a worker costs milliseconds instead of the seconds that torch takes to import. Only
-for work that touches neither a GPU nor torch's threads, such as tracing.
+for work that touches no GPU, such as tracing.
 """
 
 import os
@@ -11,6 +11,8 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any, TypeVar
+
+import torch
 
 WORKERS_VARIABLE = "BIGQA_WORKERS"
 """Limits the workers; 1: no forks."""
@@ -28,7 +30,11 @@ def in_forks(function: Callable[[A], B], arguments: list[A]) -> list[B]:
         return [function(argument) for argument in arguments]
     _function = function  # inherited by the workers, so it need not be picklable
     try:
-        with warnings.catch_warnings(), ProcessPoolExecutor(workers, get_context("fork")) as pool:
+        # One thread each: a fork that wakes the threads of its parent, which it does not have, waits for ever.
+        pool_of_forks = ProcessPoolExecutor(
+            workers, get_context("fork"), initializer=torch.set_num_threads, initargs=(1,)
+        )
+        with warnings.catch_warnings(), pool_of_forks as pool:
             warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of threads, which sit idle here
             return list(pool.map(_call, arguments))
     finally:

@@ -9,15 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bigqa.engine.moments import BLOCK
 from bigqa.engine.optimizers import BETAS
 from bigqa.engine.pieces import pieces_of
-from bigqa.engine.rounding import RoundedAdamW, unpack_without_data
+from bigqa.engine.rounding import SMALLEST_8BIT, RoundedAdamW, unpack_without_data
 from bigqa.strategy import Strategy
-
-BLOCK_8BIT = 256
-"""Elements that share a scale in bitsandbytes' 8-bit states. Source: bitsandbytes/optim/optimizer.py."""
-SMALLEST_8BIT = 4096
-"""Elements below which bitsandbytes keeps a parameter's state in fp32. Source: its `min_8bit_size`."""
 
 
 def stand_in(groups: list[dict[str, Any]], strategy: Strategy) -> torch.optim.Optimizer:
@@ -71,7 +67,7 @@ class StandIn(torch.optim.Optimizer):
             if self.kind == "adamw":
                 yield "step", torch.zeros((), dtype=torch.float32)
         else:
-            blocks = -(-parameter.numel() // BLOCK_8BIT)
+            blocks = -(-parameter.numel() // BLOCK)
             for number in ("1", "2"):
                 yield f"state{number}", torch.zeros_like(parameter, dtype=torch.uint8)
                 yield f"absmax{number}", torch.zeros(blocks, dtype=torch.float32)
