@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks.strategy_jobs import OPTIONS, difference, job, losses, run_jobs
 
+from benchmarks.strategy_jobs import OPTIONS, difference, job, losses, run_jobs
 from bigqa.bench.cases import rows_on
 from bigqa.bench.predict import Predictor
 from bigqa.bench.sweep import run_case
