@@ -61,12 +61,13 @@ def run_row(row: str, case: dict[str, Any], options: argparse.Namespace) -> dict
     module = {"published loop": "plain", "Trainer": "trainer"}[row]
     words = ["--model", case["model"], "--seq-len", str(case["seq_len"]), "--doc-stride", str(case["doc_stride"])]
     words += ["--batch", str(case["batch"]), "--steps", str(steps), "--device", device_of(case)]
+    words += ["--micro-batch", str(case.get("micro_batch", case["batch"]))]
     if "attention_dropout" in case and row != ROWS[0]:
         words += ["--attention-dropout", str(case["attention_dropout"])]
     command = [sys.executable, "-W", "ignore", "-m", f"benchmarks.baselines.{module}", *words, *data]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        return {"error": done.stderr.strip().splitlines()[-1]}
+        return {"error": _last_words(done)}
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return found
 
@@ -100,11 +101,17 @@ def _bigqa(case: dict[str, Any], steps: int, data: list[str]) -> dict[str, Any]:
         ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            return {"error": done.stderr.strip().splitlines()[-1]}
+            return {"error": _last_words(done)}
         lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     steps_done = [json.loads(line) for line in lines]
     columns = ([step[name] for step in steps_done] for name in ("seconds", "windows", "tokens"))
     return speeds(*columns) | {"peak_bytes": steps_done[-1]["peak_memory_bytes"]}
+
+
+def _last_words(done: "subprocess.CompletedProcess[str]") -> str:
+    """Return why a row ended; one that the kernel killed, for memory, says nothing."""
+    lines = done.stderr.strip().splitlines()
+    return lines[-1] if lines else f"exit code {done.returncode}"
 
 
 def _model(case: dict[str, Any], folder: Path) -> str:
@@ -131,6 +138,8 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         for row in ROWS:
             found[row].append(run_row(row, CASES[name], options))
             print(f"{name} {turn + 1}/{options.turns} {row}: {found[row][-1]}", flush=True)
+            if "error" in found[row][-1]:
+                raise SystemExit(f"{name}: the row of {row} failed: {found[row][-1]['error']}")
     case = {key: value for key, value in CASES[name].items()}
     return {
         "case": case | {"name": name},

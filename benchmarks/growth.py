@@ -81,8 +81,10 @@ def speed(windows: int, steps: int) -> dict[str, Any]:
         train(folder / "first", options | {"max_steps": 1}, **cache)
         report = train(folder / "run", options, **cache)
         counted = metrics(folder / "run")[WARM:]
+        file_bytes = sum(file.stat().st_size for file in (folder / "cache").rglob("*.arrow"))
     rate = sum(step["windows"] for step in counted) / sum(step["seconds"] for step in counted)
-    return {"samples_per_s": rate, "peak_bytes": report["peak_memory_bytes"], "windows": report["windows"]}
+    sizes = {"peak_bytes": report["peak_memory_bytes"], "file_bytes": file_bytes}
+    return {"samples_per_s": rate, "windows": report["windows"]} | sizes
 
 
 def measure(sizes: list[int], turns: int, steps: int) -> dict[str, Any]:
@@ -98,20 +100,22 @@ def measure(sizes: list[int], turns: int, steps: int) -> dict[str, Any]:
 
 def table(folder: Path) -> str:
     """Return the Markdown table."""
-    head = "| windows | samples/s (median, least-most) | of the first | peak MiB | features: s | windows/s | MiB more |"
-    lines = [head, "|---:|---:|---:|---:|---:|---:|---:|"]
+    columns = ("windows", "samples/s (median, least-most)", "of the first", "peak MiB", "file MiB")
+    columns += ("features: s", "windows/s", "MiB more")
+    lines = [f"| {' | '.join(columns)} |", f"|{'---:|' * len(columns)}"]
     report = read_report(folder / f"{NAME}.json")
     first = None
     for runs in report["sizes"].values() if report else []:
         speeds = [one["samples_per_s"] for one in runs["train"]]
         first = first or statistics.median(speeds)
-        peak = max(one["peak_bytes"] for one in runs["train"]) / 2**20
+        peak, file = (max(one[name] for one in runs["train"]) / 2**20 for name in ("peak_bytes", "file_bytes"))
         built = sorted(runs["build"], key=lambda one: one["seconds"])[len(runs["build"]) // 2]
         cells = [
             f"{built['windows']:,}",
             spread(speeds, ",.0f"),
             f"{statistics.median(speeds) / first:.1%}",
             f"{peak:,.0f}",
+            f"{file:,.1f}",
         ]
         cells += [f"{built['seconds']:.2f}", f"{built['windows'] / built['seconds']:,.0f}"]
         cells += [f"{max(one['risen_bytes'] for one in runs['build']) / 2**20:,.0f}"]

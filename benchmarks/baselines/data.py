@@ -29,10 +29,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--doc-stride", type=int, default=128)
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--micro-batch", type=int, help="windows at once, where a batch does not fit; else the batch")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--attention-dropout", type=float)
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.micro_batch = options.micro_batch or options.batch
+    return options
 
 
 def windows_of(options: argparse.Namespace, tokenizer: Any) -> tuple[Any, list[int]]:

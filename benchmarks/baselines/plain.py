@@ -23,9 +23,11 @@ def main() -> None:
     for step in range(options.steps):
         started = time.perf_counter()
         chosen = order.batch(step)
-        batch = _padded(windows[chosen], options.seq_len, tokenizer.pad_token_id, options.device)
-        loss = model(**batch).loss
-        loss.backward()
+        for begin in range(0, len(chosen), options.micro_batch):
+            part = chosen[begin : begin + options.micro_batch]
+            batch = _padded(windows[part], options.seq_len, tokenizer.pad_token_id, options.device)
+            loss = model(**batch).loss * len(part) / len(chosen)
+            loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimizer.param_groups:
             group["lr"] = 5e-5 * linear_rate(step, 1000, 100)

@@ -57,7 +57,9 @@ def main() -> None:
             callbacks=[clock],
         )
         trainer.train()
-    counts, tokens = zip(*seen[: options.steps], strict=True)
+    parts = options.batch // options.micro_batch
+    steps = [seen[begin : begin + parts] for begin in range(0, options.steps * parts, parts)]
+    counts, tokens = zip(*([sum(column) for column in zip(*step, strict=True)] for step in steps), strict=True)
     report(clock.seconds, list(counts), list(tokens))
 
 
@@ -69,7 +71,8 @@ def _settings(folder: str, options: Any) -> TrainingArguments:
     }  # fmt: skip
     return TrainingArguments(
         output_dir=folder,
-        per_device_train_batch_size=options.batch,
+        per_device_train_batch_size=options.micro_batch,
+        gradient_accumulation_steps=options.batch // options.micro_batch,
         max_steps=options.steps,
         learning_rate=5e-5,
         adam_epsilon=1e-6,

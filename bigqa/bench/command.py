@@ -30,7 +30,8 @@ def bench(
         say("measuring what this machine reaches (once; kept for `bigqa probe` too)")
         calibrate(hardware)
     predictor = Predictor(hardware, gpu, _rates(hardware, gpu))
-    say(f"{len(cases)} cases on the {gpu.name if gpu else 'CPU'}, {done} of them measured before; reports: {out}")
+    count = "1 case" if len(cases) == 1 else f"{len(cases)} cases"
+    say(f"{count} on the {gpu.name if gpu else 'CPU'}, {done} measured before; reports: {out}")
     with progress("Measuring") as on_progress:
         on_progress(done, len(cases))
 
