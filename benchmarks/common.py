@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from bigqa.files import read_json, write_json
-from bigqa.hardware import detect_cpu
-from bigqa.runs import versions
+from bigqa.hardware import detect_cpu, host_memory
+from bigqa.runs import commit, versions
 
 REPORTS = Path(__file__).parent / "runs"
 SEEDS = (42, 43, 44)
@@ -21,7 +21,13 @@ WARM_UP_S = 15.0
 
 def write_report(file: Path, case: dict[str, Any], found: dict[str, Any]) -> None:
     """Write what was found for a case, with what it was found on."""
-    write_json(file, {"case": case, **found, "cpu": detect_cpu().model_dump(), "versions": versions()})
+    write_json(file, {"case": case, **found, **machine()})
+
+
+def machine() -> dict[str, Any]:
+    """Return what figures hang on: processor, memory, versions, commit."""
+    ram_bytes, _ = host_memory()
+    return {"cpu": detect_cpu().model_dump(), "ram_bytes": ram_bytes, "versions": versions(), "commit": commit()}
 
 
 def read_report(file: Path) -> dict[str, Any] | None:

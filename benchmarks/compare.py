@@ -16,13 +16,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import speeds
+from benchmarks.common import machine, speeds, spread
 from benchmarks.tables import put_between
-from bigqa.calibration import measure_cpu, measure_gpu
+from bigqa.calibration import LAYER_SHARE, measure_cpu, measure_gpu
 from bigqa.files import read_json, write_json
-from bigqa.hardware import detect_cpu
 from bigqa.models import load_config, resolve
-from bigqa.runs import versions
 
 REPORTS = Path(__file__).parent / "runs" / "compare"
 MARKER = "compare"
@@ -78,9 +76,11 @@ def device_of(case: dict[str, Any]) -> str:
 
 
 def matrix_rate(device: str) -> float:
-    """Measure what bf16 products reach. FLOP/s."""
+    """Measure what bf16 products reach, on a GPU large ones. FLOP/s."""
     host = measure_cpu(1.0)
-    return host.low_flops_per_s if device == "cpu" else measure_gpu(torch.device("cuda"), None, host).low_flops_per_s
+    if device == "cpu":
+        return host.low_flops_per_s
+    return measure_gpu(torch.device("cuda"), None, host).low_flops_per_s / LAYER_SHARE
 
 
 def _bigqa(case: dict[str, Any], steps: int, data: list[str]) -> dict[str, Any]:
@@ -132,22 +132,20 @@ def flops_per_token(model: str, seq_len: int) -> float:
 
 
 def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Run the rows of a case in turns."""
+    """Run the rows of a case in turns; one that failed once is not run again."""
     found: dict[str, list[dict[str, Any]]] = {row: [] for row in ROWS}
+    failed: dict[str, str] = {}
     for turn in range(options.turns):
-        for row in ROWS:
-            found[row].append(run_row(row, CASES[name], options))
-            print(f"{name} {turn + 1}/{options.turns} {row}: {found[row][-1]}", flush=True)
-            if "error" in found[row][-1]:
-                raise SystemExit(f"{name}: the row of {row} failed: {found[row][-1]['error']}")
-    case = {key: value for key, value in CASES[name].items()}
-    return {
-        "case": case | {"name": name},
-        "rows": found,
-        "matrix_flops_per_s": matrix_rate(device_of(case)),
-        "cpu": detect_cpu().model_dump(),
-        "versions": versions(),
-    }
+        for row in (row for row in ROWS if row not in failed):
+            result = run_row(row, CASES[name], options)
+            print(f"{name} {turn + 1}/{options.turns} {row}: {result}", flush=True)
+            if "error" in result:
+                failed[row] = result["error"]
+            else:
+                found[row].append(result)
+    case = CASES[name] | {"name": name}
+    rate = matrix_rate(device_of(case))
+    return {"case": case, "rows": found, "failed": failed, "matrix_flops_per_s": rate, **machine()}
 
 
 def table(folder: Path) -> str:
@@ -161,18 +159,29 @@ def table(folder: Path) -> str:
         if not file.is_file():
             continue
         report = read_json(file, "the report")
-        speeds = {row: [one["samples_per_s"] for one in report["rows"][row]] for row in ROWS}
-        medians = {row: statistics.median(values) for row, values in speeds.items()}
+        loop = _median(report["rows"][ROWS[0]], "samples_per_s")
         for row in ROWS:
-            runs = report["rows"][row]
-            tokens = statistics.median(one["tokens_per_s"] for one in runs)
-            peak = max(one["peak_bytes"] for one in runs) / 2**30
-            mean_length = tokens / medians[row]
-            share = tokens * flops_per_token(report["case"]["model"], round(mean_length)) / report["matrix_flops_per_s"]
-            spread = f"{medians[row]:.3g} ({min(speeds[row]):.3g}-{max(speeds[row]):.3g})"
-            ratio = medians[row] / medians[ROWS[0]]
-            lines.append(f"| {name} | {row} | {spread} | {ratio:.1f} x | {tokens:,.0f} | {peak:.1f} | {share:.0%} |")
+            lines.append(f"| {name} | {row} | {' | '.join(_cells(report, row, loop))} |")
     return "\n".join(lines)
+
+
+def _cells(report: dict[str, Any], row: str, loop: float | None) -> list[str]:
+    runs = report["rows"][row]
+    samples, tokens = (_median(runs, kind) for kind in ("samples_per_s", "tokens_per_s"))
+    if samples is None or tokens is None:
+        return [f"failed: {report['failed'][row]}", *["-"] * 4]
+    flops = flops_per_token(report["case"]["model"], round(tokens / samples))
+    return [
+        spread([one["samples_per_s"] for one in runs]),
+        f"{samples / loop:.1f} x" if loop else "-",
+        f"{tokens:,.0f}",
+        f"{max(one['peak_bytes'] for one in runs) / 2**30:.1f}",
+        f"{tokens * flops / report['matrix_flops_per_s']:.0%}",
+    ]
+
+
+def _median(runs: list[dict[str, Any]], kind: str) -> float | None:
+    return statistics.median(one[kind] for one in runs) if runs else None
 
 
 def main() -> None:

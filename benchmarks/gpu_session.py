@@ -6,13 +6,15 @@ measured again, so the same command goes on where its budget ended.
 """
 
 import argparse
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,65 +32,74 @@ ADAPTED = "lora,lora-recompute,qlora-recompute"
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the session: modules to run, each with its words."""
+    """A part of the session: a module to run, with its words."""
 
     name: str
-    commands: tuple[tuple[str, ...], ...]
+    words: tuple[str, ...]
     takes_budget: bool = False
     """Whether the command keeps to a budget of its own, and goes on later."""
 
 
 def stages(data: Path | None) -> Iterator[Stage]:
     """Yield the stages, the most valuable first."""
-    yield Stage("device", (("benchmarks.gpu_device", "--out", str(REPORTS.parent / "gpu-device")),))
-    yield Stage("tests", (("pytest", "-q", "-m", "gpu", "-p", "no:xdist", "-o", "addopts=", "tests/gpu"),))
+    yield Stage("device", ("benchmarks.gpu_device", "--out", str(REPORTS.parent / "gpu-device")))
+    yield Stage("tests", ("pytest", "-q", "-m", "gpu", "-p", "no:xdist", "-o", "addopts=", "tests/gpu"))
     grid = (*BENCH, LARGE, "--seq-len", "384", "--global-batch", "64", "--micro-batch", "32,8,1")
-    yield Stage("grid", (grid,), takes_budget=True)
-    yield Stage("capped at the prediction", (("benchmarks.gpu_caps", "--at-prediction"),), takes_budget=True)
+    yield Stage("grid", grid, takes_budget=True)
+    yield Stage("capped at the prediction", ("benchmarks.gpu_caps", "--at-prediction"), takes_budget=True)
     if data is not None:
         words = ("--device", "cuda", "--out", str(REPORTS.parent / "gpu-compare"), "--train-file", str(data))
-        yield Stage("compare", (("benchmarks.compare", *words, "--tokenizer", str(data.with_name("vocab.txt"))),))
-    yield Stage("caps", (("benchmarks.gpu_caps", "--caps", CAPS),), takes_budget=True)
+        yield Stage("compare", ("benchmarks.compare", *words, "--tokenizer", str(data.with_name("vocab.txt"))))
+    yield Stage("caps", ("benchmarks.gpu_caps", "--caps", CAPS), takes_budget=True)
     for name in ("roberta-large", "deberta-v3-large", "modernbert-large", "xlm-roberta-xl", "qwen3-0.6b", "llama-7b"):
         rows = ADAPTED if name == "llama-7b" else f"{FEW},{ADAPTED}" if name == "qwen3-0.6b" else FEW
         words = (str(CONFIGS / name / "config.json"), "--seq-len", "384", "--global-batch", "8", "--micro-batch", "8")
-        yield Stage(name, ((*BENCH, *words, "--strategies", rows),), takes_budget=True)
-    yield Stage("profile", (("benchmarks.gpu_device", "--profile", "--out", str(REPORTS.parent / "gpu-device")),))
+        yield Stage(name, (*BENCH, *words, "--strategies", rows), takes_budget=True)
+    yield Stage("profile", ("benchmarks.gpu_device", "--profile", "--out", str(REPORTS.parent / "gpu-device")))
 
 
-def run(data: Path | None, budget_s: float, environment: dict[str, str], say: Callable[[str], None]) -> bool:
-    """Run what is not done; return whether all is."""
-    started, file = time.perf_counter(), REPORTS.parent / "gpu-session.json"
-    done = read_json(file, "the session") if file.is_file() else {}
-    for stage in stages(data):
-        if stage.name in done:
+def run(
+    todo: Iterable[Stage], file: Path, budget_s: float, environment: dict[str, str], say: Callable[[str], None]
+) -> dict[str, str]:
+    """Run what is not done, keeping in a file what ended; return why the others are not done.
+
+    What failed in an earlier session is tried again after all else.
+    """
+    started, missing = time.perf_counter(), {}
+    codes: dict[str, int] = read_json(file, "the session") if file.is_file() else {}
+    for stage in sorted(todo, key=lambda stage: stage.name in codes):
+        if codes.get(stage.name) == 0:
             continue
         left_s = budget_s - (time.perf_counter() - started)
-        if left_s < 15:
-            say(f"{stage.name}: no time left; the same command goes on with it")
-            return False
-        codes = [_run(command, stage, left_s, environment, say) for command in stage.commands]
-        if any(code is None for code in codes):
-            return False
-        done[stage.name] = {"exit_codes": codes, "time": time.strftime("%Y-%m-%dT%H:%M:%S")}
-        write_json(file, done)
-    return True
+        if left_s < LEAST_S:
+            missing[stage.name] = "no time left; the same command goes on with it"
+            continue
+        code = _run(stage, left_s, environment, say)
+        if code != OUT_OF_TIME:
+            write_json(file, codes := codes | {stage.name: code})
+        if code != 0:
+            missing[stage.name] = "out of time" if code == OUT_OF_TIME else f"failed with exit code {code}"
+    return missing
 
 
-def _run(
-    words: tuple[str, ...], stage: Stage, left_s: float, environment: dict[str, str], say: Callable[[str], None]
-) -> int | None:
-    """Run one command; return its exit code, none where its time ran out."""
+def _run(stage: Stage, left_s: float, environment: dict[str, str], say: Callable[[str], None]) -> int:
+    """Run a stage; return its exit code. What it started ends with it: nothing may go on holding the card."""
     more = ["--budget-s", str(max(1, int(left_s) - 20))] if stage.takes_budget else []
-    say(f"{stage.name}: python -m {' '.join([*words, *more])}")
+    say(f"{stage.name}: python -m {' '.join([*stage.words, *more])}")
+    command = [sys.executable, "-m", *stage.words, *more]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
     try:
-        command = [sys.executable, "-m", *words, *more]
-        code = subprocess.run(command, cwd=ROOT, env=environment, timeout=left_s, check=False).returncode
+        return process.wait(timeout=left_s)
     except subprocess.TimeoutExpired:
-        return None
-    return None if code == OUT_OF_TIME else code
+        return OUT_OF_TIME
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
+LEAST_S = 15
+"""That a stage is begun with."""
 OUT_OF_TIME = 75
 """Of a command whose budget ended before its work; see `bigqa bench`."""
 
@@ -117,9 +128,12 @@ def main() -> None:
     found = subprocess.run(probe, env=environment, capture_output=True, text=True, check=False)
     if not (found.returncode == 0 and json.loads(found.stdout)):
         sys.exit("bigqa: no CUDA GPU here: `make gpu` is for a machine that has one")
-    whole = run(options.data, options.budget_s, environment, lambda text: print(text, flush=True))
+    file = REPORTS.parent / "gpu-session.json"
+    missing = run(stages(options.data), file, options.budget_s, environment, lambda text: print(text, flush=True))
     subprocess.run([sys.executable, "-m", "bigqa.cli", "table", str(REPORTS), "--grade"], env=environment, check=False)
-    sys.exit(0 if whole else OUT_OF_TIME)
+    for name, why in missing.items():
+        print(f"{name}: {why}", flush=True)
+    sys.exit(OUT_OF_TIME if missing else 0)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ run in a process of its own. What grows with the data must be the time to make f
 import argparse
 import itertools
 import json
-import resource
 import statistics
 import tempfile
 import time
@@ -17,6 +16,7 @@ from typing import Any
 
 from benchmarks.common import REPORTS, metrics, read_report, run_module, spread, train, write_report
 from benchmarks.tables import put_between
+from bigqa.engine.meter import peak_resident_bytes
 from bigqa.files import read_json, write_json
 from bigqa.models import load_tokenizer, resolve
 from bigqa.sample import FOLDER
@@ -59,15 +59,11 @@ def build(windows: int) -> dict[str, Any]:
         tokenizer, lengths = load_tokenizer(resolve(str(OPTIONS["model"]))), Lengths.model_validate(LENGTHS)
         build_features(file, tokenizer, lengths, training=True, cache_dir=Path(folder) / "warm")
         run_module("benchmarks.growth", "--write", file, "--windows", windows)
-        before, started = _peak_bytes(), time.perf_counter()
+        before, started = peak_resident_bytes(), time.perf_counter()
         found = build_features(file, tokenizer, lengths, training=True, cache_dir=Path(folder))
         seconds = time.perf_counter() - started
-        sizes = {"data_bytes": file.stat().st_size, "risen_bytes": _peak_bytes() - before}
+        sizes = {"data_bytes": file.stat().st_size, "risen_bytes": peak_resident_bytes() - before}
         return {"seconds": seconds, "windows": len(found), **sizes}
-
-
-def _peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def speed(windows: int, steps: int) -> dict[str, Any]:

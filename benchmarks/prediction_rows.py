@@ -6,7 +6,6 @@ Each row is a process of its own. `--keep FILE` appends the logits of every wind
 import argparse
 import itertools
 import json
-import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from transformers import AutoModelForQuestionAnswering
 
 from bigqa.engine.inference import Logits, span_logits
+from bigqa.engine.meter import peak_resident_bytes
 from bigqa.models import load_tokenizer, resolve
 from bigqa.prediction import cache_folder, lengths_of, load_for_prediction, qa_task
 from bigqa.tasks.features import build_features, window_lengths
@@ -73,8 +73,8 @@ def timed(row: str, folder: Path, windows: Any, sizes: Sequence[int]) -> dict[st
     started = time.perf_counter()
     list(stream(windows, sizes))
     seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"windows_per_s": len(sizes) / seconds, "tokens_per_s": sum(sizes) / seconds, "peak_bytes": peak}
+    speed = {"windows_per_s": len(sizes) / seconds, "tokens_per_s": sum(sizes) / seconds}
+    return speed | {"peak_bytes": peak_resident_bytes()}
 
 
 def keep(row: str, folder: Path, windows: Any, sizes: Sequence[int], file: Path) -> None:

@@ -102,7 +102,7 @@ def measure_gpu(device: torch.device, card: GpuModel | None, host: Rates) -> Rat
     there = torch.empty(2**27, dtype=torch.uint8, device=device)
     tiny = torch.zeros(1, device=device)
     return Rates(
-        low_flops_per_s=products[low] * 0.85,  # what products of a layer's sizes keep of the large one's rate
+        low_flops_per_s=products[low] * LAYER_SHARE,
         fp32_flops_per_s=products[torch.float32] * 0.9,
         low_batched_flops_per_s=attention_flops * 0.7,  # with its backward pass
         fp32_batched_flops_per_s=min(attention_flops * 0.7, products[torch.float32] * 0.7),
@@ -116,6 +116,8 @@ def measure_gpu(device: torch.device, card: GpuModel | None, host: Rates) -> Rat
     )
 
 
+LAYER_SHARE = 0.85
+"""What a GPU's products of a layer's sizes keep of a large one's rate."""
 HALF_SPEED_MEASURED = 256
 FRESH_BYTES, QUICK_FRESH_BYTES, STALE_BYTES = 2**26, 2**24, 2**28
 MOVED_BYTES = (3 + 2 + 2) * 2 * TOKENS * WIDTH

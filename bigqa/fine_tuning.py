@@ -20,7 +20,7 @@ from bigqa.engine.recovery import HostWatch, OutOfMemory
 from bigqa.engine.stop import ENDED_FILE, StopRequest, tell_end
 from bigqa.errors import BigqaError
 from bigqa.files import atomic_folder, cache_folder, write_json
-from bigqa.hardware import detect, host_memory
+from bigqa.hardware import detect, free_space, host_memory
 from bigqa.heap import keep_if_plenty
 from bigqa.ladder import AGAIN, ladder_of, plain_ladder, step_down, switches_of
 from bigqa.models import check_lengths, load_config, load_model, load_tokenizer, resolve
@@ -30,7 +30,8 @@ from bigqa.runs import begin, record, versions
 from bigqa.settings import Rung, Settings
 from bigqa.tasks.features import build_features, window_lengths
 from bigqa.tasks.qa import COLUMNS
-from bigqa.tasks.scoring import evaluate_files, metric_of
+from bigqa.tasks.scoring import evaluate_files, metric_of, read_golds
+from bigqa.tasks.squad import iter_questions
 from bigqa.tasks.windows import Lengths
 
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout", "embedding_dropout")
@@ -41,7 +42,9 @@ def fine_tune(settings: Settings, *, resume: bool) -> None:
     """Run, or go on with, one fine-tuning run on this process and its peers."""
     processes = Processes(settings.device)
     settings = _with_ladder(_planned(settings, processes), processes)
-    _check_fits(settings, processes)
+    _check_dev_file(settings)
+    # A run that has stepped down goes on wherever the ladder leads: memory itself will tell.
+    _check_fits(settings, processes, refuse=settings.check and not (resume and switches_of(settings.out)))
     model, tokenizer = _model_and_tokenizer(settings)
     lengths = lengths_of_settings(settings)
     windows = _windows(settings, tokenizer, lengths, processes)
@@ -120,9 +123,10 @@ def _with_ladder(settings: Settings, processes: Processes) -> Settings:
 
 def _choice(settings: Settings, processes: Processes) -> tuple[Candidate, tuple[Rung, ...]] | str:
     candidates = _planner(settings, processes).candidates()
-    chosen = choose(candidates)
+    chosen = choose([candidate for candidate in candidates if candidate.strategy.device == processes.device.type])
     if chosen is None:
-        return f"no strategy fits {settings.model} here: `bigqa probe {settings.model} --all` shows why"
+        other = "; the CPU would do: --device cpu" if choose(candidates) else ""
+        return f"no strategy fits {settings.model} here: `bigqa probe {settings.model} --all` shows why{other}"
     return chosen, ladder_of(candidates, chosen)
 
 
@@ -136,6 +140,7 @@ def _planner(settings: Settings, processes: Processes) -> Planner:
         gpu,
         num_gpus=processes.world_size,
         nvme=settings.nvme is not None,
+        disk_free_bytes=free_space(settings.nvme) if settings.nvme else None,
         # What this process holds already is part of what is predicted.
         host_bytes=hardware.host_free_bytes + psutil.Process().memory_info().rss,
     )
@@ -143,12 +148,18 @@ def _planner(settings: Settings, processes: Processes) -> Planner:
     return Planner(estimator_for(config), workload, machine)
 
 
-def _check_fits(settings: Settings, processes: Processes) -> None:
+def _check_dev_file(settings: Settings) -> None:
+    """Read what the run will be scored on: a mistake in it would show after hours. Raises: BigqaError."""
+    if settings.dev_file is not None:
+        read_golds(settings.dev_file, metric_of(settings.dev_file))
+        for _ in iter_questions(settings.dev_file, need_answers=False):
+            pass
+
+
+def _check_fits(settings: Settings, processes: Processes, *, refuse: bool) -> None:
     """Refuse a strategy that is predicted not to fit, before anything is made. Raises: BigqaError."""
-    if not settings.check:
-        return
     problem = shortfall(settings, processes)
-    if problem:
+    if problem and refuse:
         raise BigqaError(
             f"{problem}; choose another strategy (`bigqa probe {settings.model}` shows what fits), or --no-check to "
             "try, stepping down when memory runs out"
@@ -252,6 +263,7 @@ def _finish(training: Training, outcome: Outcome, model: Any, tokenizer: Any, le
     report = _report(training, outcome)
     report["switches"] = switches_of(settings.out)
     if settings.dev_file is not None:
+        write_json(settings.out / "report.json", report)  # hours of training are not lost with a score
         report["scores"] = _score(model, tokenizer, settings, lengths, training.processes.device)
     write_json(settings.out / "report.json", report)
     recorder.say(f"model: {settings.out / 'model'} · report: {settings.out / 'report.json'}")

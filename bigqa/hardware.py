@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 from pydantic import BaseModel, ConfigDict
@@ -84,10 +85,10 @@ def detect(disk: Path | None = None) -> Hardware:
         host_total_bytes=total,
         host_free_bytes=free,
         swap_bytes=psutil.swap_memory().total,
-        shm_bytes=_free_space(Path("/dev/shm")) or 0,
+        shm_bytes=free_space(Path("/dev/shm")) or 0,
         memlock_bytes=_memlock(),
         disk_path=str(disk) if disk else None,
-        disk_free_bytes=_free_space(disk) if disk else None,
+        disk_free_bytes=free_space(disk) if disk else None,
         disk_write_bytes_per_s=write_rate,
         disk_read_bytes_per_s=read_rate,
         container=Path("/.dockerenv").exists() or "container" in os.environ,
@@ -129,18 +130,42 @@ def detect_gpus() -> list[Gpu]:
         return []
     try:
         driver = str(pynvml.nvmlSystemGetDriverVersion())
-        return [_nvml_gpu(pynvml, index, driver) for index in range(pynvml.nvmlDeviceGetCount())]
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        names = [str(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles]
+        return [_nvml_gpu(handles[index], driver) for index in visible(os.environ.get("CUDA_VISIBLE_DEVICES"), names)]
+    except pynvml.NVMLError:  # a card that tells nothing of its memory cannot be planned for
+        return []
     finally:
         pynvml.nvmlShutdown()
 
 
-def _nvml_gpu(nvml: object, index: int, driver: str) -> Gpu:
+def visible(wanted: str | None, uuids: list[str]) -> list[int]:
+    """Return the indices of the cards that CUDA_VISIBLE_DEVICES leaves, in its order: numbers, or how UUIDs begin.
+
+    As CUDA reads it: what comes after the first that is not there is left out. None: all of them.
+    """
+    if wanted is None:
+        return list(range(len(uuids)))
+    found: list[int] = []
+    for word in (one.strip() for one in wanted.split(",")):
+        fitting = (
+            [int(word)] if word.isdigit() else [i for i, uuid in enumerate(uuids) if word and uuid.startswith(word)]
+        )
+        if len(fitting) != 1 or fitting[0] >= len(uuids):
+            break
+        found += fitting
+    return found
+
+
+def _nvml_gpu(handle: Any, driver: str) -> Gpu:
     import pynvml
 
-    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
     memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
     name = str(pynvml.nvmlDeviceGetName(handle))
-    others = [p for p in pynvml.nvmlDeviceGetComputeRunningProcesses(handle) if p.pid != os.getpid()]
+    try:
+        others = [p for p in pynvml.nvmlDeviceGetComputeRunningProcesses(handle) if p.pid != os.getpid()]
+    except pynvml.NVMLError:  # not told to everybody
+        others = []
     return Gpu(
         name=name,
         total_bytes=int(memory.total),
@@ -261,7 +286,8 @@ def _memlock() -> int | None:
     return None if soft == resource.RLIM_INFINITY else soft
 
 
-def _free_space(path: Path) -> int | None:
+def free_space(path: Path) -> int | None:
+    """Return the bytes that are free where a folder is, or will be; none where that cannot be told."""
     while not path.exists() and path != path.parent:
         path = path.parent
     try:

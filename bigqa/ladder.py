@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bigqa.errors import BigqaError
 from bigqa.files import write_json, write_text
 from bigqa.settings import Rung, read_settings
-from bigqa.strategy import Strategy
+from bigqa.strategy import Strategy, missing_package
 
 if TYPE_CHECKING:  # the launcher, which imports this, has no need of torch
     from bigqa.candidates import Candidate
@@ -47,9 +47,9 @@ def plain_ladder(strategy: Strategy, micro_batch: int) -> tuple[Rung, ...]:
     if strategy.recompute != "full":
         strategy = strategy.model_copy(update={"recompute": "full"})
         rungs.append(Rung(name="recomputation", strategy=strategy, micro_batch=1))
-    if strategy.optimizer == "adamw" and not strategy.needs_deepspeed:
-        strategy = strategy.model_copy(update={"optimizer": "adamw8bit"})
-        rungs.append(Rung(name="8-bit states", strategy=strategy, micro_batch=1))
+    smaller = strategy.model_copy(update={"optimizer": "adamw8bit"})
+    if strategy.optimizer == "adamw" and not strategy.needs_deepspeed and missing_package(smaller) is None:
+        rungs.append(Rung(name="8-bit states", strategy=smaller, micro_batch=1))
     return tuple(rungs)
 
 

@@ -15,9 +15,11 @@ from bigqa.calibration import QUICK_S, measure_cpu
 from bigqa.candidates import HEADROOM, HOST_HEADROOM, Candidate, Machine, Verdict, Workload, rank
 from bigqa.engine.build import not_together
 from bigqa.errors import BigqaError
+from bigqa.gpus import GPUS, GpuModel
+from bigqa.hardware import Gpu
 from bigqa.memory.estimate import Estimator, MemoryEstimate
 from bigqa.memory.forks import in_forks
-from bigqa.strategy import STRATEGIES, Precision, Strategy, with_low_precision
+from bigqa.strategy import STRATEGIES, Precision, Strategy, missing_package, with_low_precision
 from bigqa.tasks.qa import QuestionAnswering
 from bigqa.throughput import Rates, Shape, gpu_rates, speed_of
 from bigqa.units import format_bytes
@@ -39,6 +41,16 @@ def estimator_for(config: Any) -> Estimator:
         return model
 
     return Estimator(config, make_model, task)
+
+
+def _rates_of_the_like(gpu: Gpu) -> Rates:
+    def unlikeness(card: GpuModel) -> tuple[int, float]:
+        return abs(card.capability[0] - gpu.capability[0]), abs(card.memory_bytes / gpu.total_bytes - 1)
+
+    like = min(GPUS, key=unlikeness)
+    return replace(
+        gpu_rates(like), source=f"no datasheet of {gpu.name}; that of {like.name}, the most like it", error=0.5
+    )
 
 
 class Planner:
@@ -179,7 +191,8 @@ class Planner:
         on_a_machine = self._processes(strategy) // self.machine.num_nodes or 1
         if memory.host_bytes * on_a_machine > host_limit:
             return "too large", "host memory"
-        if memory.disk_bytes and memory.disk_bytes > (self.machine.disk_free_bytes or 0):
+        disk_free = self.machine.disk_free_bytes
+        if memory.disk_bytes and disk_free is not None and memory.disk_bytes > disk_free:
             return "too large", "disk space"
         return "fits", ""
 
@@ -197,7 +210,7 @@ class Planner:
         return speed_of(work, strategy, self.rates(strategy.device), shape).samples_per_s
 
     def rates(self, device: str) -> Rates:
-        """Return what a device reaches. Raises: BigqaError for a card without measurement and datasheet."""
+        """Return what a device reaches; a card without measurement and datasheet: what the most like it does."""
         gpu = self.machine.gpu
         if device == "cpu":
             if self._cpu_rates is None:
@@ -205,11 +218,7 @@ class Planner:
             return self._cpu_rates
         assert gpu is not None
         found = self.machine.rates.get(gpu.name) if gpu.is_here else None
-        if found is None and gpu.model is None:
-            raise BigqaError(
-                f"no datasheet for {gpu.name}: measure it with --calibrate, or name a like card with --gpu NAME"
-            )
-        found = found or gpu_rates(gpu.model)  # type: ignore[arg-type]
+        found = found or (gpu_rates(gpu.model) if gpu.model else _rates_of_the_like(gpu))
         disk = self.machine.disk_bytes_per_s
         return replace(found, disk_bytes_per_s=disk) if disk else found
 
@@ -246,7 +255,10 @@ class Planner:
             return "needs --nvme DIR"
         if strategy.seq_len is not None and strategy.seq_len >= self.workload.seq_len:
             return f"windows are of {self.workload.seq_len} already"
-        return not_together(strategy, self._processes(strategy)) or ""
+        # A plan for another machine may be made without what it runs on; PEFT's own modules are what is traced.
+        wanted_here = gpu is None or gpu.is_here or strategy.adapters != "none" or strategy.device == "cpu"
+        missing = missing_package(strategy) if wanted_here else None
+        return missing or not_together(strategy, self._processes(strategy)) or ""
 
     def _concerns(self, row: Strategy) -> bool:
         return row.device == "cpu" or self.machine.gpu is not None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from bigqa.engine import attention, modules
@@ -16,6 +17,8 @@ from bigqa.engine.inference import span_logits
 from bigqa.engine.precision import DTYPES
 from bigqa.errors import BigqaError
 from bigqa.files import cache_folder, read_json
+from bigqa.hardware import host_memory
+from bigqa.heap import keep_if_plenty
 from bigqa.models import (
     check_lengths,
     first_position,
@@ -32,6 +35,8 @@ from bigqa.tasks.squad import iter_questions
 from bigqa.tasks.windows import Lengths
 
 LENGTHS_FILE = "bigqa.json"
+BATCH_ROOM_BYTES = 2**31
+"""What a forward pass of `engine.inference`'s batches may take: a wide feed-forward layer in fp32, ten times over."""
 Progress = Callable[[int, int], None]
 
 
@@ -93,7 +98,11 @@ def load_for_prediction(
     if device == "cuda" and not torch.cuda.is_available():
         raise BigqaError("no CUDA GPU here: use --device cpu, or check the driver with nvidia-smi")
     chosen = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
-    return ready(model, chosen, precision), tokenizer, lengths, chosen
+    ready(model, chosen, precision)
+    if chosen.type == "cpu":
+        resident = psutil.Process().memory_info().rss
+        keep_if_plenty(resident + BATCH_ROOM_BYTES, resident + host_memory()[1])
+    return model, tokenizer, lengths, chosen
 
 
 def ready(model: Any, device: torch.device, precision: str = "auto") -> Any:

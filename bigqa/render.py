@@ -90,7 +90,8 @@ def _nothing_fits(found: Probe) -> list[str]:
     if closest.reason == "disk space":
         short, has = memory.disk_bytes, found.hardware.disk_free_bytes or 0
     elif closest.reason == "host memory":
-        short, has = memory.host_bytes, found.host_bytes
+        together = found.num_gpus if closest.strategy.device == "cuda" else 1
+        short, has = memory.host_bytes * together, found.host_bytes
     else:
         short, has = closest.peak_bytes, closest.limit_bytes
     margin = HOST_HEADROOM if closest.reason == "host memory" else HEADROOM

@@ -21,8 +21,20 @@ PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "sa
 PACKAGES_IF_THERE = ("deepspeed", "bitsandbytes", "peft", "torchao")
 
 
-CHANGEABLE = {"strategy", "plan", "precision", "micro_batch", "device", "save_every", "keep", "nvme", "check"}
-"""What a resumed run may change: how it is trained. The data, their order and the schedule stay."""
+CHANGEABLE = {
+    "strategy",
+    "plan",
+    "precision",
+    "micro_batch",
+    "device",
+    "save_every",
+    "keep",
+    "nvme",
+    "check",
+    "dev_file",
+}
+"""What a resumed run may change: how it is trained, and what it is scored on. The data, their order and the schedule
+stay."""
 
 
 def settings_from(options: dict[str, Any], resume: Path | None) -> Settings:
@@ -87,8 +99,6 @@ def _changed(begun: Settings, options: dict[str, Any]) -> Settings:
     asked = _planned(options)
     if asked.get("seq_len", begun.seq_len) != begun.seq_len or asked.get("model", begun.model) != begun.model:
         raise UsageError(f"the plan is for another model or other windows than {begun.out} was begun with")
-    if "precision" in asked and "strategy" not in asked and begun.strategy is not None:
-        asked["strategy"] = begun.strategy.model_copy(update={"precision": asked["precision"]})
     known = {name: value for name, value in asked.items() if name in CHANGEABLE | {"ladder"}}
     if "strategy" in known:
         known = {"micro_batch": None, "ladder": None} | known

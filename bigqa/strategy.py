@@ -3,6 +3,7 @@
 Engine and predictor read the axes; only tables and `--strategy` know the names.
 """
 
+import importlib.util
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -98,6 +99,21 @@ STRATEGIES: dict[str, Strategy] = {
     ),
     "cpu-seq-384": _row(device="cpu", seq_len=384, recompute="full"),
 }
+
+
+EXTRAS = {"bitsandbytes": "8bit", "deepspeed": "deepspeed", "peft": "adapters"}
+"""Packages that not every installation has -> the extra of bigqa that brings them."""
+
+
+def missing_package(strategy: Strategy) -> str | None:
+    """Say what a strategy needs that is not installed here; none: it has all."""
+    needed = {
+        "bitsandbytes": "8bit" in strategy.optimizer or strategy.adapters == "qlora",
+        "deepspeed": strategy.needs_deepspeed,
+        "peft": strategy.adapters != "none",
+    }
+    missing = [name for name, wanted in needed.items() if wanted and importlib.util.find_spec(name) is None]
+    return f"needs {missing[0]}: pip install 'bigqa[{EXTRAS[missing[0]]}]'" if missing else None
 
 
 def with_low_precision(strategy: Strategy, low: Precision) -> Strategy:

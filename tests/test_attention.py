@@ -29,6 +29,20 @@ def test_logits_and_gradients_are_the_librarys(family: str, dropout: float) -> N
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=5e-6)
 
 
+@pytest.mark.parametrize("family", ["t5", "umt5"])
+def test_a_model_with_biases_of_its_own_keeps_its_attention(family: str) -> None:
+    """T5 hands the interface a bias of relative positions, which the kernels would leave out."""
+    sizes = {"d_model": 32, "num_heads": 4, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_decoder_layers": 2}
+    config = AutoConfig.for_model(family, vocab_size=50, decoder_start_token_id=0, **sizes)
+    torch.manual_seed(0)
+    model = AutoModelForQuestionAnswering.from_config(config, attn_implementation="eager").eval()
+    ids, open_BS = torch.randint(5, 50, (3, 20)), torch.ones(3, 20, dtype=torch.long)
+    expected = _run(model, ids, open_BS)
+    assert not attention.use(model)
+    for found, wanted in zip(_run(model, ids, open_BS), expected, strict=True):
+        assert torch.equal(found, wanted)
+
+
 def _run(model: Any, ids: torch.Tensor, open_BS: torch.Tensor) -> list[torch.Tensor]:
     model.zero_grad()
     output = model(input_ids=ids, attention_mask=open_BS)

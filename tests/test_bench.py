@@ -15,12 +15,12 @@ from hand_made import report
 
 from bigqa.bench.cases import Grid, cases_of, rows_on
 from bigqa.bench.command import parse_caps, parse_counts
-from bigqa.bench.predict import predict_anew
-from bigqa.bench.sweep import is_measured, run_case
+from bigqa.bench.predict import Predictor, predict_anew
+from bigqa.bench.sweep import Limits, is_measured, run_case, sweep
 from bigqa.calibration import calibrate, kept_rates
 from bigqa.errors import UsageError
 from bigqa.hardware import CGROUP, detect
-from bigqa.report import Case, read_report, read_reports, write_report
+from bigqa.report import Case, RunReport, read_report, read_reports, write_report
 from bigqa.strategy import STRATEGIES, Strategy
 
 WORDS = ["tiny", "--seq-len", "64", "--global-batch", "8", "--micro-batch", "4", "--steps", "1", "--device", "cpu"]
@@ -94,6 +94,32 @@ def test_a_hang_is_cut_at_its_limit_and_is_a_row() -> None:
     found = run_case(case(), limit_s=1.0)
     assert found.outcome == "time limit" and "1 s" in found.reason
     assert time.monotonic() - started < 30
+
+
+def test_a_case_that_the_budget_ends_has_no_report_and_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]
+) -> None:
+    """Against a case that is cut at its own limit, which is a row."""
+    monkeypatch.setenv("BIGQA_CACHE", environment["BIGQA_CACHE"])
+    predictor = Predictor(detect(), None, {"cpu": report().rates})
+    cases = [case(), case(micro_batch=1)]
+    said: list[RunReport] = []
+    left = sweep(cases, tmp_path, predictor, Limits(case_s=100, budget_s=2.0), said.append)
+    assert left == cases and not list(tmp_path.iterdir()) and not said
+    left = sweep(cases[:1], tmp_path, predictor, Limits(case_s=0.5, budget_s=100), said.append)
+    assert not left and [one.measured.outcome for one in said] == ["time limit"]
+
+
+def test_two_models_with_one_name_are_refused() -> None:
+    with pytest.raises(UsageError, match="called bert"):
+        cases_of(Grid(models=("one/bert", "other/bert"), seq_lens=(64,)), "cpu", "bf16")
+
+
+def test_a_peak_is_the_process_own_and_not_its_parents() -> None:
+    there = bytearray(2**30)  # written: resident in this process
+    command = "from bigqa.engine.meter import peak_resident_bytes; print(peak_resident_bytes())"
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
+    assert len(there) == 2**30 and 2**27 < int(done.stdout) < 7 * 2**27
 
 
 def test_a_crash_is_a_row_with_its_reason() -> None:

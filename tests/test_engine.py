@@ -1,22 +1,26 @@
 """The engine's parts against hand-worked examples, torch's own and transformers' own results."""
 
 import json
+import weakref
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import get_linear_schedule_with_warmup
 
-from bigqa.engine import checkpoint
-from bigqa.engine.build import make_update
+from bigqa.engine import build, checkpoint, moments
+from bigqa.engine.build import make_update, strategy_of
 from bigqa.engine.optimizers import linear_rate, make_optimizer, parameter_groups, undecayed_names
 from bigqa.engine.order import DataOrder, share_of_process
 from bigqa.engine.precision import Weights
 from bigqa.engine.step import Parts, train_step
 from bigqa.errors import BigqaError
-from bigqa.strategy import Strategy
+from bigqa.settings import Settings
+from bigqa.strategy import STRATEGIES, Precision, Strategy
 
 FP32 = Strategy(precision="fp32", device="cpu")
 
@@ -171,6 +175,80 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     other = parts_for(nn.Sequential(nn.Linear(3, 1)))
     with pytest.raises(BigqaError, match="another model"):
         checkpoint.restore(found, other.update)
+
+
+@pytest.mark.parametrize(
+    ("row", "asked", "best", "expected"),
+    [
+        ("recompute", "auto", "bf16", "bf16"),
+        ("recompute", "auto", "fp16", "fp16"),
+        ("recompute", "auto", "fp32", "fp32"),
+        ("recompute", "fp32", "bf16", "fp32"),
+        ("recompute", "bf16", "fp32", "bf16"),
+        ("plain-fp32", "auto", "bf16", "fp32"),
+        ("stochastic", "auto", "fp16", "bf16-sr"),
+        ("stochastic", "fp32", "bf16", "bf16-sr"),
+        (None, "auto", "bf16", "bf16"),
+    ],
+)
+def test_a_strategys_precision_is_the_one_asked_for_or_the_devices_best(
+    monkeypatch: pytest.MonkeyPatch, row: str | None, asked: str, best: Precision, expected: Precision
+) -> None:
+    monkeypatch.setattr(build, "choose_precision", lambda wanted, device: best if wanted == "auto" else wanted)
+    settings = Settings.model_validate(
+        {"model": "tiny", "train_file": "t", "out": "o", "precision": asked, "strategy": row and STRATEGIES[row]}
+    )
+    assert strategy_of(settings, torch.device("cpu")).precision == expected
+
+
+def test_a_saved_file_is_the_librarys_and_holds_every_shape(tmp_path: Path) -> None:
+    kept = {
+        "matrix": torch.randn(3, 5),
+        "none": torch.zeros(0, 4),
+        "one": torch.tensor(2.5),
+        "turned": torch.randn(4, 2).t(),
+    }
+    low = {name: tensor.bfloat16() for name, tensor in kept.items()}
+    checkpoint.write_tensors(tmp_path / "t.safetensors", {name: tuple(t.shape) for name, t in low.items()}, low)
+    found = load_file(tmp_path / "t.safetensors")
+    assert set(found) == set(kept)
+    assert all(torch.equal(found[name], low[name].float()) for name in kept)
+
+
+def test_saving_never_holds_more_than_one_moment_in_fp32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """8-bit moments of six layers: as fp32 all at once they would be four times what the run holds."""
+    model = nn.Sequential(*(nn.Linear(64, 128) if i % 2 == 0 else nn.Linear(128, 64) for i in range(6)))
+    parts = parts_for(model, strategy=Strategy(precision="fp32", optimizer="adamw8bit", device="cpu"))
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    parts.update.step()
+    alive: list[weakref.ref[torch.Tensor]] = []
+    most = 0
+    decoded = moments._decoded
+
+    def watched(state: dict[str, Any], number: str) -> torch.Tensor:
+        nonlocal most
+        value = decoded(state, number)
+        if value is not state.get(f"state{number}"):
+            alive.append(weakref.ref(value))
+        most = max(most, sum(one() is not None for one in alive))
+        return value
+
+    monkeypatch.setattr(moments, "_decoded", watched)
+    checkpoint.save(tmp_path, 1, parts.update.state(), {"seed": 1})
+    assert len(alive) == 12 and most <= 2  # of the six matrices; one is made while the one before it goes
+    found = checkpoint.load_newest(tmp_path, pytest.fail)
+    assert found is not None
+    for name, moment in parts.update.state().moments.items():
+        assert torch.equal(found.state.moments[name], moment)
+
+
+def test_what_a_killed_save_left_goes(tmp_path: Path) -> None:
+    _trained(tmp_path, 1)
+    (tmp_path / ".step-00000002.abc.tmp").mkdir()
+    (tmp_path / ".step-00000002.abc.tmp" / "weights.safetensors").write_bytes(b"half")
+    checkpoint.keep_last(tmp_path, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
 
 def test_old_checkpoints_go(tmp_path: Path) -> None:

@@ -132,10 +132,10 @@ def run(file, lengths):
 tokenizer = load_tokenizer(resolve("tiny"))
 small = Path(sys.argv[1])
 run(small, Lengths(seq_len=256, doc_stride=64, max_query_length=48))  # the baseline: everything loaded and warm
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_resident_bytes()
 windows = run(Path(sys.argv[3]), Lengths(seq_len=256, doc_stride=64, max_query_length=48))
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(windows, (after - before) * 1024)
+after = peak_resident_bytes()
+print(windows, after - before)
 """
 
 

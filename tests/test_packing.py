@@ -101,6 +101,28 @@ def test_a_model_with_an_attention_of_its_own_is_not_packed() -> None:
     assert not packs_without_data(model.to("meta"), task_of(model))
 
 
+@pytest.mark.parametrize("error", [AttributeError, AssertionError, IndexError])
+def test_a_model_that_fails_on_packed_windows_in_any_way_is_padded(error: type[Exception]) -> None:
+    model = model_of("bert")
+
+    def forward(**inputs: Any) -> Any:
+        raise error("not made for this")
+
+    model.forward = forward
+    assert not can_pack(model, task_of(model), 64)
+
+
+def test_memory_that_runs_out_in_the_trial_is_no_sign_of_the_model() -> None:
+    model = model_of("bert")
+
+    def forward(**inputs: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model.forward = forward
+    with pytest.raises(torch.OutOfMemoryError):
+        can_pack(model, task_of(model), 64)
+
+
 def test_what_a_trace_takes_for_packable_is_packable() -> None:
     for family in FAMILIES:
         model = model_of(family)

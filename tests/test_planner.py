@@ -1,5 +1,6 @@
 """What is chosen: the fastest of the lowest tier that fits, on the hardware as it is."""
 
+import importlib.util
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from bigqa.candidates import Machine, Workload, choose, rank
 from bigqa.errors import BigqaError
 from bigqa.gpus import GPUS, find_gpu
 from bigqa.hardware import Cpu, Gpu, Hardware, capped, planned_gpu
+from bigqa.ladder import plain_ladder
 from bigqa.planner import Planner, estimator_for
 from bigqa.strategy import STRATEGIES
 from bigqa.units import GIB, parse_bytes
@@ -105,6 +107,66 @@ def test_on_a_cpu_the_fastest_micro_batch_is_taken_and_not_the_largest(
 def test_a_cpu_without_bf16_gets_fp32(estimator: Any) -> None:
     found = Planner(estimator, Workload(), machine(None, cpu_bf16=False)).candidates()
     assert {c.strategy.precision for c in found if c.strategy.optimizer == "adamw"} == {"fp32"}
+
+
+def without(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name in names else found(name, *more))
+
+
+def test_a_row_that_wants_a_package_which_is_not_here_is_not_possible(
+    estimator: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = card("3090").model_copy(update={"is_here": True})
+    without(monkeypatch, "peft", "deepspeed", "bitsandbytes")
+    found = {c.name: c for c in Planner(estimator, Workload(), machine(here)).candidates()}
+    for name, extra in (("lora", "adapters"), ("zero2", "deepspeed"), ("8bit", "8bit"), ("cpu-8bit", "8bit")):
+        assert found[name].verdict == "not possible" and f"pip install 'bigqa[{extra}]'" in found[name].reason
+    assert found["plain"].fits and choose(list(found.values())) is not None
+    assert not [rung for rung in plain_ladder(STRATEGIES["plain"], 2) if rung.strategy.optimizer != "adamw"]
+
+
+def test_another_machine_needs_the_packages_there_and_not_here(estimator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    without(monkeypatch, "deepspeed")
+    planner = Planner(estimator, Workload(), machine(card("3090")))
+    assert planner.judge("zero2", STRATEGIES["zero2"]).fits
+
+
+def test_a_card_without_a_datasheet_is_planned_for_by_the_most_like_it(estimator: Any) -> None:
+    unknown = Gpu(name="RTX 9999", total_bytes=23 * GIB, free_bytes=23 * GIB, capability=(8, 6))
+    found = choose(Planner(estimator, Workload(), machine(unknown)).candidates())
+    assert found is not None and found.fits and found.strategy.device == "cuda"
+    assert "no datasheet of RTX 9999" in found.speed_source and found.speed_error == 0.5
+    assert any(name in found.speed_source for name in ("3090", "A10G", "L4"))
+
+
+def test_a_disk_that_was_not_looked_at_is_not_full(estimator: Any) -> None:
+    on_disk = STRATEGIES["zero3-nvme"]
+    for free, fits in ((None, True), (10**12, True), (10**6, False)):
+        gpu = card("3090")
+        planner = Planner(estimator, Workload(), machine(gpu, nvme=True, disk_free_bytes=free))
+        assert planner.judge("zero3-nvme", on_disk).fits is fits
+
+
+UUIDS = ["GPU-aaaa-1", "GPU-bbbb-2", "GPU-bbcc-3"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "indices"),
+    [
+        (None, [0, 1, 2]),
+        ("2,0", [2, 0]),
+        ("GPU-bbcc", [2]),
+        ("1, GPU-aaaa-1", [1, 0]),
+        ("", []),
+        ("-1", []),
+        ("0,7,1", [0]),
+        ("GPU-bb", []),
+    ],
+)
+def test_cards_that_cuda_does_not_see_are_none(wanted: str | None, indices: list[int]) -> None:
+    """As the CUDA programming guide has it: an index or a prefix that fits no card, or several, ends the list."""
+    assert hardware.visible(wanted, UUIDS) == indices
 
 
 def test_offloaded_activations_move_from_the_card_to_pinned_memory(estimator: Any) -> None:

@@ -5,11 +5,13 @@ Each row is a process of its own that prints one line of JSON at its end.
 
 import argparse
 import json
-import resource
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.common import speeds
+from bigqa.engine.meter import MemoryMeter
 from bigqa.engine.order import DataOrder
 from bigqa.models import load_config, load_model, load_tokenizer, resolve
 from bigqa.prediction import cache_folder
@@ -61,7 +63,7 @@ def order_of(options: argparse.Namespace, lengths: list[int]) -> DataOrder:
     return DataOrder(num_windows=len(lengths), global_batch=options.batch, seed=SEED)
 
 
-def report(seconds: list[float], windows: list[int], tokens: list[int]) -> None:
-    """Print a row's figures."""
-    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def report(seconds: list[float], windows: list[int], tokens: list[int], device: str) -> None:
+    """Print a row's figures, memory as bigqa counts its own."""
+    peak_bytes = MemoryMeter(torch.device(device)).peak_bytes()
     print(json.dumps(speeds(seconds, windows, tokens) | {"peak_bytes": peak_bytes}))

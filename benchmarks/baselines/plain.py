@@ -37,7 +37,7 @@ def main() -> None:
         seconds.append(time.perf_counter() - started)
         counts.append(len(chosen))
         tokens.append(sum(lengths[index] for index in chosen))
-    report(seconds, counts, tokens)
+    report(seconds, counts, tokens, options.device)
 
 
 def _padded(rows: dict, seq_len: int, pad: int, device: str) -> dict[str, torch.Tensor]:

@@ -60,7 +60,7 @@ def main() -> None:
     parts = options.batch // options.micro_batch
     steps = [seen[begin : begin + parts] for begin in range(0, options.steps * parts, parts)]
     counts, tokens = zip(*([sum(column) for column in zip(*step, strict=True)] for step in steps), strict=True)
-    report(clock.seconds, list(counts), list(tokens))
+    report(clock.seconds, list(counts), list(tokens), options.device)
 
 
 def _settings(folder: str, options: Any) -> TrainingArguments:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from bigqa.errors import UsageError
 from bigqa.models import check_lengths, load_config, resolve
-from bigqa.report import Case, Heap
+from bigqa.report import Case, Heap, short_name
 from bigqa.strategy import STRATEGIES, Precision, Strategy, with_low_precision
 
 Device = Literal["cuda", "cpu"]
@@ -36,6 +36,10 @@ def cases_of(grid: Grid, device: Device, low: Precision) -> list[Case]:
     unknown = [name for name in grid.strategies if name not in STRATEGIES]
     if unknown:
         raise UsageError(f"no strategy {unknown[0]}; choose from {', '.join(STRATEGIES)}")
+    short_names = [short_name(model) for model in dict.fromkeys(grid.models)]
+    twice = [name for name in short_names if short_names.count(name) > 1]
+    if twice:
+        raise UsageError(f"two models are called {twice[0]}, and so would be their reports: one --out for each")
     found: dict[str, Case] = {}
     for model in grid.models:
         for case in _of_model(model, grid, device, low):

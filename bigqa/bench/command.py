@@ -26,12 +26,16 @@ def bench(
     chosen: Device = "cpu" if gpu is None else "cuda"
     cases = cases_of(grid, chosen, _low_precision(hardware, gpu))
     done = sum(is_measured(case, out) for case in cases)
-    if done < len(cases) and not kept_rates(hardware):
+    count = "1 case" if len(cases) == 1 else f"{len(cases)} cases"
+    where = gpu.name if gpu else "CPU"
+    if done == len(cases):
+        say(f"{count} on the {where}, all measured before; reports: {out}")
+        return []
+    if not {"cpu", *([gpu.name] if gpu else [])} <= kept_rates(hardware).keys():
         say("measuring what this machine reaches (once; kept for `bigqa probe` too)")
         calibrate(hardware)
     predictor = Predictor(hardware, gpu, _rates(hardware, gpu))
-    count = "1 case" if len(cases) == 1 else f"{len(cases)} cases"
-    say(f"{count} on the {gpu.name if gpu else 'CPU'}, {done} measured before; reports: {out}")
+    say(f"{count} on the {where}, {done} measured before; reports: {out}")
     with progress("Measuring") as on_progress:
         on_progress(done, len(cases))
 

@@ -49,6 +49,9 @@ def sweep(
                 return todo[index:]
         # The prediction comes first: it must not know what it is compared with.
         predicted = predictor.of(case)
+        measured = run_case(case, left_s)
+        if measured.outcome == "time limit" and left_s < limits.case_s:
+            return todo[index:]  # the budget's end, not the case's: it is begun anew another time
         report = RunReport(
             case=case,
             config=predictor.config(case.model),
@@ -60,7 +63,7 @@ def sweep(
             versions=versions(),
             commit=commit(),
             time=time.strftime("%Y-%m-%dT%H:%M:%S"),
-            measured=run_case(case, left_s),
+            measured=measured,
         )
         write_report(out, report)
         on_case(report)

@@ -105,6 +105,7 @@ def settings_of(case: Case, folder: Path) -> Settings:
         train_file=folder / "none",
         out=folder,
         strategy=case.axes,
+        precision="bf16" if case.axes.precision == "bf16-sr" else case.axes.precision,
         micro_batch=case.micro_batch,
         global_batch=case.global_batch,
         seq_len=case.seq_len,

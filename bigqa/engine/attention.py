@@ -40,10 +40,15 @@ def count_packed() -> int:
 
 def use(model: nn.Module) -> bool:
     """Make a model use these kernels; return whether it can. One that cannot keeps the library's eager attention."""
-    if not getattr(model, "_supports_sdpa", False):
+    if not getattr(model, "_supports_sdpa", False) or _has_biases_of_its_own(model):
         return False
     model.set_attn_implementation(NAME)  # type: ignore[operator]
     return True
+
+
+def _has_biases_of_its_own(model: nn.Module) -> bool:
+    """Whether the scores want a bias that these kernels do not take: T5 and its kin learn one of relative positions."""
+    return any(name.endswith("relative_attention_bias") for name, _ in model.named_modules())
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from bigqa.engine.step import Parts
 from bigqa.engine.update import Update
 from bigqa.errors import BigqaError
 from bigqa.settings import Settings
-from bigqa.strategy import Precision, Strategy
+from bigqa.strategy import Precision, Strategy, with_low_precision
 from bigqa.tasks.base import TrainedTask
 
 MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
@@ -38,11 +38,19 @@ def choose_precision(asked: str, device: torch.device) -> Precision:
 
 
 def strategy_of(settings: Settings, device: torch.device) -> Strategy:
-    """Return the strategy that a plan or `--strategy` gave, else the plain one in the precision asked for."""
+    """Return the strategy that a plan or `--strategy` gave, else the plain one.
+
+    In the precision asked for; else a row's low precision is what the device is best at.
+    """
     kind: Literal["cuda", "cpu"] = "cuda" if device.type == "cuda" else "cpu"
-    if settings.strategy is not None:
-        return settings.strategy.model_copy(update={"device": kind})
-    return Strategy(precision=choose_precision(settings.precision, device), device=kind)
+    precision = choose_precision(settings.precision, device)
+    if settings.strategy is None:
+        return Strategy(precision=precision, device=kind)
+    strategy = settings.strategy.model_copy(update={"device": kind})
+    if settings.precision == "auto":
+        return with_low_precision(strategy, precision)
+    # Random rounding is of bf16 alone, whatever is asked for.
+    return strategy if strategy.precision == "bf16-sr" else strategy.model_copy(update={"precision": precision})
 
 
 def not_together(strategy: Strategy, world_size: int = 1) -> str | None:

@@ -7,20 +7,22 @@ precision, device or number of processes.
 """
 
 import hashlib
+import json
+import math
 import shutil
-from collections.abc import Callable, Mapping
+import struct
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bigqa.engine.update import State, Update
 from bigqa.errors import BigqaError
-from bigqa.files import atomic_folder, read_json, write_error, write_json
+from bigqa.files import atomic_folder, read_json, write_json
 
 SCHEMA = 2
 
@@ -40,19 +42,18 @@ def save(folder: Path, step: int, kept: State, settings: Mapping[str, Any]) -> P
     path = folder / f"step-{step:08d}"
     state = {"schema": SCHEMA, "step": step, "settings": dict(settings), "extras": dict(kept.extras)}
     with atomic_folder(path, replace=True) as temporary:
-        try:
-            save_file(_portable(kept.weights), temporary / "weights.safetensors")
-            save_file(_portable(kept.moments), temporary / "adam.safetensors")
-        except SafetensorError as error:  # safetensors wraps the operating system's error in its own
-            raise write_error(path, OSError(*_errno(error))) from error
+        shapes = {name: tuple(weight.shape) for name, weight in kept.weights.items()}
+        write_tensors(temporary / "weights.safetensors", shapes, kept.weights)
+        shapes = {name: shapes[name.partition(".")[2]] for name in kept.moments}
+        write_tensors(temporary / "adam.safetensors", shapes, kept.moments)
         write_json(temporary / "state.json", state)
         write_json(temporary / "checksums.json", {file.name: _sha256(file) for file in sorted(temporary.iterdir())})
     return path
 
 
 def keep_last(folder: Path, count: int) -> None:
-    """Remove all but the newest checkpoints."""
-    for path in _newest_first(folder)[count:]:
+    """Remove all but the newest checkpoints, and what a run left that was killed while it saved."""
+    for path in (*_newest_first(folder)[count:], *folder.glob(".step-*.tmp")):
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -86,8 +87,8 @@ def _load(path: Path) -> Checkpoint:
     return Checkpoint(
         step=state["step"],
         state=State(
-            weights=load_file(path / "weights.safetensors"),
-            moments=load_file(path / "adam.safetensors"),
+            weights=_File(path / "weights.safetensors"),
+            moments=_File(path / "adam.safetensors"),
             extras=state["extras"],
         ),
         settings=state["settings"],
@@ -98,22 +99,49 @@ def _newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"), reverse=True)
 
 
-def _portable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    # Tied weights share memory, which safetensors refuses; contiguous copies on the CPU do not.
-    seen: set[int] = set()
-    out = {}
-    for name, tensor in tensors.items():
-        value = tensor.detach().to("cpu", torch.float32).contiguous()
-        out[name] = value.clone() if value.data_ptr() in seen else value
-        seen.add(value.data_ptr())
-    return out
+def write_tensors(path: Path, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file in fp32, one tensor after the other: the library's own writer wants all of them at once.
+
+    Source of the form: https://github.com/huggingface/safetensors#format
+    """
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        begin, end = end, end + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name, shape in shapes.items():
+            value = tensors[name].detach().to("cpu", torch.float32).contiguous()
+            assert tuple(value.shape) == shape, name
+            file.write(value.view(-1).numpy().data)
 
 
-def _errno(error: SafetensorError) -> tuple[int, str]:
-    text = str(error)
-    _, _, code = text.partition("os error ")
-    digits = code.split(")")[0]
-    return (int(digits), text) if digits.isdigit() else (0, text)
+class _File(Mapping[str, Tensor]):
+    """The tensors of a file, each read when it is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._file: Any = safe_open(path, framework="pt")
+        except SafetensorError as error:
+            raise BigqaError(f"{path} cannot be read: {error}") from None
+        self._names = set(self._file.keys())
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return a tensor; `in` asks in this way too."""
+        if name not in self._names:
+            raise KeyError(name)
+        tensor: Tensor = self._file.get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names."""
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        """Count them."""
+        return len(self._names)
 
 
 def _sha256(path: Path) -> str:

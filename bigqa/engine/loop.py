@@ -4,7 +4,7 @@ Each step is a function of (settings, step): its windows, its learning rate and 
 """
 
 import contextlib
-import time
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +14,11 @@ from torch import Tensor
 
 from bigqa.engine import checkpoint
 from bigqa.engine.feed import Feed
-from bigqa.engine.meter import MemoryMeter, SpeedMeter
+from bigqa.engine.meter import SpeedMeter
 from bigqa.engine.optimizers import linear_rate
 from bigqa.engine.order import DataOrder, mix_seed
 from bigqa.engine.processes import Processes
+from bigqa.engine.reader import StepReader
 from bigqa.engine.recorder import Silent
 from bigqa.engine.recovery import OutOfMemory, is_out_of_memory
 from bigqa.engine.step import Parts, train_step
@@ -91,16 +92,19 @@ def fit(training: Training, first_step: int = 0) -> Outcome:
     run.recorder.start(first_step, num_steps)
     speed, step = SpeedMeter(), first_step
     run.parts.model.train()
-    with contextlib.closing(run.feed()) as feed, contextlib.closing(_Reader(run, speed)) as reader:
+    reading = StepReader(run.processes.device, run.recorder, speed)
+    with contextlib.closing(run.feed()) as feed, contextlib.closing(reading) as reader:
         for step in range(first_step, num_steps):
             with _kept_when_memory_runs_out(run, step, reader):
-                reader.launched(_one_step(run, feed.take(step), step, num_steps))
-            stopping = _all_stop(run)
+                reader.launched(*_one_step(run, feed.take(step), step, num_steps))
+            # Several processes stop after the same step: the one whose numbers said so.
+            stopping = reader.stop_asked if run.processes.world_size > 1 else run.stop.asked()
             due = stopping or (step + 1) % run.settings.save_every == 0 or step + 1 == num_steps
             if run.saves and due:
                 reader.read()
                 with _kept_when_memory_runs_out(run, step + 1, reader):
                     save(run, step + 1)
+                reader.resume()
             if stopping:
                 break
     steps = step + 1 if num_steps > first_step else first_step
@@ -115,62 +119,24 @@ def fit(training: Training, first_step: int = 0) -> Outcome:
     )
 
 
-class _Reader:
-    """Reads a step's figures when the next one has been launched: a GPU never waits for the host to look at a loss."""
-
-    def __init__(self, run: Training, speed: SpeedMeter) -> None:
-        self.run, self.speed = run, speed
-        self.last_loss: float | None = None
-        self._memory = MemoryMeter(run.processes.device)
-        self._pending: tuple[dict[str, Any], Tensor, Tensor] | None = None
-        self._last = time.perf_counter()
-
-    def launched(self, step: tuple[dict[str, Any], Tensor, Tensor]) -> None:
-        """Take a step whose results may not be there yet."""
-        if self.run.processes.device.type == "cuda":
-            step, self._pending = self._pending, step  # type: ignore[assignment]
-        if step is not None:
-            self._read(*step)
-
-    def read(self) -> None:
-        """Read what is left."""
-        if self._pending is not None:
-            step, self._pending = self._pending, None
-            self._read(*step)
-
-    close = read
-
-    def _read(self, record: dict[str, Any], loss: Tensor, norm: Tensor) -> None:
-        self.last_loss = float(loss)
-        now = time.perf_counter()
-        seconds, self._last = now - self._last, now
-        self.speed.add(record["windows"], record["tokens"])
-        record |= {
-            "loss": self.last_loss,
-            "grad_norm": float(norm),
-            "seconds": seconds,
-            "samples_per_s": record["windows"] / seconds,
-            "tokens_per_s": record["tokens"] / seconds,
-            "memory_bytes": self._memory.now_bytes(),
-            "peak_memory_bytes": self._memory.peak_bytes(),
-        }
-        self.run.recorder.step(record)
-
-
 @contextlib.contextmanager
-def _kept_when_memory_runs_out(run: Training, step: int, reader: _Reader) -> Iterator[None]:
+def _kept_when_memory_runs_out(run: Training, step: int, reader: StepReader) -> Iterator[None]:
     """Turn a lack of memory into `OutOfMemory`, with `step` completed steps saved if they can be."""
+    update, before = run.parts.update, run.parts.update.completed
     try:
         yield
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         found = OutOfMemory("host" if isinstance(error, OutOfMemory) else "device", str(error))
-        error.__traceback__ = None  # it holds the activations of the step
+        # Its frames hold the activations of the step, and whoever waits for this block's end holds the frames.
+        traceback.clear_frames(error.__traceback__)
+        error.__traceback__ = None
         error.__context__ = None
     else:
         return
     reader.read()
+    step += update.completed - before  # it may have been what came after the update that failed
     if _save_alone(run, step):
         found.step = step
     raise found
@@ -205,8 +171,8 @@ def save(run: Training, step: int) -> None:
     run.processes.wait()
 
 
-def _one_step(run: Training, batches: list[Batch], step: int, num_steps: int) -> tuple[dict[str, Any], Tensor, Tensor]:
-    """Launch a step. Returns: what is known of it already, and its loss and gradient norm on the device."""
+def _one_step(run: Training, batches: list[Batch], step: int, num_steps: int) -> tuple[dict[str, Any], Tensor]:
+    """Launch a step. Returns: what is known of it already, and the numbers that `StepReader` takes."""
     positions = run.order.batch(step)
     warmup_steps = round(run.settings.warmup * num_steps)
     # A step that overflowed in fp16 changed nothing, and does not advance the schedule.
@@ -222,9 +188,6 @@ def _one_step(run: Training, batches: list[Batch], step: int, num_steps: int) ->
         "windows": len(positions),
         "tokens": sum(run.lengths[position] for position in positions),
     }
-    return known, run.processes.sum(share), norm
-
-
-def _all_stop(run: Training) -> bool:
-    asked = torch.tensor(float(run.stop.asked()), device=run.processes.device)
-    return bool(run.processes.sum(asked) > 0)
+    asked = torch.full_like(share, float(run.stop.asked()))
+    over_all = run.processes.sum(torch.stack([share, asked]))
+    return known, torch.cat([over_all, norm.detach().to(over_all).reshape(1)])

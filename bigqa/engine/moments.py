@@ -1,9 +1,12 @@
 """Adam's two moments in one form, fp32 by parameter, however an optimizer keeps them. In, out: tensors of a parameter.
 
 bitsandbytes keeps them as 8-bit codes with a scale for each block of 256; the largest value of a block is a code of its
-own, so taking them out and putting them back changes nothing.
+own, so taking them out and putting them back changes nothing. Each is made when it is asked for, and by no one kept: as
+fp32 they would take eight bytes for each parameter, where the run holds two.
 """
 
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,14 +16,32 @@ NAMES = ("exp_avg", "exp_avg_sq")
 BLOCK = 256
 
 
-def get(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> tuple[Tensor, Tensor] | None:
-    """Return both moments, or none before the parameter's first step."""
-    state = optimizer.state.get(parameter)
-    if not state:
-        return None
-    if NAMES[0] in state:
-        return state[NAMES[0]].float(), state[NAMES[1]].float()
-    return _decoded(state, "1"), _decoded(state, "2")
+class Moments(Mapping[str, Tensor]):
+    """Moments by `exp_avg.NAME` and `exp_avg_sq.NAME`, made anew each time that one is asked for."""
+
+    def __init__(self) -> None:
+        self._makers: dict[str, Callable[[], Tensor]] = {}
+
+    def add(self, name: str, optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> None:
+        """Take in both moments of a parameter; before its first step it has none."""
+        state = optimizer.state.get(parameter)
+        if not state:
+            return
+        for kind, number in zip(NAMES, "12", strict=True):
+            make = functools.partial(state[kind].float) if kind in state else functools.partial(_decoded, state, number)
+            self._makers[f"{kind}.{name}"] = make
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return a moment in fp32."""
+        return self._makers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names."""
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        """Count them."""
+        return len(self._makers)
 
 
 def put(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, moments: tuple[Tensor, Tensor], step: int) -> None:
@@ -37,7 +58,8 @@ def put(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, moments: tupl
         return
     if not hasattr(optimizer, "init_state"):
         count = torch.tensor(float(step), device=parameter.device)
-        optimizer.state[parameter] = {NAMES[0]: first, NAMES[1]: second, "step": count}
+        # Copies: what is read from a file is the file, mapped, and goes with its checkpoint.
+        optimizer.state[parameter] = {NAMES[0]: first.clone(), NAMES[1]: second.clone(), "step": count}
         return
     _make_state(optimizer, parameter)
     state = optimizer.state[parameter]
@@ -53,6 +75,9 @@ def _decoded(state: dict[str, Any], number: str) -> Tensor:
     from bitsandbytes.functional import dequantize_blockwise
 
     codes, scales, code = (state[f"{name}{number}"] for name in ("state", "absmax", "qmap"))
+    if codes.device != scales.device:  # paged codes are the host's to torch, and the GPU may be writing to them
+        torch.cuda.synchronize(scales.device)
+        codes = codes.to(scales.device)
     values: Tensor = dequantize_blockwise(codes, absmax=scales, code=code, blocksize=BLOCK)
     return values
 

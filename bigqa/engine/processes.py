@@ -1,15 +1,20 @@
 """The processes of a run, through Accelerate. In: the device asked for. Out: rank, device, and what they agree on."""
 
 import os
+from datetime import timedelta
 
-import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 from torch import Tensor, nn
 
 from bigqa.errors import BigqaError
+from bigqa.hardware import usable_cores
 
+THREADS_VARIABLE = "BIGQA_THREADS"
+"""Threads of each process on a CPU; else the cores that it may use, shared out among the processes."""
+LONGEST_WAIT = timedelta(hours=2)
+"""For the process that makes the features, while the others wait."""
 LOST = ("connection closed by peer", "connection reset by peer", "broken pipe", "remote process exited")
 
 
@@ -24,7 +29,8 @@ class Processes:
     def __init__(self, device: str) -> None:
         if device == "cuda" and not torch.cuda.is_available():
             raise BigqaError("no CUDA GPU here: use --device cpu, or check the driver with nvidia-smi")
-        self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no")
+        patience = InitProcessGroupKwargs(timeout=LONGEST_WAIT)
+        self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no", kwargs_handlers=[patience])
         self.device: torch.device = self.accelerator.device
         self.rank: int = self.accelerator.process_index
         self.world_size: int = self.accelerator.num_processes
@@ -34,9 +40,9 @@ class Processes:
     def _share_cores(self) -> None:
         # A launcher of several processes gives each one thread; the cores are there to be used.
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        if self.device.type == "cpu" and "BIGQA_THREADS" not in os.environ:
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count()
-            torch.set_num_threads(max(1, (cores or 1) // local))
+        if self.device.type == "cpu":
+            asked = os.environ.get(THREADS_VARIABLE, "")
+            torch.set_num_threads(int(asked) if asked.isdigit() else max(1, usable_cores() // local))
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Prepare a model for training on these processes."""

@@ -54,6 +54,7 @@ class ReleasedUpdate(Update):
         """Return the norm; the parameters have been stepped."""
         norm = torch.linalg.vector_norm(torch.stack(self._squares), 2.0)
         self._squares, self._last_norm = [], norm
+        self.completed += 1
         self.changing = False
         return norm
 

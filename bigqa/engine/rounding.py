@@ -78,7 +78,7 @@ class RoundedAdamW(torch.optim.Optimizer):
         if not weight.is_meta:
             beta1, beta2 = group["betas"]
             torch._fused_adamw_(
-                [weight], [g], [first], [second], [], [torch.tensor(float(state["step"]), device=weight.device)],
+                [weight], [g], [first], [second], [], [torch.full((), float(state["step"]), device=weight.device)],
                 lr=float(group["lr"]), beta1=beta1, beta2=beta2, weight_decay=group["weight_decay"], eps=group["eps"],
                 amsgrad=False, maximize=False,
             )  # fmt: skip

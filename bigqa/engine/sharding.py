@@ -97,7 +97,7 @@ class ShardedUpdate(Update):
         self.world_size = world_size
         self.model = self.engine
         self.scaler = None
-        self.changing = False
+        self.changing, self.completed = False, 0
         # DeepSpeed takes its masters from weights that are rounded already.
         self._set_weights(exact)
 
@@ -128,6 +128,7 @@ class ShardedUpdate(Update):
         """Clip and step. Returns: the norm before clipping."""
         self.changing = True
         self.engine.step()
+        self.completed += 1
         self.changing = False
         return torch.as_tensor(self.engine.get_global_grad_norm() or 0.0)
 

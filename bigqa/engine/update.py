@@ -51,6 +51,8 @@ class Update:
         """For fp16 alone."""
         self.changing = False
         """Whether weights are being changed: a failure now leaves them neither before a step nor after it."""
+        self.completed = 0
+        """Steps that the weights have been through since this was made."""
 
     @property
     def skipped(self) -> int:
@@ -96,7 +98,8 @@ class Update:
             self.changing = True
             self.optimizer.step()
             self.weights.publish()
-            self.changing = False
+        self.completed += 1
+        self.changing = False
         del gradients
         self.optimizer.zero_grad(set_to_none=True)
         return norm
@@ -116,12 +119,10 @@ class Update:
         return self.optimizer
 
     def state(self) -> State:
-        """Return the canonical state; a collective call where states are sharded. Nothing is copied."""
-        kept: dict[str, Tensor] = {}
+        """Return the canonical state; a collective call where states are sharded. What is not read is not copied."""
+        kept = moments.Moments()
         for name, master in self.weights.masters.items():
-            found = moments.get(self.optimizer_of(master), master)
-            if found is not None:
-                kept |= {f"{kind}.{name}": moment for kind, moment in zip(moments.NAMES, found, strict=True)}
+            kept.add(name, self.optimizer_of(master), master)
         return State(weights=self.weights.masters, moments=kept, extras=self._extras())
 
     def load(self, state: State, step: int) -> None:

@@ -26,7 +26,8 @@ def in_forks(function: Callable[[A], B], arguments: list[A]) -> list[B]:
     global _function
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
     workers = min(len(arguments), int(os.environ.get(WORKERS_VARIABLE, cores)))
-    if workers < 2:
+    # A fork of a process that has a CUDA context cannot use the card, which autograd's threads look at.
+    if workers < 2 or torch.cuda.is_initialized():
         return [function(argument) for argument in arguments]
     _function = function  # inherited by the workers, so it need not be picklable
     try:

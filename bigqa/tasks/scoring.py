@@ -44,7 +44,7 @@ def evaluate_files(gold: Path, predictions: Path, metric: str) -> Score:
     if metric not in METRICS:
         raise UsageError(f"unknown metric {metric!r}; choose one of {', '.join(METRICS)}")
     answers = _read_predictions(predictions)
-    golds = _read_golds(gold, METRICS[metric])
+    golds = read_golds(gold, metric)
     try:
         return METRICS[metric].score(golds, answers)
     except BigqaError as error:  # a score knows the question, only we know the files
@@ -66,10 +66,11 @@ def _read_predictions(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_golds(path: Path, metric: Metric) -> dict[str, list[str]]:
+def read_golds(path: Path, metric: str) -> dict[str, list[str]]:
+    """Return the gold answers by question. Raises: BigqaError where the file is unreadable or has a wrong form."""
     golds: dict[str, list[str]] = {}
     places: dict[str, str] = {}
-    for question in metric.read(path):
+    for question in METRICS[metric].read(path):
         if question.id in golds:
             first = places[question.id]
             raise BigqaError(

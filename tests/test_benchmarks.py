@@ -1,0 +1,118 @@
+"""The benchmarks' own arithmetic and their sessions: stages that fail, rows that fail, tables that say so."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import compare, gpu_session, growth
+from benchmarks.common import speeds, write_report
+from benchmarks.gpu_session import OUT_OF_TIME, Stage
+from bigqa.files import write_json
+
+SCRIPT = """
+import sys
+from pathlib import Path
+file, code = sys.argv[1:]
+with Path(file).open("a") as runs:
+    runs.write("x")
+sys.exit(int(code))
+"""
+HANGS = """
+import subprocess, sys, time
+from pathlib import Path
+other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+Path("pid").write_text(str(other.pid))
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes stages that count their runs and end with a code."""
+    monkeypatch.setattr(gpu_session, "ROOT", tmp_path)
+    (tmp_path / "stage.py").write_text(SCRIPT, encoding="utf-8")
+
+    def make(**codes: int) -> list[Stage]:
+        return [Stage(name, ("stage", str(tmp_path / name), str(code))) for name, code in codes.items()]
+
+    return make
+
+
+def runs_of(folder: Path, name: str) -> int:
+    file = folder / name
+    return len(file.read_text()) if file.is_file() else 0
+
+
+def test_a_stage_that_failed_is_tried_again_and_one_that_is_done_is_not(stages: Any, tmp_path: Path) -> None:
+    said: list[str] = []
+    file = tmp_path / "session.json"
+    assert gpu_session.run(stages(bad=3, good=0, late=OUT_OF_TIME), file, 100, {}, said.append) == {
+        "bad": "failed with exit code 3",
+        "late": "out of time",
+    }
+    assert gpu_session.run(stages(bad=0, good=0, late=0), file, 100, {}, said.append) == {}
+    assert [runs_of(tmp_path, name) for name in ("bad", "good", "late")] == [2, 1, 2]
+    assert [line.split(":")[0] for line in said] == ["bad", "good", "late", "late", "bad"]  # what failed comes last
+
+
+def test_a_session_without_time_begins_nothing(stages: Any, tmp_path: Path) -> None:
+    missing = gpu_session.run(stages(one=0), tmp_path / "session.json", 1.0, {}, lambda _: None)
+    assert list(missing) == ["one"] and runs_of(tmp_path, "one") == 0
+
+
+def test_what_a_stage_started_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_session, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu_session, "LEAST_S", 0)
+    (tmp_path / "stage.py").write_text(HANGS, encoding="utf-8")
+    missing = gpu_session.run([Stage("hangs", ("stage",))], tmp_path / "session.json", 3.0, {}, lambda _: None)
+    assert missing == {"hangs": "out of time"}
+    pid = int((tmp_path / "pid").read_text())
+    state = Path(f"/proc/{pid}/stat")
+    assert not state.is_file() or state.read_text().split()[2] == "Z"
+
+
+def test_the_comparison_says_which_row_failed(tmp_path: Path) -> None:
+    """Figures worked by hand: 4 and 8 samples/s; 2 x 10^9 FLOP/s of a rate of 10^12 are 0%."""
+    run = {"samples_per_s": 4.0, "tokens_per_s": 400.0, "peak_bytes": 2**31}
+    fast = {"samples_per_s": 8.0, "tokens_per_s": 800.0, "peak_bytes": 2**30}
+    case = {"model": "tiny", "name": "small-512"}
+    rows: dict[str, list[dict[str, float]]] = {"published loop": [run], "Trainer": [], "bigqa": [fast]}
+    report = {"case": case, "rows": rows, "failed": {"Trainer": "exit code -9"}, "matrix_flops_per_s": 1e12}
+    write_json(tmp_path / "small-512.json", report)
+    loop, trainer, bigqa = compare.table(tmp_path).splitlines()[2:]
+    assert loop.startswith("| small-512 | published loop | 4 (4-4) | 1.0 x | 400 | 2.0 |")
+    assert trainer == "| small-512 | Trainer | failed: exit code -9 | - | - | - | - |"
+    assert bigqa.startswith("| small-512 | bigqa | 8 (8-8) | 2.0 x | 800 | 1.0 |")
+
+
+def test_a_row_that_failed_once_is_not_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def run_row(row: str, *_: Any) -> dict[str, Any]:
+        asked.append(row)
+        return {"error": "killed"} if row == "published loop" else {"samples_per_s": 1.0}
+
+    monkeypatch.setattr(compare, "run_row", run_row)
+    monkeypatch.setattr(compare, "matrix_rate", lambda device: 1e12)
+    found = compare.measure("small-512", type("Options", (), {"turns": 3})())  # type: ignore[arg-type]
+    assert asked.count("published loop") == 1 and asked.count("bigqa") == 3
+    assert found["failed"] == {"published loop": "killed"} and len(found["rows"]["bigqa"]) == 3
+    assert found["cpu"]["cores"] and "commit" in found
+
+
+def test_steps_count_after_the_warm_up() -> None:
+    """15 s: the first step in any case, then as many as it takes; the last one always counts."""
+    assert speeds([20.0, 1.0, 2.0], [4, 4, 4], [40, 40, 40]) == {"samples_per_s": 3.0, "tokens_per_s": 80 / 3}
+    assert speeds([1.0] * 4, [4] * 4, [40] * 4) == {"samples_per_s": 4.0, "tokens_per_s": 40.0}
+
+
+def test_growth_is_told_beside_the_smallest_data_set(tmp_path: Path) -> None:
+    built = {"seconds": 0.5, "windows": 1000, "risen_bytes": 0}
+    train = {"samples_per_s": 100.0, "peak_bytes": 2**29, "file_bytes": 2**20}
+    more = [built | {"windows": 2000, "risen_bytes": 2**21}], [train | {"samples_per_s": 95.0, "file_bytes": 2**21}]
+    sizes = {"1000": {"build": [built], "train": [train]}, "2000": {"build": more[0], "train": more[1]}}
+    write_report(tmp_path / "growth.json", {}, {"sizes": sizes})
+    first, second = growth.table(tmp_path).splitlines()[2:]
+    assert first == "| 1,000 | 100 (100-100) | 100.0% | 512 | 1.0 | 0.50 | 2,000 | 0 |"
+    assert second == "| 2,000 | 95 (95-95) | 95.0% | 512 | 2.0 | 0.50 | 4,000 | 2 |"
