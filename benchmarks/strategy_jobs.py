@@ -50,6 +50,8 @@ def job(
     plan = out.parent / f"{out.name}-plan.json"
     strategy = STRATEGIES[name].model_copy(update={"device": "cpu"} | axes)
     settings = {"strategy": strategy.model_dump(), "micro_batch": micro_batch}
+    if strategy.precision != "bf16-sr":
+        settings["precision"] = strategy.precision  # and not what this CPU is best at
     plan.write_text(json.dumps({"settings": settings}), encoding="utf-8")
     disk = {"nvme": str(out.parent / f"{out.name}-disk")} if name == NVME else {}
     options = {"check": False} if resume else options

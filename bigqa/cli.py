@@ -91,6 +91,7 @@ def probe(
 
     question = probing.Question(
         model=model,
+        task=task,
         tokenizer=tokenizer,
         seq_len=seq_len,
         global_batch=global_batch,
@@ -116,7 +117,8 @@ def probe(
         print(probing.as_json(found))
     else:
         console.print(probe_table(found, show_all=show_all or strategy is not None))
-        console.print(plan_text(found, out or Path("plan.json")), markup=False, highlight=False, soft_wrap=True)
+        text = plan_text(found, out or Path("plan.json"), is_written=out is not None)
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
     if html is not None:
         write_text(html, probe_page(found))
     if out is not None and found.chosen is not None:

@@ -11,12 +11,12 @@ import torch
 from bigqa.candidates import Candidate, Workload, choose, machine_for
 from bigqa.console import INTERRUPTED, console, progress
 from bigqa.engine import adapters, checkpoint
-from bigqa.engine.build import build, share_of_batch, strategy_of
+from bigqa.engine.build import build, not_together, share_of_batch, strategy_of
 from bigqa.engine.loop import Outcome, Training, fit
 from bigqa.engine.meter import MemoryMeter
 from bigqa.engine.processes import Processes
 from bigqa.engine.recorder import Recorder, Silent
-from bigqa.engine.recovery import HostWatch, OutOfMemory
+from bigqa.engine.recovery import HostWatch, OutOfMemory, is_out_of_memory
 from bigqa.engine.stop import ENDED_FILE, StopRequest, tell_end
 from bigqa.errors import BigqaError
 from bigqa.files import atomic_folder, cache_folder, write_json
@@ -48,10 +48,13 @@ def fine_tune(settings: Settings, *, resume: bool) -> None:
     model, tokenizer = _model_and_tokenizer(settings)
     lengths = lengths_of_settings(settings)
     windows = _windows(settings, tokenizer, lengths, processes)
-    parts = build(model, qa_task(tokenizer, model), settings, processes)
+    excluded = not_together(strategy_of(settings, processes.device), processes.world_size)
+    if excluded:
+        raise BigqaError(excluded)
     micro_batch = share_of_batch(settings, processes.world_size)
     recorder = _start_recording(settings, processes, micro_batch, resume=resume)
     with contextlib.closing(recorder), _stepping_down(settings, recorder):
+        parts = build(model, qa_task(tokenizer, model), settings, processes)
         stop = StopRequest(settings.out)
         sizes = window_lengths(windows)
         inputs = windows.select_columns(list(COLUMNS)).with_format("numpy")
@@ -81,10 +84,16 @@ def fine_tune(settings: Settings, *, resume: bool) -> None:
 
 @contextlib.contextmanager
 def _stepping_down(settings: Settings, recorder: Silent) -> Iterator[None]:
-    """When memory runs out, write the next rung into the run's config and end with the code that asks to go on."""
+    """When memory runs out, write the next rung into the run's config and end with the code that asks to go on.
+
+    In a step it has been told already, with what was saved; while the model is placed or read out, it is told here.
+    """
     try:
         yield
-    except OutOfMemory as error:
+    except Exception as problem:
+        if not is_out_of_memory(problem):
+            raise
+        error = problem if isinstance(problem, OutOfMemory) else OutOfMemory("device", str(problem))
         if not tell_end(settings.out, AGAIN):  # another process of the run has stepped down
             raise SystemExit(AGAIN) from None
         rung = step_down(settings.out, error.where, error.reason, error.step)
@@ -138,7 +147,8 @@ def _planner(settings: Settings, processes: Processes) -> Planner:
     machine = machine_for(
         hardware,
         gpu,
-        num_gpus=processes.world_size,
+        num_gpus=processes.on_this_machine,
+        num_nodes=processes.world_size // processes.on_this_machine,
         nvme=settings.nvme is not None,
         disk_free_bytes=free_space(settings.nvme) if settings.nvme else None,
         # What this process holds already is part of what is predicted.

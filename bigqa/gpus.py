@@ -89,10 +89,13 @@ GPUS: tuple[GpuModel, ...] = (
 def find_gpu(name: str, total_bytes: int | None = None) -> GpuModel | None:
     """Return the row that a name means ("Tesla T4", "NVIDIA GeForce RTX 3090", "a100"), or none.
 
-    Where a name fits cards of several sizes, the memory decides, and without one the smallest is taken.
+    Where a name fits cards of several sizes, the memory decides, and without one the smallest is taken. A name that
+    says more of a card than the row does ("3060 Ti", "4090 Laptop", "3080 12GB") is of another card.
     """
     words = _words(name)
     fitting = [card for card in GPUS if _words(card.name.split("-")[0]) <= words]
+    fitting = [card for card in fitting if not (words & KINDS) - _words(card.name)]
+    fitting = [card for card in fitting if all(_is_size_of(int(size), card) for size in _sizes(name))]
     exact = [card for card in fitting if _words(card.name) <= words | _sizes(name)]
     # "Ti" and "S" tell cards apart: the row that names most of the words is meant.
     most = max((len(_words(card.name.split("-")[0])) for card in fitting), default=0)
@@ -100,6 +103,14 @@ def find_gpu(name: str, total_bytes: int | None = None) -> GpuModel | None:
     if total_bytes is not None:
         return min(fitting, key=lambda card: abs(card.memory_bytes - total_bytes), default=None)
     return min(fitting, key=lambda card: card.memory_bytes, default=None)
+
+
+KINDS = {"ti", "super", "laptop", "mobile", "max"}
+"""Words that make another card of a name."""
+
+
+def _is_size_of(gigabytes: int, card: GpuModel) -> bool:
+    return abs(card.memory_mib / 1024 - gigabytes) <= max(1.0, 0.07 * gigabytes)
 
 
 def _words(name: str) -> set[str]:

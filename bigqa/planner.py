@@ -107,7 +107,7 @@ class Planner:
             return None
         needs, has = {
             "GPU memory": (memory.device_bytes, self._limit(strategy)),
-            "host memory": (memory.host_bytes * self._processes(strategy), self.machine.host_bytes),
+            "host memory": (memory.host_bytes * self._on_a_machine(strategy), self.machine.host_bytes),
             "disk space": (memory.disk_bytes, self.machine.disk_free_bytes or 0),
         }[reason]
         return f"this strategy needs {format_bytes(needs)} of {reason}, and {format_bytes(has)} are free"
@@ -188,8 +188,7 @@ class Planner:
         host_limit = int(self.machine.host_bytes * (1 - HOST_HEADROOM))
         if strategy.device == "cuda" and memory.device_bytes > self._limit(strategy) * (1 - HEADROOM):
             return "too large", "GPU memory"
-        on_a_machine = self._processes(strategy) // self.machine.num_nodes or 1
-        if memory.host_bytes * on_a_machine > host_limit:
+        if memory.host_bytes * self._on_a_machine(strategy) > host_limit:
             return "too large", "host memory"
         disk_free = self.machine.disk_free_bytes
         if memory.disk_bytes and disk_free is not None and memory.disk_bytes > disk_free:
@@ -233,6 +232,9 @@ class Planner:
     def _processes(self, strategy: Strategy) -> int:
         # On a machine with GPUs, what is left to the CPU runs as one process.
         return self.machine.world_size if strategy.device == "cuda" or self.machine.gpu is None else 1
+
+    def _on_a_machine(self, strategy: Strategy) -> int:
+        return max(1, self._processes(strategy) // self.machine.num_nodes)
 
     def _low_precision(self, row: Strategy) -> Precision:
         if self.precision is not None:

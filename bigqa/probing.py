@@ -4,6 +4,7 @@ No weights are made and nothing is run: the planner traces the trainer's own ste
 """
 
 import json
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,12 @@ from typing import Any, Literal
 import yaml
 
 from bigqa.calibration import calibrate
-from bigqa.candidates import Candidate, Workload, choose, machine_for
+from bigqa.candidates import HEADROOM, Candidate, Workload, choose, machine_for
+from bigqa.engine.build import not_together
 from bigqa.engine.sharding import deepspeed_config
 from bigqa.errors import BigqaError, UsageError
 from bigqa.files import write_json, write_text
-from bigqa.gpus import GPUS
+from bigqa.gpus import GPUS, GpuModel
 from bigqa.hardware import Gpu, Hardware, capped, detect, planned_gpu
 from bigqa.ladder import ladder_of
 from bigqa.memory.estimate import Estimator
@@ -25,7 +27,7 @@ from bigqa.models import check_lengths, load_config, load_tokenizer, resolve
 from bigqa.planner import Planner, estimator_for
 from bigqa.runs import versions
 from bigqa.settings import Settings
-from bigqa.strategy import STRATEGIES
+from bigqa.strategy import STRATEGIES, Strategy, with_low_precision
 from bigqa.units import parse_bytes
 
 SCHEMA = 1
@@ -39,6 +41,7 @@ class Question:
     """What a person asks of `bigqa probe`."""
 
     model: str
+    task: Literal["korquad1", "korquad2"] = "korquad1"
     tokenizer: str | None = None
     seq_len: int | None = None
     global_batch: int | None = None
@@ -158,10 +161,16 @@ def need(question: Question) -> list[Need]:
         least, published = (
             _device_bytes(estimator, name, size, seq_len, workload.global_batch) for size in (1, workload.global_batch)
         )
-        low_only = strategy.precision == "bf16-sr"
-        cards = (card.name for card in GPUS if card.memory_bytes * 0.98 >= least and (card.has_bf16 or not low_only))
+        cards = (card.name for card in GPUS if card.memory_bytes * (1 - HEADROOM) >= least and _can_run(card, strategy))
         found.append(Need(name, strategy.tier, least, published, tuple(cards)))
     return sorted(found, key=lambda row: (row.tier, row.least_bytes))
+
+
+def _can_run(card: GpuModel, row: Strategy) -> bool:
+    """Whether a card has the precision of a row, and the row goes with what takes its place on older ones."""
+    if row.precision == "bf16-sr":
+        return card.has_bf16
+    return not_together(with_low_precision(row, "bf16" if card.has_bf16 else "fp16")) is None
 
 
 def write_plan(found: Probe, path: Path) -> list[Path]:
@@ -196,10 +205,18 @@ def plan_of(found: Probe) -> dict[str, Any]:
 
 
 def launch_words(found: Probe, plan: Path | str = "plan.json") -> str:
-    """Return the command that carries the chosen plan out."""
+    """Return the command that carries the chosen plan out; of several machines, each with its rank."""
     path = Path(plan)
     config = path.with_name(path.stem + ".accelerate.yaml")
-    return f"accelerate launch --config_file {config} bigqa/train.py --plan {path} --train-file FILE --out RUN"
+    question = found.question
+    words = ["accelerate", "launch", "--config_file", config]
+    if found.question.nodes > 1 and found.chosen is not None and found.chosen.strategy.device == "cuda":
+        words += ["--machine_rank", "RANK", "--main_process_ip", "ADDRESS"]
+    words += ["bigqa/train.py", "--plan", path]
+    words += ["--train-file", question.train_file or "FILE", "--out", "RUN"]
+    if resolve(question.model, tokenizer=question.tokenizer).tokenizer is None:
+        words += ["--tokenizer", "VOCAB"]
+    return shlex.join(map(str, words))
 
 
 def as_json(found: Probe) -> str:
@@ -263,16 +280,22 @@ def _deepspeed(found: Probe, chosen: Candidate) -> dict[str, Any]:
 def _accelerate(found: Probe) -> dict[str, Any]:
     assert found.chosen is not None
     on_cpu = found.chosen.strategy.device == "cpu"
-    processes = 1 if on_cpu else found.num_gpus * found.question.nodes
-    return {
+    nodes = 1 if on_cpu else found.question.nodes
+    processes = 1 if on_cpu else found.num_gpus * nodes
+    config = {
         "compute_environment": "LOCAL_MACHINE",
         "distributed_type": "NO" if processes == 1 else "MULTI_GPU",
         "use_cpu": on_cpu,
-        "num_machines": found.question.nodes,
+        "num_machines": nodes,
         "machine_rank": 0,
         "num_processes": processes,
         "mixed_precision": "no",
     }
+    # As launch/gpu_nodes.yaml; address and rank are each machine's own to give on the command line.
+    if nodes > 1:
+        config |= {"main_process_ip": "127.0.0.1", "main_process_port": 29500}
+        config |= {"rdzv_backend": "static", "same_network": False}
+    return config
 
 
 def _config_and_workload(question: Question) -> tuple[Any, Workload]:
@@ -285,6 +308,8 @@ def _config_and_workload(question: Question) -> tuple[Any, Workload]:
     check_lengths(config, workload.seq_len)
     if question.train_file is not None:
         workload = _with_data(workload, source, question.train_file)
+    elif question.task != "korquad1":
+        raise UsageError(f"--task {question.task} wants --train-file: its windows are known when they are counted")
     return config, workload
 
 
@@ -302,16 +327,25 @@ def _with_data(workload: Workload, source: Any, file: Path) -> Workload:
 def _gpus(question: Question, hardware: Hardware) -> tuple[Gpu | None, int]:
     memory = _size(question.gpu_memory, "--gpu-memory")
     if question.gpu == "none":
+        _refuse_several(question)
         return None, 1
     if question.gpu != "auto":
         return planned_gpu(question.gpu, memory), question.gpus or 1
     if not hardware.gpus:
         if memory is not None:
             raise UsageError("--gpu-memory without a GPU here: name a card with --gpu NAME")
+        _refuse_several(question)
         return None, 1
     # Processes of one run are alike, so the GPU with the least free memory decides.
     gpu = min(hardware.gpus, key=lambda card: card.free_bytes)
     return (capped(gpu, memory) if memory else gpu), question.gpus or len(hardware.gpus)
+
+
+def _refuse_several(question: Question) -> None:
+    if question.gpus is not None or question.nodes > 1:
+        raise UsageError(
+            "--gpus and --nodes are for GPUs: name a card with --gpu NAME; a CPU's plan is for one process"
+        )
 
 
 def _size(text: str | None, option: str) -> int | None:

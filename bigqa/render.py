@@ -47,7 +47,7 @@ def probe_table(found: Probe, *, show_all: bool) -> Table:
     return table
 
 
-def plan_text(found: Probe, plan: Path) -> str:
+def plan_text(found: Probe, plan: Path, *, is_written: bool = False) -> str:
     """Say in words what was chosen, what comes next, and how to run it."""
     lines = []
     if found.chosen is None:
@@ -59,7 +59,7 @@ def plan_text(found: Probe, plan: Path) -> str:
         lines.append(f"  predicted peak {peak(chosen)}, reached in the {_phase(chosen)}: {_made_of(chosen)}")
         if found.next_best is not None:
             lines.append(f"Next: {found.next_best.name}. {_gives_up(found, found.next_best)}")
-        lines.append(f"Run (after --out {plan}):" if found.question else "Run:")
+        lines.append("Run:" if is_written else f"Run (after --out {plan}):")
         lines.append(f"  {launch_words(found, plan)}")
     lines += _speeds_from(found)
     lines.append("GPU figures are predictions from the step's own trace; none has been measured on a GPU yet.")

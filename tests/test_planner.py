@@ -237,6 +237,16 @@ def test_names_as_drivers_and_people_write_them(name: str, total_gib: int | None
     assert found is not None and found.name == row
 
 
+@pytest.mark.parametrize(
+    "name", ["RTX 3060 Ti", "3080 Ti", "RTX 3080 12GB", "GeForce RTX 3090 Ti", "RTX 4090 Laptop GPU", "A100 20GB"]
+)
+def test_a_card_that_is_only_called_alike_is_another(name: str) -> None:
+    """An RTX 3060 Ti has 8 GB, where the 3060 has 12."""
+    assert find_gpu(name) is None
+    with pytest.raises(BigqaError, match="no GPU"):
+        planned_gpu(name)
+
+
 def test_every_card_of_the_table_is_found_by_its_own_name_and_has_a_source() -> None:
     for row in GPUS:
         assert find_gpu(row.name) == row and row.source

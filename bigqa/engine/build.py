@@ -1,18 +1,18 @@
 """Puts a step together. In: a model, a task, a strategy and settings. Out: the parts that `train_step` works on."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bigqa.engine import adapters, attention, modules, recompute
 from bigqa.engine.offload import ActivationOffload
 from bigqa.engine.optimizers import make_optimizer, parameter_groups, undecayed_names
 from bigqa.engine.packing import can_pack
-from bigqa.engine.precision import Weights
+from bigqa.engine.precision import DTYPES, Weights
 from bigqa.engine.processes import Processes
 from bigqa.engine.release import ReleasedUpdate
 from bigqa.engine.scaling import LossScaler
@@ -107,9 +107,12 @@ def build(model: nn.Module, task: TrainedTask, settings: Settings, processes: Pr
         raise BigqaError(excluded)
     undecayed = undecayed_names(model)
     if strategy.needs_deepspeed:
-        _change_modules(model.to(processes.device), strategy)
+        _change_modules(model, strategy)
+        # Rounded in host memory, so that a GPU never holds fp32 weights that it would only give up.
+        exact = {name: p.detach().float().clone() for name, p in model.named_parameters() if p.requires_grad}
+        model.to(DTYPES[strategy.precision]).to(processes.device)
         packs = can_pack(model, task, settings.seq_len)
-        sharded = _sharded(model, strategy, settings, processes, undecayed)
+        sharded = _sharded(model, exact, strategy, settings, processes, undecayed)
         return Parts(
             model=sharded.engine, update=sharded, task=task, packs=packs, offload=make_offload(model, strategy)
         )
@@ -130,8 +133,15 @@ def build(model: nn.Module, task: TrainedTask, settings: Settings, processes: Pr
 
 
 def _sharded(
-    model: nn.Module, strategy: Strategy, settings: Settings, processes: Processes, undecayed: set[str]
+    model: nn.Module,
+    exact: Mapping[str, Tensor],
+    strategy: Strategy,
+    settings: Settings,
+    processes: Processes,
+    undecayed: set[str],
 ) -> ShardedUpdate:
+    if "nvme" in (strategy.offload_optimizer, strategy.offload_parameters) and settings.nvme is None:
+        raise BigqaError("this strategy offloads to a disk: say where with --nvme DIR")
     config = deepspeed_config(
         strategy,
         clip=settings.clip,
@@ -142,9 +152,8 @@ def _sharded(
     )
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     groups = parameter_groups(trained, undecayed, settings.weight_decay)
-    return ShardedUpdate(
-        model, groups, strategy, config, lr=settings.lr, eps=settings.adam_eps, world_size=processes.world_size
-    )
+    rates = {"lr": settings.lr, "eps": settings.adam_eps}
+    return ShardedUpdate(model, exact, groups, strategy, config, world_size=processes.world_size, **rates)
 
 
 def share_of_batch(settings: Settings, world_size: int) -> int:

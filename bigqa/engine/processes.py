@@ -35,14 +35,14 @@ class Processes:
         self.rank: int = self.accelerator.process_index
         self.world_size: int = self.accelerator.num_processes
         self.is_main: bool = self.accelerator.is_main_process
+        self.on_this_machine = min(self.world_size, int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size)))
         self._share_cores()
 
     def _share_cores(self) -> None:
         # A launcher of several processes gives each one thread; the cores are there to be used.
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         if self.device.type == "cpu":
             asked = os.environ.get(THREADS_VARIABLE, "")
-            torch.set_num_threads(int(asked) if asked.isdigit() else max(1, usable_cores() // local))
+            torch.set_num_threads(int(asked) if asked.isdigit() else max(1, usable_cores() // self.on_this_machine))
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Prepare a model for training on these processes."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bigqa.engine.moments import NAMES
 from bigqa.engine.optimizers import BETAS
+from bigqa.engine.recovery import is_out_of_memory
 from bigqa.engine.update import State, Update
 from bigqa.errors import BigqaError
 from bigqa.strategy import Strategy
@@ -80,17 +81,19 @@ class ShardedUpdate(Update):
     """Leaves backward, clipping and step to DeepSpeed."""
 
     def __init__(
-        self, model: nn.Module, groups: list[dict[str, Any]], strategy: Strategy, config: dict[str, Any], *, lr: float,
-        eps: float, world_size: int,
+        self, model: nn.Module, exact: Mapping[str, Tensor], groups: list[dict[str, Any]], strategy: Strategy,
+        config: dict[str, Any], *, lr: float, eps: float, world_size: int,
     ) -> None:  # fmt: skip
+        """`exact`: the trained weights in fp32; the model's may be rounded already."""
         deepspeed = _deepspeed()
         _need_group()
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        exact = {name: p.detach().float().clone() for name, p in self.parameters.items()}
         optimizer = _optimizer(deepspeed, groups, strategy, lr=lr, eps=eps)
         try:
             self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
         except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
             raise BigqaError(f"DeepSpeed did not start: {error}") from error
         self.module = model
         self.stage = strategy.zero_stage

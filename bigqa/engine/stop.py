@@ -36,7 +36,8 @@ class StopRequest:
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._asked:  # a second Ctrl-C means: at once
+        # A second Ctrl-C means: at once. SIGTERM comes twice where a scheduler and a launcher both send it.
+        if self._asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._asked = True
 

@@ -147,12 +147,12 @@ class Estimator:
             found = whole_footprint(stream, made_on_host=strategy.device == "cuda")
         else:
             found = self.footprint(strategy, micro_batch, seq_len, accumulating=accumulating)
-        if strategy.device == "cpu":
-            return _on_cpu(found, strategy)
         states = None
         if strategy.needs_deepspeed:
             states = deepspeed.states(strategy, self.num_parameters, self.largest_layer, world_size)
             found = deepspeed.with_states(found, states)
+        if strategy.device == "cpu":
+            return _on_cpu(found, strategy, states)
         workspace = WORKSPACE_HOPPER_BYTES if capability >= (9, 0) else WORKSPACE_BYTES
         allocated, reserved = found.allocated_bytes + workspace, found.reserved_bytes + _segment(workspace)
         pinned = (states.pinned_bytes if states else 0) + found.offloaded_bytes
@@ -160,7 +160,8 @@ class Estimator:
             allocated_bytes=allocated,
             reserved_bytes=reserved,
             device_bytes=reserved + CONTEXT_BYTES,
-            host_bytes=host.CUDA_BASELINE_BYTES + (states.host_bytes if states else 0) + pinned,
+            host_bytes=host.CUDA_BASELINE_BYTES
+            + max((states.host_bytes if states else 0) + pinned, host.loading_bytes(strategy, self.num_parameters)),
             pinned_bytes=pinned,
             disk_bytes=states.disk_bytes if states else 0,
             phase=found.phase,
@@ -237,15 +238,17 @@ def _traced(strategy: Strategy) -> Strategy:
     return strategy.model_copy(update=update)
 
 
-def _on_cpu(found: Footprint, strategy: Strategy) -> MemoryEstimate:
+def _on_cpu(found: Footprint, strategy: Strategy, states: deepspeed.States | None) -> MemoryEstimate:
     resident = host.resident_bytes(found.allocated_bytes, strategy)
+    if states is not None:  # what is offloaded from a CPU is in the same memory
+        resident += states.host_bytes + states.pinned_bytes
     return MemoryEstimate(
         allocated_bytes=found.allocated_bytes,
         reserved_bytes=found.allocated_bytes,
         device_bytes=0,
         host_bytes=resident,
         pinned_bytes=0,
-        disk_bytes=0,
+        disk_bytes=states.disk_bytes if states else 0,
         phase=found.phase,
         by_category=found.by_category | {"process": resident - found.allocated_bytes},
         largest=found.largest,

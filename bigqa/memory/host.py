@@ -13,6 +13,15 @@ BITSANDBYTES_BYTES = 55 * MIB
 """bitsandbytes, once it is loaded."""
 
 
+def loading_bytes(strategy: Strategy, num_parameters: int) -> int:
+    """Return what weights take in host memory before they are on the GPU: in fp32, and where there are masters, twice.
+
+    The masters are copies made before the model is rounded; see `engine.precision` and `engine.build`.
+    """
+    twice = strategy.needs_deepspeed or (strategy.precision in ("bf16", "fp16") and strategy.adapters == "none")
+    return (8 if twice else 4) * num_parameters
+
+
 def resident_bytes(live_bytes: int, strategy: Strategy) -> int:
     """Return the resident memory of a CPU run whose tensors hold `live_bytes` at their peak."""
     extra = BITSANDBYTES_BYTES if strategy.optimizer != "adamw" or strategy.adapters != "none" else 0
