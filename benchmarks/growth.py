@@ -104,14 +104,15 @@ def table(folder: Path) -> str:
     for runs in report["sizes"].values() if report else []:
         speeds = [one["samples_per_s"] for one in runs["train"]]
         first = first or statistics.median(speeds)
-        peak, file = (max(one[name] for one in runs["train"]) / 2**20 for name in ("peak_bytes", "file_bytes"))
+        peak = max(one["peak_bytes"] for one in runs["train"]) / 2**20
+        file = max(one.get("file_bytes", 0) for one in runs["train"]) / 2**20
         built = sorted(runs["build"], key=lambda one: one["seconds"])[len(runs["build"]) // 2]
         cells = [
             f"{built['windows']:,}",
             spread(speeds, ",.0f"),
             f"{statistics.median(speeds) / first:.1%}",
             f"{peak:,.0f}",
-            f"{file:,.1f}",
+            f"{file:,.1f}" if file else "-",
         ]
         cells += [f"{built['seconds']:.2f}", f"{built['windows'] / built['seconds']:,.0f}"]
         cells += [f"{max(one['risen_bytes'] for one in runs['build']) / 2**20:,.0f}"]

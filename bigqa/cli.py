@@ -129,12 +129,13 @@ def probe(
 
 
 def _print_need(rows: list[Any], as_json: bool) -> None:
-    from bigqa.render import need_table
+    from bigqa.render import need_table, need_text
 
     if as_json:
         print(json.dumps([dataclasses.asdict(row) for row in rows]))
     else:
         console.print(need_table(rows))
+        console.print(need_text(rows), markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

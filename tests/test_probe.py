@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate.commands.config.config_args import load_config_from_file
 from bs4 import BeautifulSoup
 from typer.testing import CliRunner
 
 from bigqa.cli import app
+from bigqa.errors import BigqaError
 from bigqa.sample import FOLDER
 
 LLAMA_7B = {
@@ -94,6 +96,41 @@ def test_how_much_is_enough() -> None:
     # 330M parameters x 16 bytes of states are 5.3 GB: no card of 4 GB would do, and every one of the table does.
     assert 5.3e9 < rows["plain"]["least_bytes"] < 7e9
     assert "T4" in rows["plain"]["cards"] and "T4" not in rows["stochastic"]["cards"]
+
+
+def test_what_is_enough_is_said_in_words() -> None:
+    done = bigqa("probe", "tiny", "--need")
+    assert done.returncode == 0, done.stderr
+    for text in ("Changing nothing: ", "Changing rounding only: ", "Changing what is learned: ", "(plain)."):
+        assert text in done.stdout
+    assert "every card of the table" in done.stdout
+    assert "every card with bf16" in done.stdout
+    assert "predictions" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--gpu", "none", "--gpus", "4"), "--gpus and --nodes are for GPUs"),
+        (("--gpu", "none", "--nodes", "2"), "--gpus and --nodes are for GPUs"),
+        (("--task", "korquad2"), "--train-file"),
+        (("--gpu", "RTX 3060 Ti"), "no GPU RTX 3060 Ti"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused_in_a_line(words: tuple[str, ...], said: str) -> None:
+    done = CliRunner().invoke(app, ["probe", "tiny", *words])
+    assert done.exit_code != 0 and isinstance(done.exception, BigqaError) and said in str(done.exception)
+
+
+def test_several_machines_are_launched_with_rank_and_address(tmp_path: Path) -> None:
+    """As Accelerate reads it: it takes no configuration of several machines without an address."""
+    plan = tmp_path / "plan.json"
+    done = bigqa("probe", "enliple-small", "--gpu", "A100-40", "--gpus", "4", "--nodes", "2", "--out", plan)
+    assert done.returncode == 0, done.stderr
+    assert "--machine_rank RANK --main_process_ip ADDRESS" in done.stdout and "--tokenizer VOCAB" in done.stdout
+    config = load_config_from_file(str(tmp_path / "plan.accelerate.yaml"))
+    assert (config.num_machines, config.num_processes, config.main_process_port) == (2, 8, 29500)
+    assert config.main_process_ip
 
 
 def test_training_data_tell_what_shorter_windows_lose(tmp_path: Path) -> None:
