@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
+from bigqa.engine import offload
 from bigqa.memory.deepspeed import states
 from bigqa.memory.estimate import Estimator, with_layers
 from bigqa.memory.events import CATEGORIES, Event, Stream, find_peak
@@ -57,6 +58,17 @@ def test_a_few_layers_and_windows_stand_for_many(estimator: Estimator, name: str
     if strategy.device == "cuda":  # nothing is reserved on a CPU
         # Short of it by two small segments at most: where they decide, the planner traces the whole model.
         assert whole.reserved_bytes <= scaled.reserved_bytes + 4 * 2**20
+
+
+def test_what_no_line_can_be_drawn_through_is_traced_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hidden states of 2 windows of 128 are 32 KiB and stay; of 3 they are 48 KiB and go."""
+    monkeypatch.setattr(offload, "MIN_BYTES", 40 * 2**10)
+    found = estimator_for(config_of())
+    footprint = found.footprint(STRATEGIES["offload-activations"], 9, 128, accumulating=False)
+    # Of each of six layers at the least the inputs of its two blocks, 9 x 128 x 64 in two bytes.
+    assert footprint.offloaded_bytes > 6 * 2 * 9 * 128 * 64 * 2
+    stream = whole_trace(found, STRATEGIES["offload-activations"], 9, accumulating=False)
+    assert footprint.allocated_bytes == whole_footprint(stream, made_on_host=True).allocated_bytes
 
 
 def test_states_are_those_of_the_textbook(estimator: Estimator) -> None:

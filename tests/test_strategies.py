@@ -116,6 +116,16 @@ def test_a_run_of_one_process_goes_on_in_two(alone: Path, in_two: Path, name: st
     assert difference(losses(in_two / f"resumed-{name}"), losses(alone / REFERENCE)) < LOW_BAND
 
 
+def test_a_run_of_two_processes_goes_on_in_one(alone: Path, in_two: Path, tmp_path: Path) -> None:
+    """From states that were sharded over both."""
+    names = {"zero3": "plain", "zero2-offload": "zero3"}
+    run_jobs(tmp_path, [training(tmp_path / first, then, resume=in_two / first) for first, then in names.items()])
+    for first in names:
+        found = losses(tmp_path / first)
+        assert found[:SAVED] == losses(in_two / first)[:SAVED]
+        assert difference(found, losses(alone / REFERENCE)) < LOW_BAND
+
+
 def test_zero3_does_not_go_with_selective_recomputation() -> None:
     """It would train, with gradients that are wrong by biases added twice: losses were off by 1.2e-4 in fp32."""
     assert "in place" in str(not_together(STRATEGIES["zero3"].model_copy(update={"recompute": "selective"})))

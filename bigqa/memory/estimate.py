@@ -17,7 +17,7 @@ from bigqa.engine.packing import packs_without_data
 from bigqa.memory import deepspeed, host
 from bigqa.memory.events import Stream
 from bigqa.memory.forks import in_forks
-from bigqa.memory.scaling import Footprint, Scaling
+from bigqa.memory.scaling import Footprint, NoLineError, Scaling
 from bigqa.memory.timeline import Timeline, timeline_of
 from bigqa.memory.trace import trace_step
 from bigqa.memory.whole import whole_footprint
@@ -73,6 +73,7 @@ class Estimator:
         self.make_model = make_model
         self.task = task
         self._scalings: dict[Key, Scaling] = {}
+        self._wholes: dict[tuple[Key, int], Footprint] = {}
         self._counts: tuple[int, int] | None = None
 
     @property
@@ -97,7 +98,18 @@ class Estimator:
         key = (_traced(strategy), seq_len, accumulating)
         if key not in self._scalings:
             self._scalings[key] = self._scaling(*key)
-        return self._scalings[key].at(micro_batch)
+        try:
+            return self._scalings[key].at(micro_batch)
+        except NoLineError:  # as where only what is large enough is offloaded
+            return self._whole(key, micro_batch)
+
+    def _whole(self, key: Key, micro_batch: int) -> Footprint:
+        """Return the footprint of all layers traced at the micro-batch itself."""
+        if (key, micro_batch) not in self._wholes:
+            strategy, seq_len, accumulating = key
+            stream = self._trace(strategy, int(self.config.num_hidden_layers), micro_batch, seq_len, accumulating)
+            self._wholes[key, micro_batch] = whole_footprint(stream, made_on_host=strategy.device == "cuda")
+        return self._wholes[key, micro_batch]
 
     def trace_ahead(self, wanted: Iterable[tuple[Strategy, int, bool]]) -> None:
         """Make the traces of many (strategy, sequence length, accumulating) at once, on all cores."""
@@ -142,9 +154,7 @@ class Estimator:
         `whole`: trace all layers, which is exact in what the allocator reserves and takes about a second.
         """
         if whole:
-            num_layers = int(self.config.num_hidden_layers)
-            stream = self._trace(_traced(strategy), num_layers, micro_batch, seq_len, accumulating)
-            found = whole_footprint(stream, made_on_host=strategy.device == "cuda")
+            found = self._whole((_traced(strategy), seq_len, accumulating), micro_batch)
         else:
             found = self.footprint(strategy, micro_batch, seq_len, accumulating=accumulating)
         states = None

@@ -79,6 +79,10 @@ class _Point:
         return self.reserved - int(self.live.max())
 
 
+class NoLineError(Exception):
+    """A step does other things at another micro-batch: no line can be drawn through two."""
+
+
 class Scaling:
     """Traces once, answers for every micro-batch."""
 
@@ -187,7 +191,7 @@ def _sizes(pair: list[Stream], micro_batch: int) -> Vector:
     """Return the size of each allocation at a micro-batch: a line through two traces."""
     first, second = (np.array([event.size_bytes for event in stream.events], np.int64) for stream in pair)
     if len(first) != len(second):
-        raise AssertionError("the events of a step depend on the micro-batch")
+        raise NoLineError("the events of a step depend on the micro-batch")
     sizes = first + (second - first) * (micro_batch - BATCHES[0])
     return np.where(first > 0, np.maximum(sizes, 1), 0)
 
