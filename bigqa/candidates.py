@@ -99,7 +99,7 @@ def machine_for(hardware: Hardware, gpu: Gpu | None, **counts: Any) -> Machine:
         host_bytes=counts.pop("host_bytes", None) or hardware.host_free_bytes,
         host_cores=hardware.cpu.cores,
         cpu_bf16=hardware.cpu.bf16,
-        disk_free_bytes=counts.pop("disk_free_bytes", None) or hardware.disk_free_bytes,
+        disk_free_bytes=counts.pop("disk_free_bytes", hardware.disk_free_bytes),
         disk_bytes_per_s=_slower(hardware.disk_write_bytes_per_s, hardware.disk_read_bytes_per_s),
         rates=kept_rates(hardware),
         **counts,

@@ -86,8 +86,7 @@ def probe(
 ) -> None:
     """Say what fits, how fast, and what it gives up, before anything runs."""
     from bigqa import probing
-    from bigqa.page import probe_page
-    from bigqa.render import plan_text, probe_table
+    from bigqa.render import show_need, show_probe
 
     question = probing.Question(
         model=model,
@@ -110,32 +109,28 @@ def probe(
         for line in probing.calibration_lines(nvme):
             stderr.print(line, markup=False, highlight=False, soft_wrap=True)
     if least:
-        _print_need(probing.need(question), as_json)
+        rows = probing.need(question)
+        print(json.dumps([dataclasses.asdict(row) for row in rows])) if as_json else show_need(rows, console)
         return
     found = probing.probe(question)
     if as_json:
         print(probing.as_json(found))
     else:
-        console.print(probe_table(found, show_all=show_all or strategy is not None))
-        text = plan_text(found, out or Path("plan.json"), is_written=out is not None)
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-    if html is not None:
-        write_text(html, probe_page(found))
-    if out is not None and found.chosen is not None:
-        for path in probing.write_plan(found, out):
-            stderr.print(f"written: {path}", markup=False, highlight=False, soft_wrap=True)
+        show_probe(found, out, console, show_all=show_all or strategy is not None)
+    _write_probe(found, out, html)
     if found.chosen is None:
         raise typer.Exit(NOTHING_FITS)
 
 
-def _print_need(rows: list[Any], as_json: bool) -> None:
-    from bigqa.render import need_table, need_text
+def _write_probe(found: Any, out: Path | None, html: Path | None) -> None:
+    from bigqa.page import probe_page
+    from bigqa.plan_files import write_plan
 
-    if as_json:
-        print(json.dumps([dataclasses.asdict(row) for row in rows]))
-    else:
-        console.print(need_table(rows))
-        console.print(need_text(rows), markup=False, highlight=False, soft_wrap=True)
+    if html is not None:
+        write_text(html, probe_page(found))
+    if out is not None and found.chosen is not None:
+        for path in write_plan(found, out):
+            stderr.print(f"written: {path}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

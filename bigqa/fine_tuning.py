@@ -11,7 +11,7 @@ import torch
 from bigqa.candidates import Candidate, Workload, choose, machine_for
 from bigqa.console import INTERRUPTED, console, progress
 from bigqa.engine import adapters, checkpoint
-from bigqa.engine.build import build, not_together, share_of_batch, strategy_of
+from bigqa.engine.build import build, possible_strategy, share_of_batch, strategy_of
 from bigqa.engine.loop import Outcome, Training, fit
 from bigqa.engine.meter import MemoryMeter
 from bigqa.engine.processes import Processes
@@ -42,15 +42,13 @@ def fine_tune(settings: Settings, *, resume: bool) -> None:
     """Run, or go on with, one fine-tuning run on this process and its peers."""
     processes = Processes(settings.device)
     settings = _with_ladder(_planned(settings, processes), processes)
+    possible_strategy(settings, processes)  # what cannot be had is refused before anything is made
     _check_dev_file(settings)
     # A run that has stepped down goes on wherever the ladder leads: memory itself will tell.
     _check_fits(settings, processes, refuse=settings.check and not (resume and switches_of(settings.out)))
     model, tokenizer = _model_and_tokenizer(settings)
     lengths = lengths_of_settings(settings)
     windows = _windows(settings, tokenizer, lengths, processes)
-    excluded = not_together(strategy_of(settings, processes.device), processes.world_size)
-    if excluded:
-        raise BigqaError(excluded)
     micro_batch = share_of_batch(settings, processes.world_size)
     recorder = _start_recording(settings, processes, micro_batch, resume=resume)
     with contextlib.closing(recorder), _stepping_down(settings, recorder):

@@ -66,7 +66,7 @@ def _set(threshold_bytes: int) -> bool:
         return False
     try:
         library = ctypes.CDLL(None)
-        if library.mallopt(M_MMAP_THRESHOLD, threshold_bytes) != 1:  # glibc before 2.36 refuses more than 32 MiB
+        if library.mallopt(M_MMAP_THRESHOLD, threshold_bytes) != 1:  # refused: nothing is kept
             return False
         # At the end of the heap too; -1 is never, where the largest number would be from 2 GiB on.
         library.mallopt(M_TRIM_THRESHOLD, -1 if threshold_bytes == KEPT_BYTES else threshold_bytes)

@@ -19,7 +19,7 @@ from bigqa.gpus import GPUS, GpuModel
 from bigqa.hardware import Gpu
 from bigqa.memory.estimate import Estimator, MemoryEstimate
 from bigqa.memory.forks import in_forks
-from bigqa.strategy import STRATEGIES, Precision, Strategy, missing_package, with_low_precision
+from bigqa.strategy import STRATEGIES, Precision, Strategy, can_be_traced, missing_package, with_low_precision
 from bigqa.tasks.qa import QuestionAnswering
 from bigqa.throughput import Rates, Shape, gpu_rates, speed_of
 from bigqa.units import format_bytes
@@ -257,9 +257,9 @@ class Planner:
             return "needs --nvme DIR"
         if strategy.seq_len is not None and strategy.seq_len >= self.workload.seq_len:
             return f"windows are of {self.workload.seq_len} already"
-        # A plan for another machine may be made without what it runs on; PEFT's own modules are what is traced.
-        wanted_here = gpu is None or gpu.is_here or strategy.adapters != "none" or strategy.device == "cpu"
-        missing = missing_package(strategy) if wanted_here else None
+        # A plan for another machine may be made without what it runs on.
+        runs_here = gpu is None or gpu.is_here or strategy.device == "cpu"
+        missing = missing_package(strategy) if runs_here or not can_be_traced(strategy) else None
         return missing or not_together(strategy, self._processes(strategy)) or ""
 
     def _concerns(self, row: Strategy) -> bool:

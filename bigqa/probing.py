@@ -4,34 +4,25 @@ No weights are made and nothing is run: the planner traces the trainer's own ste
 """
 
 import json
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from bigqa.calibration import calibrate
 from bigqa.candidates import HEADROOM, Candidate, Workload, choose, machine_for
 from bigqa.engine.build import not_together
-from bigqa.engine.sharding import deepspeed_config
-from bigqa.errors import BigqaError, UsageError
-from bigqa.files import write_json, write_text
+from bigqa.errors import UsageError
 from bigqa.gpus import GPUS, GpuModel
 from bigqa.hardware import Gpu, Hardware, capped, detect, planned_gpu
-from bigqa.ladder import ladder_of
 from bigqa.memory.estimate import Estimator
 from bigqa.memory.timeline import Timeline
 from bigqa.models import check_lengths, load_config, load_tokenizer, resolve
 from bigqa.planner import Planner, estimator_for
-from bigqa.runs import versions
-from bigqa.settings import Settings
-from bigqa.strategy import STRATEGIES, Strategy, with_low_precision
+from bigqa.strategy import STRATEGIES, Strategy, can_be_traced, with_low_precision
 from bigqa.units import parse_bytes
 
 SCHEMA = 1
-CLIP = Settings.model_fields["clip"].default
 PEAKS = ("peak_allocated_bytes", "peak_reserved_bytes", "peak_gpu_bytes", "peak_host_bytes", "pinned_bytes",
          "disk_bytes", "breakdown", "peak_phase", "largest_tensors")  # fmt: skip
 
@@ -150,7 +141,9 @@ def need(question: Question) -> list[Need]:
     config, workload = _config_and_workload(question)
     estimator = estimator_for(config)
     rows = {
-        name: row for name, row in STRATEGIES.items() if row.device == "cuda" and (row.seq_len or 0) < workload.seq_len
+        name: row
+        for name, row in STRATEGIES.items()
+        if row.device == "cuda" and (row.seq_len or 0) < workload.seq_len and can_be_traced(row)
     }
     estimator.trace_ahead(
         (row, row.seq_len or workload.seq_len, accumulating) for row in rows.values() for accumulating in (True, False)
@@ -171,52 +164,6 @@ def _can_run(card: GpuModel, row: Strategy) -> bool:
     if row.precision == "bf16-sr":
         return card.has_bf16
     return not_together(with_low_precision(row, "bf16" if card.has_bf16 else "fp16")) is None
-
-
-def write_plan(found: Probe, path: Path) -> list[Path]:
-    """Write plan.json, and beside it the Accelerate YAML that launches it; return what was written."""
-    if found.chosen is None:
-        raise BigqaError(f"nothing fits, so there is no plan to write to {path}")
-    launch = path.with_name(path.stem + ".accelerate.yaml")
-    write_json(path, plan_of(found))
-    write_text(launch, yaml.safe_dump(_accelerate(found), sort_keys=False))
-    written = [path, launch]
-    if found.chosen.strategy.needs_deepspeed:
-        # What the trainer gives to DeepSpeed itself; written to be read, and for other trainers.
-        written.append(path.with_name(path.stem + ".deepspeed.json"))
-        write_json(written[-1], _deepspeed(found, found.chosen))
-    return written
-
-
-def plan_of(found: Probe) -> dict[str, Any]:
-    """Return the plan as plain values."""
-    chosen = found.chosen
-    assert chosen is not None
-    return {
-        "schema": SCHEMA,
-        "strategy": chosen.name,
-        "settings": _settings(found, chosen)
-        | {"ladder": [rung.model_dump(mode="json") for rung in ladder_of(found.candidates, chosen)]},
-        "predicted": chosen.model_dump(mode="json"),
-        "hardware": found.hardware.model_dump(mode="json"),
-        "gpu": found.gpu.model_dump(mode="json") if found.gpu else None,
-        "versions": versions(),
-    }
-
-
-def launch_words(found: Probe, plan: Path | str = "plan.json") -> str:
-    """Return the command that carries the chosen plan out; of several machines, each with its rank."""
-    path = Path(plan)
-    config = path.with_name(path.stem + ".accelerate.yaml")
-    question = found.question
-    words = ["accelerate", "launch", "--config_file", config]
-    if found.question.nodes > 1 and found.chosen is not None and found.chosen.strategy.device == "cuda":
-        words += ["--machine_rank", "RANK", "--main_process_ip", "ADDRESS"]
-    words += ["bigqa/train.py", "--plan", path]
-    words += ["--train-file", question.train_file or "FILE", "--out", "RUN"]
-    if resolve(question.model, tokenizer=question.tokenizer).tokenizer is None:
-        words += ["--tokenizer", "VOCAB"]
-    return shlex.join(map(str, words))
 
 
 def as_json(found: Probe) -> str:
@@ -250,52 +197,6 @@ def _as_row(candidate: Candidate) -> dict[str, Any]:
     speeds = ("samples_per_s", "step_s", "run_s", "speed_source", "speed_error")
     row = {"strategy": candidate.name, "axes": candidate.strategy.model_dump(mode="json")}
     return row | {name: getattr(candidate, name) for name in (*fields, *speeds)} | peaks
-
-
-def _settings(found: Probe, candidate: Candidate) -> dict[str, Any]:
-    settings = {
-        "model": found.question.model,
-        "strategy": candidate.strategy.model_dump(mode="json"),
-        "seq_len": candidate.seq_len,
-        "global_batch": found.workload.global_batch,
-        "micro_batch": candidate.micro_batch,
-        "device": candidate.strategy.device,
-    }
-    if found.question.nvme is not None:
-        settings["nvme"] = str(found.question.nvme)
-    return settings | ({"tokenizer": found.question.tokenizer} if found.question.tokenizer else {})
-
-
-def _deepspeed(found: Probe, chosen: Candidate) -> dict[str, Any]:
-    return deepspeed_config(
-        chosen.strategy,
-        clip=CLIP,
-        global_batch=found.workload.global_batch,
-        micro_batch=chosen.micro_batch,
-        world_size=found.num_gpus * found.question.nodes,
-        nvme=found.question.nvme,
-    )
-
-
-def _accelerate(found: Probe) -> dict[str, Any]:
-    assert found.chosen is not None
-    on_cpu = found.chosen.strategy.device == "cpu"
-    nodes = 1 if on_cpu else found.question.nodes
-    processes = 1 if on_cpu else found.num_gpus * nodes
-    config = {
-        "compute_environment": "LOCAL_MACHINE",
-        "distributed_type": "NO" if processes == 1 else "MULTI_GPU",
-        "use_cpu": on_cpu,
-        "num_machines": nodes,
-        "machine_rank": 0,
-        "num_processes": processes,
-        "mixed_precision": "no",
-    }
-    # As launch/gpu_nodes.yaml; address and rank are each machine's own to give on the command line.
-    if nodes > 1:
-        config |= {"main_process_ip": "127.0.0.1", "main_process_port": 29500}
-        config |= {"rdzv_backend": "static", "same_network": False}
-    return config
 
 
 def _config_and_workload(question: Question) -> tuple[Any, Workload]:

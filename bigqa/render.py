@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from bigqa.candidates import HEADROOM, HOST_HEADROOM, Candidate
 from bigqa.gpus import GPUS
-from bigqa.probing import Need, Probe, launch_words
+from bigqa.plan_files import launch_words
+from bigqa.probing import Need, Probe
 from bigqa.units import format_bytes, format_seconds
 
 WIDE = 0.2
@@ -33,6 +35,19 @@ def scores_table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> Table:
         figures = (f"{score['exact_match']:.2f}", f"{score['f1']:.2f}", str(score["total"]))
         table.add_row(name, *figures)
     return table
+
+
+def show_probe(found: Probe, out: Path | None, console: Console, *, show_all: bool) -> None:
+    """Print the table and the plan; `out`: where the plan is written, if it is."""
+    console.print(probe_table(found, show_all=show_all))
+    text = plan_text(found, out or Path("plan.json"), is_written=out is not None)
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def show_need(rows: Sequence[Need], console: Console) -> None:
+    """Print how much GPU memory is enough."""
+    console.print(need_table(rows))
+    console.print(need_text(rows), markup=False, highlight=False, soft_wrap=True)
 
 
 def probe_table(found: Probe, *, show_all: bool) -> Table:

@@ -116,6 +116,11 @@ def missing_package(strategy: Strategy) -> str | None:
     return f"needs {missing[0]}: pip install 'bigqa[{EXTRAS[missing[0]]}]'" if missing else None
 
 
+def can_be_traced(strategy: Strategy) -> bool:
+    """Whether a plan can be made here, for this machine or another: adapters are PEFT's own modules."""
+    return strategy.adapters == "none" or missing_package(strategy) is None
+
+
 def with_low_precision(strategy: Strategy, low: Precision) -> Strategy:
     """Return the strategy in a device's own low precision instead of bf16: fp16 before Ampere, fp32 on an old CPU."""
     if strategy.precision != LOW or low == LOW:

@@ -113,10 +113,10 @@ def test_steps_count_after_the_warm_up() -> None:
 
 def test_growth_is_told_beside_the_smallest_data_set(tmp_path: Path) -> None:
     built = {"seconds": 0.5, "windows": 1000, "risen_bytes": 0}
-    train = {"samples_per_s": 100.0, "peak_bytes": 2**29, "file_bytes": 2**20}
-    more = [built | {"windows": 2000, "risen_bytes": 2**21}], [train | {"samples_per_s": 95.0, "file_bytes": 2**21}]
+    train = {"samples_per_s": 100.0, "peak_bytes": 2**29, "anonymous_bytes": 2**28}
+    more = [built | {"windows": 2000, "risen_bytes": 2**21}], [train | {"samples_per_s": 95.0, "peak_bytes": 2**30}]
     sizes = {"1000": {"build": [built], "train": [train]}, "2000": {"build": more[0], "train": more[1]}}
     write_report(tmp_path / "growth.json", {}, {"sizes": sizes})
     first, second = growth.table(tmp_path).splitlines()[2:]
-    assert first == "| 1,000 | 100 (100-100) | 100.0% | 512 | 1.0 | 0.50 | 2,000 | 0 |"
-    assert second == "| 2,000 | 95 (95-95) | 95.0% | 512 | 2.0 | 0.50 | 4,000 | 2 |"
+    assert first == "| 1,000 | 100 (100-100) | 100.0% | 512 | 256 | 0.50 | 2,000 | 0 |"
+    assert second == "| 2,000 | 95 (95-95) | 95.0% | 1,024 | 256 | 0.50 | 4,000 | 2 |"

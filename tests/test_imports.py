@@ -24,6 +24,7 @@ ROWS = (
     {"ladder"},
     {"prediction", "runs", "launcher"},
     {"probing"},
+    {"plan_files"},
     {"render"},
     {"page"},
     {"fine_tuning"},

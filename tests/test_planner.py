@@ -15,6 +15,7 @@ from bigqa.errors import BigqaError
 from bigqa.gpus import GPUS, find_gpu
 from bigqa.hardware import Cpu, Gpu, Hardware, capped, planned_gpu
 from bigqa.ladder import plain_ladder
+from bigqa.memory.host import CPU_BASELINE_BYTES, CUDA_BASELINE_BYTES
 from bigqa.planner import Planner, estimator_for
 from bigqa.strategy import STRATEGIES
 from bigqa.units import GIB, parse_bytes
@@ -140,9 +141,36 @@ def test_a_card_without_a_datasheet_is_planned_for_by_the_most_like_it(estimator
     assert any(name in found.speed_source for name in ("3090", "A10G", "L4"))
 
 
+def test_weights_are_loaded_through_host_memory(estimator: Any) -> None:
+    """In fp32, and once more where there are masters: eight bytes, or four, for each parameter."""
+    count = estimator.num_parameters
+    for name, each in (("plain", 8), ("plain-fp32", 4), ("stochastic", 4), ("lora", 4), ("zero2", 8)):
+        found = estimator.estimate(STRATEGIES[name], 1, 64, accumulating=False)
+        assert found.host_bytes - CUDA_BASELINE_BYTES == pytest.approx(each * count, rel=0.01), name
+
+
+def test_the_states_of_zero_on_a_cpu_are_in_its_memory(estimator: Any) -> None:
+    """As the paper counts them, on one process: 16 bytes for each parameter."""
+    for name in ("zero1", "zero2", "zero2-offload"):
+        on_cpu = STRATEGIES[name].model_copy(update={"device": "cpu"})
+        found = estimator.estimate(on_cpu, 1, 64, accumulating=False)
+        assert found.host_bytes > CPU_BASELINE_BYTES + 16 * estimator.num_parameters, name
+
+
+def test_each_machine_has_the_memory_for_its_own_processes(estimator: Any) -> None:
+    row = STRATEGIES["zero2-offload"]
+    for nodes in (1, 2):
+        planner = Planner(estimator, Workload(), machine(card("3090"), num_gpus=4, num_nodes=nodes))
+        memory = planner.need(row, 1, 512, 4 * nodes)
+        tight = planner.machine.model_copy(update={"host_bytes": int(4.5 * memory.host_bytes)})
+        assert Planner(estimator, Workload(), tight).shortfall(row, memory) is None
+        short = tight.model_copy(update={"host_bytes": int(3.9 * memory.host_bytes)})
+        assert "host memory" in str(Planner(estimator, Workload(), short).shortfall(row, memory))
+
+
 def test_a_disk_that_was_not_looked_at_is_not_full(estimator: Any) -> None:
     on_disk = STRATEGIES["zero3-nvme"]
-    for free, fits in ((None, True), (10**12, True), (10**6, False)):
+    for free, fits in ((None, True), (10**12, True), (10**6, False), (0, False)):
         gpu = card("3090")
         planner = Planner(estimator, Workload(), machine(gpu, nvme=True, disk_free_bytes=free))
         assert planner.judge("zero3-nvme", on_disk).fits is fits

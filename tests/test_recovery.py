@@ -1,8 +1,10 @@
 """Out of memory at every place of a run: it goes on with the next rung, loses no step and repeats none, and ends."""
 
 import contextlib
+import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,18 +16,21 @@ from typing import Any
 import pytest
 import torch
 
+from bigqa import fine_tuning
 from bigqa.candidates import Workload, choose, machine_for
 from bigqa.engine import checkpoint, inference
 from bigqa.engine.reader import StepReader
 from bigqa.engine.recovery import HostWatch, OutOfMemory, is_out_of_memory
+from bigqa.engine.stop import StopRequest
 from bigqa.engine.update import Update
 from bigqa.errors import BigqaError
 from bigqa.fine_tuning import fine_tune
 from bigqa.hardware import host_memory
 from bigqa.ladder import AGAIN, ladder_of, plain_ladder, switches_of
 from bigqa.planner import Planner, estimator_for
-from bigqa.runs import settings_from
+from bigqa.runs import begin, settings_from
 from bigqa.sample import FOLDER
+from bigqa.settings import make_settings
 from bigqa.strategy import STRATEGIES, Strategy
 from bigqa.tasks.qa import QuestionAnswering
 
@@ -110,14 +115,15 @@ def fail_at(call: int, function: Any) -> Any:
         (QuestionAnswering, "loss_sum", FAILS_AT),
         (Update, "backward", FAILS_AT),
         (torch.optim.AdamW, "step", None),
+        (fine_tuning, "build", None),
         (checkpoint, "save", 2),
     ],
-    ids=["forward", "backward", "optimizer", "saving"],
+    ids=["forward", "backward", "optimizer", "building", "saving"],
 )
 def test_a_run_goes_on_with_the_next_rung(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unbroken: list[float], owner: Any, name: str, kept: int | None
 ) -> None:
-    call = 0 if owner is checkpoint else FAILS_AT
+    call = FAILS_AT if owner not in (checkpoint, fine_tuning) else 0
     monkeypatch.setattr(owner, name, fail_at(call, getattr(owner, name)))
     out = tmp_path / "run"
     assert train(out) == 1
@@ -146,6 +152,44 @@ def test_a_step_whose_weights_are_changed_is_not_done_again(
         [loss for step, loss in enumerate(unbroken) if step != FAILS_AT], rel=1e-5
     )
     assert [switch["after_step"] for switch in switches_of(out)] == [FAILS_AT + 1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"strategy": STRATEGIES["zero3-nvme"]}, "--nvme DIR"),
+        ({"strategy": STRATEGIES["8bit"]}, "pip install 'bigqa[8bit]'"),
+        ({"strategy": STRATEGIES["release-recompute"], "precision": "fp16"}, "use bf16"),
+        ({"dev_file": FOLDER / "no-such.json"}, "no-such.json"),
+        ({"dev_file": FOLDER / "vocab.txt"}, "vocab.txt"),
+    ],
+    ids=["no folder", "no package", "axes", "no file", "not data"],
+)
+def test_what_cannot_end_well_is_refused_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path, changes: dict[str, Any], said: str
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None if name == "bitsandbytes" else found(name))
+    settings = make_settings(**(options(tmp_path / "run") | changes))
+    with pytest.raises(BigqaError, match=re.escape(said)):
+        fine_tune(settings, resume=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_may_be_scored_on_another_file_when_it_goes_on(tmp_path: Path) -> None:
+    begin(make_settings(**options(tmp_path / "run")), {})
+    found = settings_from({"dev_file": FOLDER / "dev.json"}, tmp_path / "run")
+    assert found.dev_file == FOLDER / "dev.json" and found.train_file == options(tmp_path)["train_file"]
+
+
+def test_only_a_second_interrupt_is_impatience(tmp_path: Path) -> None:
+    """A scheduler and a launcher may both send SIGTERM."""
+    stop = StopRequest(tmp_path)
+    for _ in range(2):
+        signal.raise_signal(signal.SIGTERM)
+    assert stop.asked()
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_evaluation_goes_on_with_smaller_batches(

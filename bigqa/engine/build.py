@@ -21,7 +21,7 @@ from bigqa.engine.step import Parts
 from bigqa.engine.update import Update
 from bigqa.errors import BigqaError
 from bigqa.settings import Settings
-from bigqa.strategy import Precision, Strategy, with_low_precision
+from bigqa.strategy import Precision, Strategy, missing_package, with_low_precision
 from bigqa.tasks.base import TrainedTask
 
 MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
@@ -69,6 +69,20 @@ def not_together(strategy: Strategy, world_size: int = 1) -> str | None:
     return None
 
 
+def possible_strategy(settings: Settings, processes: Processes) -> Strategy:
+    """Return the run's strategy.
+
+    Raises: BigqaError where its axes exclude each other, or a package or a folder is missing that it needs.
+    """
+    strategy = strategy_of(settings, processes.device)
+    problem = not_together(strategy, processes.world_size) or missing_package(strategy)
+    if problem:
+        raise BigqaError(f"this strategy cannot be had: {problem}")
+    if "nvme" in (strategy.offload_optimizer, strategy.offload_parameters) and settings.nvme is None:
+        raise BigqaError("this strategy offloads to a disk: say where with --nvme DIR")
+    return strategy
+
+
 def change(model: nn.Module, strategy: Strategy) -> Weights:
     """Apply the axes that change the model; return its weights as the optimizer sees them.
 
@@ -101,10 +115,7 @@ def make_update(model: nn.Module, strategy: Strategy, weights: Weights, make: Ma
 
 def build(model: nn.Module, task: TrainedTask, settings: Settings, processes: Processes) -> Parts:
     """Place the model, make its masters and optimizer, and wrap it for the processes. Raises: BigqaError."""
-    strategy = strategy_of(settings, processes.device)
-    excluded = not_together(strategy, processes.world_size)
-    if excluded:
-        raise BigqaError(excluded)
+    strategy = possible_strategy(settings, processes)
     undecayed = undecayed_names(model)
     if strategy.needs_deepspeed:
         _change_modules(model, strategy)
@@ -140,8 +151,6 @@ def _sharded(
     processes: Processes,
     undecayed: set[str],
 ) -> ShardedUpdate:
-    if "nvme" in (strategy.offload_optimizer, strategy.offload_parameters) and settings.nvme is None:
-        raise BigqaError("this strategy offloads to a disk: say where with --nvme DIR")
     config = deepspeed_config(
         strategy,
         clip=settings.clip,

@@ -6,12 +6,13 @@ Random numbers need no state of their own: each step draws from (seed, step, ran
 precision, device or number of processes.
 """
 
+import functools
 import hashlib
 import json
 import math
 import shutil
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from bigqa.engine.lazy import Lazy
 from bigqa.engine.update import State, Update
 from bigqa.errors import BigqaError
 from bigqa.files import atomic_folder, read_json, write_json
@@ -87,8 +89,8 @@ def _load(path: Path) -> Checkpoint:
     return Checkpoint(
         step=state["step"],
         state=State(
-            weights=_File(path / "weights.safetensors"),
-            moments=_File(path / "adam.safetensors"),
+            weights=_tensors(path / "weights.safetensors"),
+            moments=_tensors(path / "adam.safetensors"),
             extras=state["extras"],
         ),
         settings=state["settings"],
@@ -118,30 +120,13 @@ def write_tensors(path: Path, shapes: Mapping[str, tuple[int, ...]], tensors: Ma
             file.write(value.view(-1).numpy().data)
 
 
-class _File(Mapping[str, Tensor]):
-    """The tensors of a file, each read when it is asked for."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            self._file: Any = safe_open(path, framework="pt")
-        except SafetensorError as error:
-            raise BigqaError(f"{path} cannot be read: {error}") from None
-        self._names = set(self._file.keys())
-
-    def __getitem__(self, name: str) -> Tensor:
-        """Return a tensor; `in` asks in this way too."""
-        if name not in self._names:
-            raise KeyError(name)
-        tensor: Tensor = self._file.get_tensor(name)
-        return tensor
-
-    def __iter__(self) -> Iterator[str]:
-        """Iterate over the names."""
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        """Count them."""
-        return len(self._names)
+def _tensors(path: Path) -> Lazy:
+    """Return the tensors of a file, each read when it is asked for."""
+    try:
+        file: Any = safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise BigqaError(f"{path} cannot be read: {error}") from None
+    return Lazy({name: functools.partial(file.get_tensor, name) for name in file.keys()})  # noqa: SIM118 - no mapping
 
 
 def _sha256(path: Path) -> str:

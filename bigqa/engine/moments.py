@@ -1,12 +1,12 @@
 """Adam's two moments in one form, fp32 by parameter, however an optimizer keeps them. In, out: tensors of a parameter.
 
 bitsandbytes keeps them as 8-bit codes with a scale for each block of 256; the largest value of a block is a code of its
-own, so taking them out and putting them back changes nothing. Each is made when it is asked for, and by no one kept: as
-fp32 they would take eight bytes for each parameter, where the run holds two.
+own, so taking them out and putting them back changes nothing. They are made one at a time: as fp32 all of them would
+take eight bytes for each parameter, where the run holds two.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,32 +16,13 @@ NAMES = ("exp_avg", "exp_avg_sq")
 BLOCK = 256
 
 
-class Moments(Mapping[str, Tensor]):
-    """Moments by `exp_avg.NAME` and `exp_avg_sq.NAME`, made anew each time that one is asked for."""
-
-    def __init__(self) -> None:
-        self._makers: dict[str, Callable[[], Tensor]] = {}
-
-    def add(self, name: str, optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> None:
-        """Take in both moments of a parameter; before its first step it has none."""
-        state = optimizer.state.get(parameter)
-        if not state:
-            return
-        for kind, number in zip(NAMES, "12", strict=True):
-            make = functools.partial(state[kind].float) if kind in state else functools.partial(_decoded, state, number)
-            self._makers[f"{kind}.{name}"] = make
-
-    def __getitem__(self, name: str) -> Tensor:
-        """Return a moment in fp32."""
-        return self._makers[name]()
-
-    def __iter__(self) -> Iterator[str]:
-        """Iterate over the names."""
-        return iter(self._makers)
-
-    def __len__(self) -> int:
-        """Count them."""
-        return len(self._makers)
+def makers(name: str, optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Callable[[], Tensor]]:
+    """Return what makes both moments of a parameter in fp32, by `exp_avg.NAME`; before its first step it has none."""
+    state = optimizer.state.get(parameter)
+    if not state:
+        return {}
+    pairs = zip(NAMES, "12", strict=True)
+    return {f"{kind}.{name}": functools.partial(_in_fp32, state, kind, number) for kind, number in pairs}
 
 
 def put(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, moments: tuple[Tensor, Tensor], step: int) -> None:
@@ -66,6 +47,13 @@ def put(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, moments: tupl
     state["step"] = step
     for number, moment in (("1", first), ("2", second)):
         _encode(state, number, moment)
+
+
+def _in_fp32(state: dict[str, Any], kind: str, number: str) -> Tensor:
+    if kind in state:
+        kept: Tensor = state[kind].float()
+        return kept
+    return _decoded(state, number)
 
 
 def _decoded(state: dict[str, Any], number: str) -> Tensor:

@@ -5,7 +5,7 @@ leaves the whole to DeepSpeed; all three give and take the same canonical `State
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bigqa.engine import moments
+from bigqa.engine.lazy import Lazy
 from bigqa.engine.precision import Weights
 from bigqa.engine.scaling import LossScaler
 
@@ -120,10 +121,10 @@ class Update:
 
     def state(self) -> State:
         """Return the canonical state; a collective call where states are sharded. What is not read is not copied."""
-        kept = moments.Moments()
+        makers: dict[str, Callable[[], Tensor]] = {}
         for name, master in self.weights.masters.items():
-            kept.add(name, self.optimizer_of(master), master)
-        return State(weights=self.weights.masters, moments=kept, extras=self._extras())
+            makers |= moments.makers(name, self.optimizer_of(master), master)
+        return State(weights=self.weights.masters, moments=Lazy(makers), extras=self._extras())
 
     def load(self, state: State, step: int) -> None:
         """Take a canonical state, as it was after `step` steps."""

@@ -6,13 +6,10 @@ paper (arXiv:1910.02054, section 3): 2 bytes of weights, 2 of gradients, 12 of f
 
 from dataclasses import dataclass, replace
 
+from bigqa.engine.sharding import BUCKET_ELEMENTS, MAX_LIVE_PARAMETERS
 from bigqa.memory.scaling import Footprint
 from bigqa.strategy import Strategy
 
-BUCKET_ELEMENTS = 50_000_000
-"""`reduce_bucket_size` and `allgather_bucket_size` in ds_configs/."""
-MAX_LIVE_PARAMETERS = 100_000_000
-"""`stage3_max_live_parameters` in ds_configs/."""
 LOW_BYTES, MASTER_BYTES, MOMENT_BYTES = 2, 4, 8
 
 
