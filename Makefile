@@ -54,6 +54,9 @@ bench: install  ## measure what benchmarks/README.md shows of a CPU (an hour; wh
 	@$(BENCH) enliple-small --micro-batch 16,4 $(FOUR)
 	@$(BENCH) bert-base --seq-len 384 --global-batch 8 --micro-batch 8,2 $(FOUR)
 	@$(BENCH) enliple-large-v1 --seq-len 384 --global-batch 4 --micro-batch 4,1 $(FOUR)
+	@$(BENCH) enliple-large-v1 --seq-len 384 --global-batch 1 --micro-batch 1 --steps 0 \
+	    --strategies cpu,cpu-recompute,cpu-8bit,cpu-8bit-recompute,cpu-least
+	@$(BENCH) enliple-small --micro-batch 16 --steps 0 --strategies zero1,zero2,zero3,zero2-offload,zero3-offload
 
 clean:  ## remove .venv and everything that was built or cached
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
