@@ -3,10 +3,15 @@
 One window at a time: what passes between its products fits the processor's cache. Probabilities are kept for the
 backward pass in the precision of the weights, what was dropped by their sign: probabilities have none of their own.
 
-T: tokens of all windows. H: heads. D: size of a head. S: tokens of a window. R: the same, rounded up.
+Queries, keys and values are laid out anew once, for all windows: the rows of a window lie together, head by head, and
+are rounded up. So products read and write them where they are, with few small operations between the large ones.
+
+T: tokens of all windows. H: heads. D: size of a head. R: a window's rows, its tokens rounded up. L: rows of all windows
+and heads.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -61,54 +66,53 @@ class _Attention(torch.autograd.Function):
     ) -> Tensor:
         heads, tokens, size = query_HTD.shape
         seed = 0 if dropout == 0.0 or query_HTD.is_meta else draw_seed()
-        context_THD = query_HTD.new_empty(tokens, heads, size)
+        places = _places(shape.lengths, heads, query_HTD.device)
+        query_LD, key_LD, value_LD = (_laid_out(one, places) for one in (query_HTD, key_HTD, value_HTD))
+        query_LD *= scale
+        context_LD = torch.empty_like(query_LD)
         kept = query_HTD.new_empty(heads * sum(_row(length) ** 2 for length in shape.lengths))
-        scaled_HTD = query_HTD * scale
-        for number, window, weights_HRR in _windows(shape, kept, heads):
-            query, key, value = (_rows(one[:, window]) for one in (scaled_HTD, key_HTD, value_HTD))
-            _probabilities(query, key, shape, window.stop - window.start, weights_HRR)
+        for number, length, rows, weights_HRR in _windows(shape, kept, heads):
+            query, key, value, context = (rows(one) for one in (query_LD, key_LD, value_LD, context_LD))
+            _probabilities(query, key, shape, length, weights_HRR)
             used = weights_HRR
             if dropout:
                 signs = dropping_signs(weights_HRR.shape, dropout, (seed, number), like=weights_HRR)
                 torch.copysign(weights_HRR, signs.view(weights_HRR.dtype), out=weights_HRR)
                 used = functional.relu(weights_HRR)
-            _write(context_THD[window], torch.bmm(used, value))
+            torch.bmm(used, value, out=context)
         if dropout:
-            context_THD *= 1.0 / (1.0 - dropout)
-        ctx.save_for_backward(query_HTD, key_HTD, value_HTD, context_THD, kept)
-        ctx.options = (shape, dropout, scale)
-        return context_THD
+            context_LD *= 1.0 / (1.0 - dropout)
+        ctx.save_for_backward(query_LD, key_LD, value_LD, kept)
+        ctx.options = (places, shape, dropout, scale)
+        return context_LD.index_select(0, places.own).view(tokens, heads, size)
 
     @staticmethod
     def backward(ctx: Any, gradient_THD: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        """The gradient of softmax needs, for each row, the sum of P dP: it is that of the context and its gradient."""
-        query_HTD, key_HTD, value_HTD, context_THD, kept = ctx.saved_tensors
-        shape, dropout, scale = ctx.options
-        sums_HT1 = (gradient_THD * context_THD).sum(-1, keepdim=True, dtype=torch.float32).transpose(0, 1)
-        sums_HT1 = sums_HT1.to(query_HTD.dtype)
-        gradient_HTD = (gradient_THD * (1.0 / (1.0 - dropout)) if dropout else gradient_THD).transpose(0, 1)
-        d_query, d_key, d_value = (torch.empty_like(context_THD) for _ in range(3))
-        for _, window, weights_HRR in _windows(shape, kept, query_HTD.shape[0]):
-            query, key, value = (_rows(one[:, window]) for one in (query_HTD, key_HTD, value_HTD))
-            outer, sums = (_rows(one[:, window]) for one in (gradient_HTD, sums_HT1))
+        """Rows that are no token's have no gradient, and hand none on."""
+        query_LD, key_LD, value_LD, kept = ctx.saved_tensors
+        places, shape, dropout, scale = ctx.options
+        tokens, heads, size = gradient_THD.shape
+        outer_LD = torch.zeros_like(query_LD).index_copy_(0, places.own, gradient_THD.reshape(-1, size))
+        if dropout:
+            outer_LD *= 1.0 / (1.0 - dropout)
+        d_query_LD, d_key_LD, d_value_LD = (torch.empty_like(query_LD) for _ in range(3))
+        for _, _, rows, weights_HRR in _windows(shape, kept, heads):
+            query, key, value, outer = (rows(one) for one in (query_LD, key_LD, value_LD, outer_LD))
             used = functional.relu(weights_HRR) if dropout else weights_HRR
-            _write(d_value[window], torch.bmm(used.transpose(1, 2), outer))
-            d_scores = torch.bmm(outer, value.transpose(1, 2))
-            if dropout:
-                d_scores.mul_(used).addcmul_(weights_HRR.abs(), sums, value=-1)
-            else:
-                d_scores.sub_(sums).mul_(weights_HRR)
-            _write(d_query[window], torch.bmm(d_scores, key))
-            _write(d_key[window], torch.bmm(d_scores.transpose(1, 2), query))
-        d_query *= scale
-        d_key *= scale
-        return *(one.transpose(0, 1) for one in (d_query, d_key, d_value)), None, None, None
+            torch.bmm(used.transpose(1, 2), outer, out=rows(d_value_LD))
+            d_scores = _scores_gradient(torch.bmm(outer, value.transpose(1, 2)), weights_HRR, dropout)
+            torch.bmm(d_scores, key, out=rows(d_query_LD))
+            torch.bmm(d_scores.transpose(1, 2), query, out=rows(d_key_LD))
+        d_query_LD *= scale
+        gradients = (one.index_select(0, places.own) for one in (d_query_LD, d_key_LD, d_value_LD))
+        return *(one.view(tokens, heads, size).transpose(0, 1) for one in gradients), None, None, None
 
 
 def _probabilities(query: Tensor, key: Tensor, shape: Shape, length: int, out_HRR: Tensor) -> None:
     """Write softmax(Q K^T), zero for the keys beyond the window."""
     scores_HRR = torch.bmm(query, key.transpose(1, 2))
-    scores_HRR[:, :, length:] = float("-inf")
+    if length < scores_HRR.shape[-1]:
+        scores_HRR[:, :, length:].fill_(float("-inf"))
     closed = shape.closed(length, query.device)
     if closed is not None:
         scores_HRR[:, :length, :length].masked_fill_(closed, float("-inf"))
@@ -116,35 +120,73 @@ def _probabilities(query: Tensor, key: Tensor, shape: Shape, length: int, out_HR
         torch.softmax(scores_HRR, dim=-1, out=out_HRR)
 
 
-def _rows(window_HSD: Tensor) -> Tensor:
-    """Return a window's part by itself, zeros added up to a whole multiple of rows: [H, S, D] -> [H, R, D]."""
-    heads, length, size = window_HSD.shape
-    rows = window_HSD.new_empty(heads, _row(length), size)
-    rows[:, :length] = window_HSD
-    rows[:, length:] = 0
-    return rows
+def _scores_gradient(d_used_HRR: Tensor, weights_HRR: Tensor, dropout: float) -> Tensor:
+    """Return softmax's gradient; what was dropped, by the sign of its probability, has handed nothing on."""
+    if dropout:
+        d_used_HRR = torch.ops.aten.threshold_backward(d_used_HRR, weights_HRR, 0)
+        weights_HRR = weights_HRR.abs()
+    gradient: Tensor = torch.ops.aten._softmax_backward_data(d_used_HRR, weights_HRR, -1, weights_HRR.dtype)
+    return gradient
 
 
-def _write(out_SHD: Tensor, rows_HRD: Tensor) -> None:
-    """Put the rows of a window's own tokens in their places."""
-    out_SHD.copy_(rows_HRD[:, : out_SHD.shape[0]].transpose(0, 1))
+@dataclass(frozen=True)
+class _Places:
+    """Where tokens lie among the rows of all windows and heads."""
+
+    tokens: Tensor
+    """[L], of each row, in [0, T * H): those beyond a window have its last token's."""
+    own: Tensor
+    """[T * H], in [0, L): the row of each."""
+
+
+def _places(lengths: tuple[int, ...], heads: int, device: torch.device) -> _Places:
+    """Return where tokens lie; layers of one micro-batch share it."""
+    if device.type == "meta":
+        count = sum(map(_row, lengths)) * heads
+        tokens = torch.empty(count, dtype=torch.long, device=device)
+        return _Places(tokens, tokens.new_empty(sum(lengths) * heads))
+    return _places_of(lengths, heads)
+
+
+@functools.lru_cache(maxsize=2)
+def _places_of(lengths: tuple[int, ...], heads: int) -> _Places:
+    head, tokens, own, begin, place = torch.arange(heads), [], [], 0, 0
+    for length in lengths:
+        row = torch.arange(_row(length))
+        tokens.append((begin + row.clamp(max=length - 1)) * heads + head[:, None])
+        own.append(place + head * len(row) + row[:length, None])
+        begin, place = begin + length, place + len(row) * heads
+    return _Places(*(torch.cat([part.flatten() for part in parts]) for parts in (tokens, own)))
+
+
+def _laid_out(one_HTD: Tensor, places: _Places) -> Tensor:
+    """Return the rows of all windows and heads: [H, T, D] -> [L, D]."""
+    return one_HTD.transpose(0, 1).reshape(-1, one_HTD.shape[-1]).index_select(0, places.tokens)
 
 
 def _row(length: int) -> int:
     return -(-length // ROW) * ROW
 
 
-def _windows(shape: Shape, kept: Tensor, heads: int) -> Iterator[tuple[int, slice, Tensor]]:
-    """Yield (number, tokens, probabilities) of each window; of tensors without data, the first stands for all."""
+def _windows(shape: Shape, kept: Tensor, heads: int) -> Iterator[tuple[int, int, Callable[[Tensor], Tensor], Tensor]]:
+    """Yield each window's number, tokens, its part of rows, and probabilities.
+
+    Of tensors without data, the first window stands for all.
+    """
     begin = place = 0
     for number, length in enumerate(shape.lengths):
-        size = heads * _row(length) ** 2
-        window = slice(begin, begin + length)
-        weights_HRR = kept[place : place + size].view(heads, _row(length), _row(length))
+        row = _row(length)
+        rows = functools.partial(_part, begin=begin, heads=heads, row=row)
+        weights_HRR = kept[place : place + heads * row**2].view(heads, row, row)
         if kept.is_meta:
             token = STANDS_FOR.set(len(shape.lengths))
-            yield number, window, weights_HRR
+            yield number, length, rows, weights_HRR
             STANDS_FOR.reset(token)
             return
-        yield number, window, weights_HRR
-        begin, place = begin + length, place + size
+        yield number, length, rows, weights_HRR
+        begin, place = begin + heads * row, place + heads * row**2
+
+
+def _part(rows_LD: Tensor, begin: int, heads: int, row: int) -> Tensor:
+    """Return a window's rows: [L, D] -> [H, R, D]."""
+    return rows_LD[begin : begin + heads * row].view(heads, row, -1)
