@@ -16,14 +16,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import machine, speeds, spread
+from benchmarks.common import REPORTS, machine, speeds, spread
 from benchmarks.tables import put_between
 from bigqa.calibration import LAYER_SHARE, measure_cpu, measure_gpu
 from bigqa.files import read_json, write_json
 from bigqa.models import load_config, resolve
 
-REPORTS = Path(__file__).parent / "runs" / "compare"
-MARKER = "compare"
+NAME = "compare"
 CASES: dict[str, dict[str, Any]] = {
     "small-512": {"model": "enliple-small", "seq_len": 512, "doc_stride": 128, "batch": 16, "steps": (3, 5, 16)},
     "small-512-no-attention-dropout": {
@@ -189,7 +188,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="bigqa beside the published loop and Hugging Face's Trainer.")
     parser.add_argument("--tokenizer", type=Path, help="vocab.txt")
     parser.add_argument("--train-file", type=Path, help="KorQuAD JSON")
-    parser.add_argument("--out", type=Path, default=REPORTS)
+    parser.add_argument("--out", type=Path, default=REPORTS / NAME)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--only", default="", help="part of a case's name")
     parser.add_argument("--turns", type=int, default=3)
@@ -201,7 +200,7 @@ def main() -> None:
         if options.table or other or options.only not in name or (options.out / f"{name}.json").is_file():
             continue
         write_json(options.out / f"{name}.json", measure(name, options))
-    put_between(MARKER, table(options.out)) if options.table else print(table(options.out))
+    put_between(NAME, table(options.out)) if options.table else print(table(options.out))
 
 
 if __name__ == "__main__":
