@@ -142,10 +142,12 @@ class _Places:
 def _places(lengths: tuple[int, ...], heads: int, device: torch.device) -> _Places:
     """Return where tokens lie; layers of one micro-batch share it."""
     if device.type == "meta":
-        count = sum(map(_row, lengths)) * heads
-        tokens = torch.empty(count, dtype=torch.long, device=device)
-        return _Places(tokens, tokens.new_empty(sum(lengths) * heads))
+        # One tensor for all layers here too: a trace tells layers by what each of them makes.
+        return _Places(*(_NOWHERE.expand(count * heads) for count in (sum(map(_row, lengths)), sum(lengths))))
     return _places_of(lengths, heads)
+
+
+_NOWHERE = torch.empty(1, dtype=torch.long, device="meta")
 
 
 @functools.lru_cache(maxsize=2)
