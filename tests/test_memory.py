@@ -46,7 +46,11 @@ def whole_trace(estimator: Estimator, strategy: Strategy, batch: int, *, accumul
     )
 
 
-@pytest.mark.parametrize("name", ["plain", "plain-fp32", "recompute", "selective", "8bit", "lora", "cpu", "stochastic"])
+GPU_ROWS = ["plain", "plain-fp32", "recompute", "selective", "8bit", "lora", "stochastic"]
+CPU_ROWS = ["cpu", "cpu-recompute", "cpu-8bit-recompute", "cpu-least"]
+
+
+@pytest.mark.parametrize("name", GPU_ROWS + CPU_ROWS)
 @pytest.mark.parametrize("batch", [1, 9])
 def test_a_few_layers_and_windows_stand_for_many(estimator: Estimator, name: str, batch: int) -> None:
     strategy = STRATEGIES[name]

@@ -133,12 +133,15 @@ class Scaling:
         """Return a phase's peak at full depth, and the events of both traces that stand for it.
 
         Events are matched from the phase's start and from its end. What lies between are layers like the others, and
-        from layer to layer the live bytes rise or fall throughout, so the most is found in an outer one.
+        from layer to layer the live bytes rise or fall throughout, so the most is found in an outer one; unless a phase
+        goes through the layers twice, with something between: adapters are added, then all weights are rounded. There
+        the most of one trace is matched with the most of the other.
         """
         (a, a_end), (b, b_end) = low.phases[phase], high.phases[phase]
         first, second = low.marks[a:a_end], high.marks[b:b_end]
         same, same_back = _common(first, second), _common(first[::-1], second[::-1])
         pairs = [(a + i, b + i) for i in range(same)] + [(a_end - 1 - i, b_end - 1 - i) for i in range(same_back)]
+        pairs += _middle(low, high, (a + same, a_end - same_back), (b + same, b_end - same_back))
         places = np.array(pairs).T
         values = low.live[places[0]] + (high.live[places[1]] - low.live[places[0]]) * self._steps()
         best = int(np.argmax(values))
@@ -162,6 +165,14 @@ def _pair(trace: Trace, layers: int) -> list[Stream]:
 
 def _common(one: list[Any], other: list[Any]) -> int:
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def _middle(low: _Point, high: _Point, inside: tuple[int, int], other: tuple[int, int]) -> list[tuple[int, int]]:
+    """Return the events with the most live bytes between those that match, if they are of one kind."""
+    if inside[0] >= inside[1] or other[0] >= other[1]:
+        return []
+    at, other_at = inside[0] + int(low.live[slice(*inside)].argmax()), other[0] + int(high.live[slice(*other)].argmax())
+    return [(at, other_at)] if low.marks[at] == high.marks[other_at] else []
 
 
 def _point(pair: list[Stream], micro_batch: int, *, replayed: bool) -> _Point:
