@@ -64,6 +64,16 @@ def test_a_few_layers_and_windows_stand_for_many(estimator: Estimator, name: str
         assert whole.reserved_bytes <= scaled.reserved_bytes + 4 * 2**20
 
 
+def test_the_peak_may_lie_between_two_rounds_through_the_layers() -> None:
+    """Adapters come to every layer, then all weights are rounded: the embeddings, the largest of them, first."""
+    found = estimator_for(config_of(vocab_size=60_000))
+    strategy = STRATEGIES["lora"].model_copy(update={"device": "cpu", "precision": "bf16", "recompute": "full"})
+    scaled = found.footprint(strategy, 1, 128, accumulating=False)
+    whole = whole_footprint(whole_trace(found, strategy, 1, accumulating=False), made_on_host=False)
+    assert scaled.phase == whole.phase == "set-up"
+    assert scaled.allocated_bytes == pytest.approx(whole.allocated_bytes, rel=0.005)
+
+
 def test_what_no_line_can_be_drawn_through_is_traced_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hidden states of 2 windows of 128 are 32 KiB and stay; of 3 they are 48 KiB and go."""
     monkeypatch.setattr(offload, "MIN_BYTES", 40 * 2**10)
