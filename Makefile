@@ -47,7 +47,9 @@ gpu:  ## measure all on this CUDA GPU; resumable (BUDGET=540 WHEELS=dir DATA=kor
 BENCH = $(PYTHON) -m bigqa.cli bench --device cpu --out benchmarks/runs/cpu
 FOUR  = --steps 0 --precision fp32 --strategies cpu,cpu-recompute,cpu-8bit,cpu-8bit-recompute
 
-bench: install  ## measure what benchmarks/README.md shows of a CPU (an hour; what is measured is not run again)
+bench: install  ## measure what benchmarks/README.md shows of a CPU (hours; what is measured is not run again)
+	@$(BENCH) enliple-small --micro-batch 16,4 --strategies cpu --steps 6
+	@$(BENCH) bert-base --seq-len 384 --global-batch 8 --micro-batch 8,2 --strategies cpu --steps 6
 	@$(BENCH) enliple-small --micro-batch 16,4
 	@$(BENCH) bert-base --seq-len 384 --global-batch 8 --micro-batch 8,2
 	@$(BENCH) enliple-large-v1 --seq-len 384 --global-batch 4 --micro-batch 4,1 --steps 1

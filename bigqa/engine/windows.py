@@ -6,8 +6,8 @@ backward pass in the precision of the weights, what was dropped by their sign: p
 Queries, keys and values are laid out anew once, for all windows: the rows of a window lie together, head by head, and
 are rounded up. So products read and write them where they are, with few small operations between the large ones.
 
-T: tokens of all windows. H: heads. D: size of a head. R: a window's rows, its tokens rounded up. L: rows of all windows
-and heads.
+T: tokens of all windows. H: heads. D: size of a head. S: a window's tokens. R: its rows, the tokens rounded up.
+L: rows of all windows and heads.
 """
 
 import functools
