@@ -11,7 +11,7 @@ from typing import Any
 
 from bigqa.files import read_json, write_json
 from bigqa.hardware import detect_cpu, host_memory
-from bigqa.runs import commit, versions
+from bigqa.versions import commit, versions
 
 REPORTS = Path(__file__).parent / "runs"
 SEEDS = (42, 43, 44)

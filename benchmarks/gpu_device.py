@@ -21,8 +21,8 @@ from bigqa.engine.step import train_step
 from bigqa.files import write_json, write_text
 from bigqa.hardware import detect
 from bigqa.report import Case
-from bigqa.runs import commit, versions
 from bigqa.strategy import STRATEGIES
+from bigqa.versions import commit, versions
 
 FASTEST = {"model": "enliple-large-v1", "strategy": "plain", "axes": STRATEGIES["plain"], "seq_len": 384}
 

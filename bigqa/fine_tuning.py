@@ -26,13 +26,14 @@ from bigqa.ladder import AGAIN, ladder_of, plain_ladder, step_down, switches_of
 from bigqa.models import check_lengths, load_config, load_model, load_tokenizer, resolve
 from bigqa.planner import Planner, estimator_for
 from bigqa.prediction import LENGTHS_FILE, predict, qa_task, ready
-from bigqa.runs import begin, record, versions
+from bigqa.runs import begin, record
 from bigqa.settings import Rung, Settings
 from bigqa.tasks.features import build_features, window_lengths
 from bigqa.tasks.qa import COLUMNS
 from bigqa.tasks.scoring import evaluate_files, metric_of, read_golds
 from bigqa.tasks.squad import iter_questions
 from bigqa.tasks.windows import Lengths
+from bigqa.versions import versions
 
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout", "embedding_dropout")
 DROPOUTS_MORE = ("mlp_dropout", "classifier_dropout", "pooler_dropout", "residual_dropout")

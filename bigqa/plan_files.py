@@ -16,8 +16,8 @@ from bigqa.files import write_json, write_text
 from bigqa.ladder import ladder_of
 from bigqa.models import resolve
 from bigqa.probing import SCHEMA, Probe
-from bigqa.runs import versions
 from bigqa.settings import Settings
+from bigqa.versions import versions
 
 CLIP = Settings.model_fields["clip"].default
 

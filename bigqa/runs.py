@@ -3,23 +3,15 @@
 RUN/config.json, plan.json, versions.json, metrics.jsonl, log.txt, tensorboard/, checkpoints/, model/, report.json
 """
 
-import importlib.metadata
-import platform
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-from bigqa import __version__
 from bigqa.errors import BigqaError, UsageError
 from bigqa.files import read_json, write_error, write_json
 from bigqa.models import resolve
 from bigqa.settings import Settings, make_settings, read_settings
 from bigqa.strategy import STRATEGIES
-
-PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors")
-PACKAGES_IF_THERE = ("deepspeed", "bitsandbytes", "peft", "torchao")
-
+from bigqa.versions import versions
 
 CHANGEABLE = {
     "strategy",
@@ -126,29 +118,3 @@ def record(settings: Settings, plan: dict[str, Any]) -> None:
     write_json(settings.out / "config.json", settings.model_dump(mode="json"))
     write_json(settings.out / "plan.json", plan)
     write_json(settings.out / "versions.json", versions())
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that a run depends on."""
-    found = {"bigqa": __version__, "python": platform.python_version(), "platform": sys.platform}
-    found |= {name: importlib.metadata.version(name) for name in PACKAGES}
-    for name in PACKAGES_IF_THERE:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def commit() -> str | None:
-    """Return the commit of this code, marked where files differ from it; none where it is not in a repository."""
-    folder = Path(__file__).parent
-
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
-    try:
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", str(folder)) else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None

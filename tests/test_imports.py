@@ -10,7 +10,7 @@ import bigqa
 
 ROOT = Path(bigqa.__file__).parent
 ROWS = (
-    {"errors", "units", "strategy", "gpus", "heap"},
+    {"errors", "units", "strategy", "gpus", "heap", "versions"},
     {"files", "console", "options"},
     {"hardware", "markers"},
     {"settings", "tasks", "enliple", "download", "sample"},

@@ -20,7 +20,7 @@ from bigqa.bench.predict import Predictor
 from bigqa.engine.stop import PARENT_VARIABLE
 from bigqa.files import read_json, write_json
 from bigqa.report import Case, Measured, RunReport, read_report, write_report
-from bigqa.runs import commit, versions
+from bigqa.versions import commit, versions
 
 CASE_LIMIT_S = 900.0
 Progress = Callable[[int, int], None]

@@ -1,0 +1,38 @@
+"""What a run or a measurement depends on, in versions. In: nothing. Out: names and versions, and this code's commit."""
+
+import importlib.metadata
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+from bigqa import __version__
+
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors")
+PACKAGES_IF_THERE = ("deepspeed", "bitsandbytes", "peft", "torchao")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a run depends on."""
+    found = {"bigqa": __version__, "python": platform.python_version(), "platform": sys.platform}
+    found |= {name: importlib.metadata.version(name) for name in PACKAGES}
+    for name in PACKAGES_IF_THERE:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """Return the commit of this code, marked where files differ from it; none where it is not in a repository."""
+    folder = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", str(folder)) else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
