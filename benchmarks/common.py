@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bigqa.files import read_json, write_json
-from bigqa.hardware import detect_cpu, host_memory
+from bigqa.machine.hardware import detect_cpu, host_memory
 from bigqa.versions import commit, versions
 
 REPORTS = Path(__file__).parent / "runs"

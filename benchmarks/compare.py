@@ -18,9 +18,9 @@ import torch
 
 from benchmarks.common import REPORTS, machine, speeds, spread
 from benchmarks.tables import put_between
-from bigqa.calibration import LAYER_SHARE, measure_cpu, measure_gpu
 from bigqa.files import read_json, write_json
-from bigqa.models import load_config, resolve
+from bigqa.models.sources import load_config, resolve
+from bigqa.speed.calibration import LAYER_SHARE, measure_cpu, measure_gpu
 
 NAME = "compare"
 CASES: dict[str, dict[str, Any]] = {

@@ -12,11 +12,11 @@ import torch
 from benchmarks.gpu_session import OUT_OF_TIME, REPORTS
 from bigqa.bench.command import line_of, parse_caps
 from bigqa.bench.predict import Predictor
+from bigqa.bench.report import Case, RunReport, read_reports
 from bigqa.bench.sweep import Limits, sweep
-from bigqa.calibration import calibrate, kept_rates
-from bigqa.candidates import HEADROOM
-from bigqa.hardware import detect
-from bigqa.report import Case, RunReport, read_reports
+from bigqa.machine.hardware import detect
+from bigqa.plan.candidates import HEADROOM
+from bigqa.speed.calibration import calibrate, kept_rates
 
 MARGIN = 1.02
 """Of its predicted need, that a capped run must finish in."""

@@ -14,13 +14,13 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from bigqa.bench import worker
-from bigqa.calibration import calibrate
+from bigqa.bench.report import Case
+from bigqa.engine.loop.recorder import Silent
+from bigqa.engine.loop.step import train_step
 from bigqa.engine.processes import Processes
-from bigqa.engine.recorder import Silent
-from bigqa.engine.step import train_step
 from bigqa.files import write_json, write_text
-from bigqa.hardware import detect
-from bigqa.report import Case
+from bigqa.machine.hardware import detect
+from bigqa.speed.calibration import calibrate
 from bigqa.strategy import STRATEGIES
 from bigqa.versions import commit, versions
 

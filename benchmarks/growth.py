@@ -20,9 +20,9 @@ import psutil
 
 from benchmarks.common import REPORTS, metrics, read_report, run_module, spread, train, write_report
 from benchmarks.tables import put_between
-from bigqa.engine.meter import peak_resident_bytes
+from bigqa.engine.loop.meter import peak_resident_bytes
 from bigqa.files import read_json, write_json
-from bigqa.models import load_tokenizer, resolve
+from bigqa.models.sources import load_tokenizer, resolve
 from bigqa.sample import FOLDER
 from bigqa.tasks.features import build_features
 from bigqa.tasks.windows import Lengths

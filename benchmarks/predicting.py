@@ -14,7 +14,7 @@ from benchmarks.common import REPORTS, read_report, run_module, spread, train, w
 from benchmarks.prediction_rows import ROWS, features, kept_logits
 from benchmarks.tables import put_between
 from bigqa.files import write_json
-from bigqa.prediction import lengths_of
+from bigqa.run.prediction import lengths_of
 from bigqa.tasks.postprocess import decode
 from bigqa.tasks.scoring import evaluate_files
 from bigqa.tasks.squad import iter_questions

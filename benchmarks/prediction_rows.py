@@ -16,9 +16,9 @@ import torch
 from transformers import AutoModelForQuestionAnswering
 
 from bigqa.engine.inference import Logits, span_logits
-from bigqa.engine.meter import peak_resident_bytes
-from bigqa.models import load_tokenizer, resolve
-from bigqa.prediction import cache_folder, lengths_of, load_for_prediction, qa_task
+from bigqa.engine.loop.meter import peak_resident_bytes
+from bigqa.models.sources import load_tokenizer, resolve
+from bigqa.run.prediction import cache_folder, lengths_of, load_for_prediction, qa_task
 from bigqa.tasks.features import build_features, window_lengths
 from bigqa.tasks.qa import COLUMNS
 

@@ -14,8 +14,8 @@ import cpuinfo
 
 from bigqa.console import quiet_libraries
 from bigqa.engine.processes import Processes
-from bigqa.fine_tuning import fine_tune
-from bigqa.runs import settings_from
+from bigqa.run.fine_tuning import fine_tune
+from bigqa.run.folder import settings_from
 
 PATHS = ("train_file", "dev_file", "plan", "nvme")
 

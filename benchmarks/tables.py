@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from bigqa import markers
+from bigqa.show import markers
 
 README = Path(__file__).parent / "README.md"
 

@@ -17,8 +17,8 @@ from bigqa import __version__
 from bigqa.console import command, console, progress, stderr
 from bigqa.errors import UsageError
 from bigqa.files import write_text
-from bigqa.heap import hold_tight
-from bigqa.options import MODEL_HELP, given, train_signature
+from bigqa.machine.heap import hold_tight
+from bigqa.run.options import MODEL_HELP, given, train_signature
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 data = typer.Typer(no_args_is_help=True, help="Get data, and look at it.")
@@ -50,8 +50,8 @@ def main_options(
 @functools.wraps(train_signature)
 def train(**options: Any) -> None:
     """Launch the training processes; they run `bigqa/train.py` with the same options."""
-    from bigqa.launcher import launch
-    from bigqa.runs import settings_from
+    from bigqa.run.folder import settings_from
+    from bigqa.run.launcher import launch
 
     settings = settings_from(given(options), options["resume"])  # refused here before any process starts
     words = sys.argv[sys.argv.index("train") + 1 :]
@@ -85,8 +85,8 @@ def probe(
     ),
 ) -> None:
     """Say what fits, how fast, and what it gives up, before anything runs."""
-    from bigqa import probing
-    from bigqa.render import show_need, show_probe
+    from bigqa.plan import question as probing
+    from bigqa.show.render import show_need, show_probe
 
     question = probing.Question(
         model=model,
@@ -123,8 +123,8 @@ def probe(
 
 
 def _write_probe(found: Any, out: Path | None, html: Path | None) -> None:
-    from bigqa.page import probe_page
-    from bigqa.plan_files import write_plan
+    from bigqa.plan.files import write_plan
+    from bigqa.show.page import probe_page
 
     if html is not None:
         write_text(html, probe_page(found))
@@ -190,8 +190,8 @@ def predict(
 ) -> None:
     """Answer the questions of a file."""
     from bigqa.files import write_json
-    from bigqa.prediction import load_for_prediction
-    from bigqa.prediction import predict as predict_file
+    from bigqa.run.prediction import load_for_prediction
+    from bigqa.run.prediction import predict as predict_file
 
     model, tokenizer, lengths, torch_device = load_for_prediction(str(model_dir), device, seq_len, precision)
     with progress("Predicting") as on_progress:
@@ -277,8 +277,8 @@ def inspect_data(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Count windows and padding, and give the best score that the vocabulary allows."""
-    from bigqa.models import load_tokenizer, resolve
-    from bigqa.render import inspection_table
+    from bigqa.models.sources import load_tokenizer, resolve
+    from bigqa.show.render import inspection_table
     from bigqa.tasks.inspection import inspect_file
     from bigqa.tasks.windows import Lengths
 
@@ -296,7 +296,7 @@ def inspect_data(
 
 
 def _download(name: str, out: Path) -> None:
-    from bigqa.download import download
+    from bigqa.tasks.download import download
 
     for line in download(name, out):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -322,7 +322,7 @@ def enliple(
     qa_head: Annotated[Path | None, typer.Option(help="A QA head kept in a file of its own.")] = None,
 ) -> None:
     """Turn a released Enliple checkpoint into a Hugging Face folder."""
-    from bigqa.enliple import convert as convert_enliple
+    from bigqa.models.enliple import convert as convert_enliple
 
     if activation not in ("auto", "gelu", "gelu_new"):
         raise UsageError(f"--activation is auto, gelu or gelu_new, not {activation}")

@@ -15,8 +15,8 @@ from typing import Any
 from bigqa.console import command, console
 from bigqa.errors import BigqaError
 from bigqa.files import read_json
-from bigqa.render import scores_table
 from bigqa.sample import FOLDER
+from bigqa.show.render import scores_table
 from bigqa.units import format_seconds
 
 LEARNED_EM = 70.0

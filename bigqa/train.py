@@ -1,6 +1,6 @@
 """Entry for `accelerate launch bigqa/train.py OPTIONS`: settings -> build -> fit -> score -> report.
 
-`bigqa train OPTIONS` launches this same file; see `bigqa/options.py` for the options.
+`bigqa train OPTIONS` launches this same file; see `bigqa/run/options.py` for the options.
 """
 
 import functools
@@ -15,20 +15,20 @@ if __name__ == "__main__":
 import typer
 
 from bigqa.console import command
-from bigqa.heap import hold_tight
-from bigqa.options import given, train_signature
+from bigqa.machine.heap import hold_tight
+from bigqa.run.options import given, train_signature
 
 
 @functools.wraps(train_signature)
 def train(**options: Any) -> None:
     """Run on the processes that the launcher started."""
     hold_tight()
+    from bigqa.engine.loop.stop import tell_end
     from bigqa.engine.processes import lost_a_peer
-    from bigqa.engine.stop import tell_end
-    from bigqa.fine_tuning import fine_tune
-    from bigqa.ladder import AGAIN
-    from bigqa.launcher import go_on, spread_out
-    from bigqa.runs import settings_from
+    from bigqa.plan.ladder import AGAIN
+    from bigqa.run.fine_tuning import fine_tune
+    from bigqa.run.folder import settings_from
+    from bigqa.run.launcher import go_on, spread_out
 
     spread_out()
     resume = options["resume"]

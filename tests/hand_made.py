@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bigqa.hardware import Cpu, Gpu, Hardware
+from bigqa.bench.report import Case, Measured, Outcome, Predicted, RunReport
+from bigqa.machine.hardware import Cpu, Gpu, Hardware
 from bigqa.memory.estimate import MemoryEstimate
-from bigqa.report import Case, Measured, Outcome, Predicted, RunReport
+from bigqa.speed.throughput import Rates
 from bigqa.strategy import STRATEGIES
 from bigqa.table.rows import Row
-from bigqa.throughput import Rates
 from bigqa.units import GIB
 
 TINY_BERT = {

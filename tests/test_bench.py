@@ -16,11 +16,11 @@ from hand_made import report
 from bigqa.bench.cases import Grid, cases_of, rows_on
 from bigqa.bench.command import parse_caps, parse_counts
 from bigqa.bench.predict import Predictor, predict_anew
+from bigqa.bench.report import Case, RunReport, read_report, read_reports, write_report
 from bigqa.bench.sweep import Limits, is_measured, run_case, sweep
-from bigqa.calibration import calibrate, kept_rates
 from bigqa.errors import UsageError
-from bigqa.hardware import CGROUP, detect
-from bigqa.report import Case, RunReport, read_report, read_reports, write_report
+from bigqa.machine.hardware import CGROUP, detect
+from bigqa.speed.calibration import calibrate, kept_rates
 from bigqa.strategy import STRATEGIES, Strategy
 
 WORDS = ["tiny", "--seq-len", "64", "--global-batch", "8", "--micro-batch", "4", "--steps", "1", "--device", "cpu"]
@@ -117,7 +117,7 @@ def test_two_models_with_one_name_are_refused() -> None:
 
 def test_a_peak_is_the_process_own_and_not_its_parents() -> None:
     there = bytearray(2**30)  # written: resident in this process
-    command = "from bigqa.engine.meter import peak_resident_bytes; print(peak_resident_bytes())"
+    command = "from bigqa.engine.loop.meter import peak_resident_bytes; print(peak_resident_bytes())"
     done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
     assert len(there) == 2**30 and 2**27 < int(done.stdout) < 7 * 2**27
 

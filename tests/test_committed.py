@@ -8,7 +8,7 @@ import pytest
 from benchmarks import compare, growth, predicting, quality, strategies
 from benchmarks.common import REPORTS
 from benchmarks.tables import README
-from bigqa import markers
+from bigqa.show import markers
 from bigqa.table.command import DEFAULT_FOLDERS, Tabled, tabled
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from bigqa import download as module
-from bigqa.download import FILES, LICENCE, URL_VARIABLE, RemoteFile, download
 from bigqa.errors import BigqaError, UsageError
+from bigqa.tasks import download as module
+from bigqa.tasks.download import FILES, LICENCE, URL_VARIABLE, RemoteFile, download
 
 TRAIN = os.urandom(3_000_001)
 DEV = b"\xed\x95\x9c" * 70_000

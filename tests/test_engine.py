@@ -12,12 +12,14 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import get_linear_schedule_with_warmup
 
-from bigqa.engine import build, checkpoint, moments
+from bigqa.engine import build
 from bigqa.engine.build import make_update, strategy_of
-from bigqa.engine.optimizers import linear_rate, make_optimizer, parameter_groups, undecayed_names
-from bigqa.engine.order import DataOrder, share_of_process
-from bigqa.engine.precision import Weights
-from bigqa.engine.step import Parts, train_step
+from bigqa.engine.loop import checkpoint
+from bigqa.engine.loop.order import DataOrder, share_of_process
+from bigqa.engine.loop.step import Parts, train_step
+from bigqa.engine.optim import moments
+from bigqa.engine.optim.optimizers import linear_rate, make_optimizer, parameter_groups, undecayed_names
+from bigqa.engine.optim.precision import Weights
 from bigqa.errors import BigqaError
 from bigqa.settings import Settings
 from bigqa.strategy import STRATEGIES, Precision, Strategy

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
-from bigqa.enliple import convert
 from bigqa.errors import BigqaError
+from bigqa.models.enliple import convert
 
 CASES = {
     "large_base": ("auto", "qa_head.bin"),
@@ -103,7 +103,7 @@ def test_a_vocabulary_of_another_size_is_refused(released: Path) -> None:
 
 
 def test_a_base_checkpoint_without_its_head_is_refused_for_prediction(shared: Path) -> None:
-    from bigqa.models import load_config, load_model, resolve
+    from bigqa.models.sources import load_config, load_model, resolve
 
     source = resolve(str(shared / "fixtures" / "enliple" / "large_base"))
     with pytest.raises(BigqaError, match=r"qa_outputs"):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bigqa.models import load_tokenizer, resolve
+from bigqa.models.sources import load_tokenizer, resolve
 from bigqa.sample import FOLDER
 from bigqa.tasks import features
 from bigqa.tasks.features import build_features, window_lengths
@@ -118,7 +118,7 @@ def test_progress_ends_at_the_number_of_questions(tokenizer: Any, tmp_path: Path
 MEASURE = """
 import resource, sys
 from pathlib import Path
-from bigqa.models import load_tokenizer, resolve
+from bigqa.models.sources import load_tokenizer, resolve
 from bigqa.tasks.features import build_features, window_lengths
 from bigqa.tasks.windows import Lengths
 

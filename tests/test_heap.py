@@ -7,7 +7,7 @@ import pytest
 
 PROGRAM = """
 import sys
-from bigqa.heap import hold_tight, keep_if_plenty
+from bigqa.machine.heap import hold_tight, keep_if_plenty
 hold_tight()
 kept = keep_if_plenty(*(int(word) for word in sys.argv[1:]))
 import torch
@@ -41,7 +41,7 @@ def test_freed_memory_is_kept_where_a_quarter_more_than_the_need_is_free(
 
 RUNS_SHORT = """
 import time
-from bigqa.heap import hold_tight, keep_if_plenty
+from bigqa.machine.heap import hold_tight, keep_if_plenty
 hold_tight()
 keep_if_plenty(1, 2)
 import torch

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bigqa.models import load_tokenizer, resolve
+from bigqa.models.sources import load_tokenizer, resolve
 from bigqa.tasks.inspection import inspect_file
 from bigqa.tasks.windows import Lengths
 

@@ -12,7 +12,7 @@ from bigqa.memory.estimate import Estimator, with_layers
 from bigqa.memory.events import CATEGORIES, Event, Stream, find_peak
 from bigqa.memory.trace import trace_step
 from bigqa.memory.whole import whole_footprint
-from bigqa.planner import estimator_for
+from bigqa.plan.planner import estimator_for
 from bigqa.strategy import STRATEGIES, Strategy
 from bigqa.tasks.qa import QuestionAnswering
 

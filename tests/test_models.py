@@ -7,8 +7,8 @@ import torch
 from transformers import AutoConfig
 
 from bigqa.errors import BigqaError
-from bigqa.models import check_lengths, load_config, load_model, load_tokenizer, resolve, usable_positions
-from bigqa.prediction import qa_task
+from bigqa.models.sources import check_lengths, load_config, load_model, load_tokenizer, resolve, usable_positions
+from bigqa.run.prediction import qa_task
 
 SMALL = {
     "vocab_size": 120,

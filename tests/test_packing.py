@@ -12,13 +12,14 @@ from torch import nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForQuestionAnswering
 
-from bigqa.engine import attention, modules
+from bigqa.engine import modules
+from bigqa.engine.attention import kernels as attention
+from bigqa.engine.attention.packing import can_pack, fill, packs_without_data, split_padded
+from bigqa.engine.attention.windows import Shape, attend
 from bigqa.engine.bits import dropping_signs
-from bigqa.engine.feed import Feed
-from bigqa.engine.order import DataOrder
-from bigqa.engine.packing import can_pack, fill, packs_without_data, split_padded
-from bigqa.engine.windows import Shape, attend
-from bigqa.models import first_position
+from bigqa.engine.loop.feed import Feed
+from bigqa.engine.loop.order import DataOrder
+from bigqa.models.sources import first_position
 from bigqa.tasks.qa import QuestionAnswering
 
 SIZES = {

@@ -9,14 +9,14 @@ import pytest
 from hand_made import RATES
 from transformers import AutoConfig
 
-from bigqa import hardware
-from bigqa.candidates import Machine, Workload, choose, rank
 from bigqa.errors import BigqaError
-from bigqa.gpus import GPUS, find_gpu
-from bigqa.hardware import Cpu, Gpu, Hardware, capped, planned_gpu
-from bigqa.ladder import plain_ladder
+from bigqa.machine import hardware
+from bigqa.machine.gpus import GPUS, find_gpu
+from bigqa.machine.hardware import Cpu, Gpu, Hardware, capped, planned_gpu
 from bigqa.memory.host import CPU_BASELINE_BYTES, CUDA_BASELINE_BYTES
-from bigqa.planner import Planner, estimator_for
+from bigqa.plan.candidates import Machine, Workload, choose, rank
+from bigqa.plan.ladder import plain_ladder
+from bigqa.plan.planner import Planner, estimator_for
 from bigqa.strategy import STRATEGIES
 from bigqa.units import GIB, parse_bytes
 
@@ -101,7 +101,7 @@ def test_on_a_cpu_the_fastest_micro_batch_is_taken_and_not_the_largest(
     planner = Planner(estimator, Workload(), machine(None, rates={"cpu": slow_to_hand_out}))
     assert planner.judge("cpu", STRATEGIES["cpu"]).micro_batch == 16
     need = planner.need(STRATEGIES["cpu"], 4, 512, 1).host_bytes
-    monkeypatch.setattr("bigqa.heap.plenty", lambda need_bytes, free_bytes: need_bytes <= need)
+    monkeypatch.setattr("bigqa.machine.heap.plenty", lambda need_bytes, free_bytes: need_bytes <= need)
     assert planner.judge("cpu", STRATEGIES["cpu"]).micro_batch == 4
 
 

@@ -16,19 +16,20 @@ from typing import Any
 import pytest
 import torch
 
-from bigqa import fine_tuning
-from bigqa.candidates import Workload, choose, machine_for
-from bigqa.engine import checkpoint, inference
-from bigqa.engine.reader import StepReader
+from bigqa.engine import inference
+from bigqa.engine.loop import checkpoint
+from bigqa.engine.loop.reader import StepReader
+from bigqa.engine.loop.stop import StopRequest
+from bigqa.engine.optim.update import Update
 from bigqa.engine.recovery import HostWatch, OutOfMemory, is_out_of_memory
-from bigqa.engine.stop import StopRequest
-from bigqa.engine.update import Update
 from bigqa.errors import BigqaError
-from bigqa.fine_tuning import fine_tune
-from bigqa.hardware import host_memory
-from bigqa.ladder import AGAIN, ladder_of, plain_ladder, switches_of
-from bigqa.planner import Planner, estimator_for
-from bigqa.runs import begin, settings_from
+from bigqa.machine.hardware import host_memory
+from bigqa.plan.candidates import Workload, choose, machine_for
+from bigqa.plan.ladder import AGAIN, ladder_of, plain_ladder, switches_of
+from bigqa.plan.planner import Planner, estimator_for
+from bigqa.run import fine_tuning
+from bigqa.run.fine_tuning import fine_tune
+from bigqa.run.folder import begin, settings_from
 from bigqa.sample import FOLDER
 from bigqa.settings import make_settings
 from bigqa.strategy import STRATEGIES, Strategy
@@ -271,7 +272,7 @@ def test_the_plans_ladder_needs_less_from_rung_to_rung() -> None:
     from transformers import AutoConfig
 
     config = AutoConfig.for_model("bert", num_hidden_layers=4, hidden_size=64, num_attention_heads=4, vocab_size=1000)
-    from bigqa.hardware import detect, planned_gpu
+    from bigqa.machine.hardware import detect, planned_gpu
 
     machine = machine_for(detect(), planned_gpu("T4", None), host_bytes=64 * 2**30)
     candidates = Planner(estimator_for(config), Workload(seq_len=128), machine).candidates()
@@ -373,7 +374,7 @@ def test_limits_of_the_process_count(tmp_path: Path) -> None:
     total, free = host_memory()
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_DATA, (700 * 2**20,) * 2);"
-        "from bigqa.hardware import host_memory; print(*host_memory())"
+        "from bigqa.machine.hardware import host_memory; print(*host_memory())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     limited_total, limited_free = map(int, done.stdout.split())

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bigqa.models import load_tokenizer, resolve
+from bigqa.models.sources import load_tokenizer, resolve
 from bigqa.sample import FOLDER
 from bigqa.sample.make_sample import particle
 from bigqa.tasks.inspection import inspect_file

@@ -14,9 +14,9 @@ from click.testing import Result
 from hand_made import report, row, write
 from typer.testing import CliRunner
 
-from bigqa import markers
 from bigqa.cli import app
 from bigqa.errors import BigqaError
+from bigqa.show import markers
 from bigqa.table.charts import charts_of
 from bigqa.table.grade import grade
 from bigqa.table.page import bench_page

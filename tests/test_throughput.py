@@ -7,9 +7,9 @@ from hand_made import RATES
 from transformers import BertConfig
 
 from bigqa.memory.scaling import Footprint
-from bigqa.planner import estimator_for
+from bigqa.plan.planner import estimator_for
+from bigqa.speed.throughput import Rates, Shape, speed_of
 from bigqa.strategy import Strategy
-from bigqa.throughput import Rates, Shape, speed_of
 
 WORK = Footprint(
     allocated_bytes=0,

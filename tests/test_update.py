@@ -7,10 +7,10 @@ import torch
 from test_engine import FP32, parts_for, rows
 from torch import Tensor, nn
 
-from bigqa.engine.pieces import PIECE, pieces_of
-from bigqa.engine.rounding import RoundedAdamW
-from bigqa.engine.step import train_step
-from bigqa.engine.windows import STANDS_FOR
+from bigqa.engine.attention.windows import STANDS_FOR
+from bigqa.engine.loop.step import train_step
+from bigqa.engine.optim.pieces import PIECE, pieces_of
+from bigqa.engine.optim.rounding import RoundedAdamW
 from bigqa.strategy import Strategy
 
 ROUNDED = Strategy(precision="bf16-sr", device="cpu")
@@ -131,7 +131,7 @@ def test_pieces_of_a_large_parameter_are_stepped_alike() -> None:
 
 def test_8_bit_steps_by_pieces_are_those_of_bitsandbytes_to_the_bit() -> None:
     bitsandbytes = pytest.importorskip("bitsandbytes")
-    from bigqa.engine.eight_bit import PiecewiseAdamW8bit
+    from bigqa.engine.optim.eight_bit import PiecewiseAdamW8bit
 
     shapes = [(2 * PIECE + 700,), (100, 300), (64,)]  # several pieces, one piece, too small for 8 bits
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bigqa.errors import BigqaError
-from bigqa.models import load_tokenizer, resolve
+from bigqa.models.sources import load_tokenizer, resolve
 from bigqa.tasks.squad import read_questions
 from bigqa.tasks.windows import (
     Lengths,

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from benchmarks.common import speeds
-from bigqa.engine.meter import MemoryMeter
-from bigqa.engine.order import DataOrder
-from bigqa.models import load_config, load_model, load_tokenizer, resolve
-from bigqa.prediction import cache_folder
+from bigqa.engine.loop.meter import MemoryMeter
+from bigqa.engine.loop.order import DataOrder
+from bigqa.models.sources import load_config, load_model, load_tokenizer, resolve
+from bigqa.run.prediction import cache_folder
 from bigqa.tasks.features import build_features, window_lengths
 from bigqa.tasks.qa import COLUMNS
 from bigqa.tasks.windows import Lengths

@@ -8,7 +8,7 @@ import time
 import torch
 
 from benchmarks.baselines.data import arguments, model_of, order_of, report, windows_of
-from bigqa.engine.optimizers import linear_rate
+from bigqa.engine.optim.optimizers import linear_rate
 
 
 def main() -> None:

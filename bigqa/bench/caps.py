@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bigqa.errors import BigqaError
-from bigqa.hardware import CGROUP
+from bigqa.machine.hardware import CGROUP
 
 V1 = (CGROUP / "memory", "memory.limit_in_bytes")
 V2 = (CGROUP, "memory.max")

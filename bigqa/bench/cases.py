@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from bigqa.bench.report import Case, Heap, short_name
 from bigqa.errors import UsageError
-from bigqa.models import check_lengths, load_config, resolve
-from bigqa.report import Case, Heap, short_name
+from bigqa.models.sources import check_lengths, load_config, resolve
 from bigqa.strategy import STRATEGIES, Precision, Strategy, with_low_precision
 
 Device = Literal["cuda", "cpu"]

@@ -6,14 +6,14 @@ from typing import Literal
 
 from bigqa.bench.cases import Device, Grid, cases_of
 from bigqa.bench.predict import Predictor
+from bigqa.bench.report import Case, RunReport
 from bigqa.bench.sweep import Limits, is_measured, sweep
-from bigqa.calibration import calibrate, kept_rates
 from bigqa.console import progress
 from bigqa.errors import BigqaError, UsageError
-from bigqa.hardware import Gpu, Hardware, detect
-from bigqa.report import Case, RunReport
+from bigqa.machine.hardware import Gpu, Hardware, detect
+from bigqa.speed.calibration import calibrate, kept_rates
+from bigqa.speed.throughput import Rates
 from bigqa.strategy import Precision
-from bigqa.throughput import Rates
 from bigqa.units import format_bytes, parse_bytes
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import torch
 
-from bigqa.engine.meter import MemoryMeter
+from bigqa.engine.loop.meter import MemoryMeter
 from bigqa.memory.estimate import CONTEXT_BYTES
 
 INTERVAL_S = 0.005

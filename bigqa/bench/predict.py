@@ -7,12 +7,12 @@ import functools
 import json
 from typing import Any
 
-from bigqa.hardware import Gpu, Hardware, capped
+from bigqa.bench.report import Case, Predicted, RunReport
+from bigqa.machine.hardware import Gpu, Hardware, capped
 from bigqa.memory.estimate import Estimator
-from bigqa.models import load_config, resolve
-from bigqa.planner import estimator_for
-from bigqa.report import Case, Predicted, RunReport
-from bigqa.throughput import Rates, Shape, speed_of
+from bigqa.models.sources import load_config, resolve
+from bigqa.plan.planner import estimator_for
+from bigqa.speed.throughput import Rates, Shape, speed_of
 
 
 class Predictor:

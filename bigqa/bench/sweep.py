@@ -17,9 +17,9 @@ from pathlib import Path
 
 from bigqa.bench.caps import ram_cap
 from bigqa.bench.predict import Predictor
-from bigqa.engine.stop import PARENT_VARIABLE
+from bigqa.bench.report import Case, Measured, RunReport, read_report, write_report
+from bigqa.engine.loop.stop import PARENT_VARIABLE
 from bigqa.files import read_json, write_json
-from bigqa.report import Case, Measured, RunReport, read_report, write_report
 from bigqa.versions import commit, versions
 
 CASE_LIMIT_S = 900.0

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bigqa.heap import hold_tight
+from bigqa.machine.heap import hold_tight
 
 if __name__ == "__main__":
     hold_tight()  # before torch is imported
@@ -20,17 +20,17 @@ import numpy as np
 import torch
 
 from bigqa.bench.meters import DeviceMeter
+from bigqa.bench.report import Case, Measured
 from bigqa.engine.build import build, share_of_batch
-from bigqa.engine.loop import Training, fit
+from bigqa.engine.loop.fit import Training, fit
+from bigqa.engine.loop.recorder import Silent
+from bigqa.engine.loop.stop import StopRequest
 from bigqa.engine.processes import Processes
-from bigqa.engine.recorder import Silent
 from bigqa.engine.recovery import HostWatch, OutOfMemory, is_out_of_memory
-from bigqa.engine.stop import StopRequest
 from bigqa.files import read_json, write_json
-from bigqa.fine_tuning import shortfall
-from bigqa.hardware import host_memory
-from bigqa.models import first_position, load_config, load_model, resolve
-from bigqa.report import Case, Measured
+from bigqa.machine.hardware import host_memory
+from bigqa.models.sources import first_position, load_config, load_model, resolve
+from bigqa.run.fine_tuning import shortfall
 from bigqa.settings import Settings, make_settings
 from bigqa.tasks.qa import QuestionAnswering
 

@@ -8,17 +8,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from bigqa.engine import adapters, attention, modules, recompute
+from bigqa.engine import adapters, modules, recompute
+from bigqa.engine.attention import kernels as attention
+from bigqa.engine.attention.packing import can_pack
+from bigqa.engine.loop.step import Parts
 from bigqa.engine.offload import ActivationOffload
-from bigqa.engine.optimizers import make_optimizer, parameter_groups, undecayed_names
-from bigqa.engine.packing import can_pack
-from bigqa.engine.precision import DTYPES, Weights
+from bigqa.engine.optim.optimizers import make_optimizer, parameter_groups, undecayed_names
+from bigqa.engine.optim.precision import DTYPES, Weights
+from bigqa.engine.optim.release import ReleasedUpdate
+from bigqa.engine.optim.scaling import LossScaler
+from bigqa.engine.optim.update import Update
 from bigqa.engine.processes import Processes
-from bigqa.engine.release import ReleasedUpdate
-from bigqa.engine.scaling import LossScaler
 from bigqa.engine.sharding import ShardedUpdate, deepspeed_config
-from bigqa.engine.step import Parts
-from bigqa.engine.update import Update
 from bigqa.errors import BigqaError
 from bigqa.settings import Settings
 from bigqa.strategy import Precision, Strategy, missing_package, with_low_precision

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from bigqa.engine.packing import can_pack, split_padded
+from bigqa.engine.attention.packing import can_pack, split_padded
 from bigqa.engine.recovery import is_out_of_memory
 from bigqa.tasks.base import SpanTask
 

@@ -9,7 +9,7 @@ from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 from torch import Tensor, nn
 
 from bigqa.errors import BigqaError
-from bigqa.hardware import usable_cores
+from bigqa.machine.hardware import usable_cores
 
 THREADS_VARIABLE = "BIGQA_THREADS"
 """Threads of each process on a CPU; else the cores that it may use, shared out among the processes."""

@@ -1,6 +1,6 @@
 """Running out of memory: told from other errors, and seen before the kernel kills. In: an error, or the host's memory.
 
-Out: `OutOfMemory`, which says after which step the run is whole. What happens then is `bigqa.ladder`'s.
+Out: `OutOfMemory`, which says after which step the run is whole. What happens then is `bigqa.plan.ladder`'s.
 """
 
 import errno
@@ -12,7 +12,7 @@ from types import FrameType
 
 import torch
 
-from bigqa.heap import hand_back
+from bigqa.machine.heap import hand_back
 
 MARKS = (
     "out of memory",

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bigqa.engine.moments import NAMES
-from bigqa.engine.optimizers import BETAS
+from bigqa.engine.optim.moments import NAMES
+from bigqa.engine.optim.optimizers import BETAS
+from bigqa.engine.optim.update import State, Update
 from bigqa.engine.recovery import is_out_of_memory
-from bigqa.engine.update import State, Update
 from bigqa.errors import BigqaError
 from bigqa.strategy import Strategy
 

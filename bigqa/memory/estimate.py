@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from bigqa.engine import attention
-from bigqa.engine.packing import packs_without_data
+from bigqa.engine.attention import kernels as attention
+from bigqa.engine.attention.packing import packs_without_data
 from bigqa.memory import deepspeed, host
 from bigqa.memory.events import Stream
 from bigqa.memory.forks import in_forks

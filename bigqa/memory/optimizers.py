@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bigqa.engine.moments import BLOCK
-from bigqa.engine.optimizers import BETAS
-from bigqa.engine.pieces import pieces_of
-from bigqa.engine.rounding import SMALLEST_8BIT, RoundedAdamW, unpack_without_data
+from bigqa.engine.optim.moments import BLOCK
+from bigqa.engine.optim.optimizers import BETAS
+from bigqa.engine.optim.pieces import pieces_of
+from bigqa.engine.optim.rounding import SMALLEST_8BIT, RoundedAdamW, unpack_without_data
 from bigqa.strategy import Strategy
 
 

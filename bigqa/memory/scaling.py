@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bigqa.heap import TIGHT_BYTES
+from bigqa.machine.heap import TIGHT_BYTES
 from bigqa.memory.allocator import peak_reserved
 from bigqa.memory.events import CATEGORIES, Stream
 

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bigqa.engine import attention
+from bigqa.engine.attention import kernels as attention
+from bigqa.engine.attention.windows import STANDS_FOR
 from bigqa.engine.build import change, make_offload, make_update
-from bigqa.engine.optimizers import parameter_groups, undecayed_names
+from bigqa.engine.loop.step import Parts, train_step
+from bigqa.engine.optim.optimizers import parameter_groups, undecayed_names
 from bigqa.engine.quantized import QuantizedLinear
-from bigqa.engine.step import Parts, train_step
-from bigqa.engine.windows import STANDS_FOR
 from bigqa.memory import shapes
 from bigqa.memory.events import Category, Event, Stream
 from bigqa.memory.optimizers import stand_in, state_tensors

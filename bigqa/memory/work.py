@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
-from bigqa.engine import windows
+from bigqa.engine.attention import windows
 from bigqa.memory.shapes import tensors_in
 
 VIEWS = {

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from bigqa import markers
+from bigqa.bench.report import read_reports
 from bigqa.errors import BigqaError
 from bigqa.files import read_text, write_text
-from bigqa.report import read_reports
+from bigqa.show import markers
 from bigqa.table.charts import charts_of
 from bigqa.table.grade import Grade, grade
 from bigqa.table.marks import grade_markdown, grade_record

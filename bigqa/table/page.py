@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import jinja2
 from markupsafe import Markup
 
-from bigqa.page import TEMPLATES
+from bigqa.show.page import TEMPLATES
 from bigqa.table.charts import INK, PAPER
 from bigqa.table.grade import Grade
 from bigqa.table.marks import (

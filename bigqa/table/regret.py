@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from bigqa.report import Case
+from bigqa.bench.report import Case
 from bigqa.table.rows import Row
 
 Kind = Literal["plan", "false fit", "false no", "nothing fits"]

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bigqa.bench.predict import estimator_of, predict_anew
-from bigqa.candidates import HEADROOM, HOST_HEADROOM
-from bigqa.report import Measured, Predicted, RunReport, short_name
+from bigqa.bench.report import Measured, Predicted, RunReport, short_name
+from bigqa.plan.candidates import HEADROOM, HOST_HEADROOM
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,11 +9,11 @@ import torch
 from benchmarks.strategy_jobs import OPTIONS, difference, job, losses, run_jobs
 from bigqa.bench.cases import rows_on
 from bigqa.bench.predict import Predictor
+from bigqa.bench.report import Case
 from bigqa.bench.sweep import run_case
-from bigqa.calibration import measure_cpu, measure_gpu
-from bigqa.hardware import detect
+from bigqa.machine.hardware import detect
 from bigqa.memory.estimate import CONTEXT_BYTES
-from bigqa.report import Case
+from bigqa.speed.calibration import measure_cpu, measure_gpu
 from bigqa.strategy import STRATEGIES
 
 pytestmark = [

@@ -1,0 +1,201 @@
+"""Attention by a kernel that is named, never left to a default. Registered with transformers as "bigqa".
+
+In: queries, keys, values, a mask. Out: the context. A default hangs on device, dropout and the state of the tensors, so
+that a predictor that runs the same step on tensors without data would see another kernel than the trainer.
+
+Windows come padded, with a mask, or packed end to end as one row of tokens, with `cu_seq_lens_q`, the name that the
+library has for their bounds: [0, end of the first, end of the second, ...]. The kernels keep packed ones apart.
+
+B: windows. H: heads. K: heads of keys and values. S: tokens. D: size of a head. T: tokens of all windows.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
+
+from bigqa.engine.attention.windows import Shape, attend
+
+NAME = "bigqa"
+FLASH_SIZES = 256
+"""Largest head of torch's flash kernels."""
+STAND_IN_FOR: ContextVar[str] = ContextVar("STAND_IN_FOR", default="cpu")
+"""The device type that tensors on the meta device stand for."""
+
+
+_packed_calls = 0
+
+
+def count_packed() -> int:
+    """Return how often packed windows have come to this attention: a model may not hand their bounds on."""
+    return _packed_calls
+
+
+def use(model: nn.Module) -> bool:
+    """Make a model use these kernels; return whether it can. One that cannot keeps the library's eager attention."""
+    if not getattr(model, "_supports_sdpa", False) or _has_biases_of_its_own(model):
+        return False
+    model.set_attn_implementation(NAME)  # type: ignore[operator]
+    return True
+
+
+def _has_biases_of_its_own(model: nn.Module) -> bool:
+    """Whether the scores want a bias that these kernels do not take: T5 and its kin learn one of relative positions."""
+    return any(name.endswith("relative_attention_bias") for name, _ in model.named_modules())
+
+
+@contextlib.contextmanager
+def standing_in_for(device_type: str) -> Iterator[None]:
+    """Let the meta device stand for another one inside the block."""
+    token = STAND_IN_FOR.set(device_type)
+    try:
+        yield
+    finally:
+        STAND_IN_FOR.reset(token)
+
+
+def attention(
+    module: nn.Module,
+    query_BHSD: Tensor,
+    key_BKSD: Tensor,
+    value_BKSD: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int = 0,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Return the context, [B, S, H, D], and no weights."""
+    scale = query_BHSD.shape[-1] ** -0.5 if scaling is None else scaling
+    groups = query_BHSD.shape[1] // key_BKSD.shape[1]
+    if groups > 1:
+        key_BKSD, value_BKSD = (t.repeat_interleave(groups, dim=1) for t in (key_BKSD, value_BKSD))
+    device = query_BHSD.device.type if query_BHSD.device.type != "meta" else STAND_IN_FOR.get()
+    if cu_seq_lens_q is not None:
+        global _packed_calls
+        _packed_calls += 1
+        packed = _packed_on_gpu if device == "cuda" else _packed_on_cpu
+        causal = bool(getattr(module, "is_causal", False))
+        tensors = (query_BHSD[0], key_BKSD[0], value_BKSD[0])
+        bounds = Bounds(cu_seq_lens_q, max_length_q, causal, sliding_window)
+        return packed(*tensors, bounds, dropout, scale)[None], None
+    if device == "cuda":
+        context = _efficient(query_BHSD, key_BKSD, value_BKSD, attention_mask, dropout, scale)
+    elif dropout:
+        context = _plain(query_BHSD, key_BKSD, value_BKSD, attention_mask, dropout, scale)
+    else:
+        context = _flash_cpu(query_BHSD, key_BKSD, value_BKSD, attention_mask, scale)
+    return context.transpose(1, 2).contiguous(), None
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The windows of a packed row, and what within them looks at what."""
+
+    ends: Tensor
+    """int32, [windows + 1], on the device: where each begins, and the end of the last."""
+    longest: int
+    causal: bool
+    span: int | None
+    """Tokens that look at each other are fewer than this apart."""
+
+
+def _packed_on_cpu(query: Tensor, key: Tensor, value: Tensor, bounds: Bounds, dropout: float, scale: float) -> Tensor:
+    count = bounds.ends.shape[0] - 1
+    lengths = [bounds.longest] * count if bounds.ends.is_meta else bounds.ends.diff().tolist()
+    return attend(query, key, value, Shape(tuple(lengths), bounds.causal, bounds.span), dropout, scale)
+
+
+def _packed_on_gpu(query: Tensor, key: Tensor, value: Tensor, bounds: Bounds, dropout: float, scale: float) -> Tensor:
+    """Flash attention where the card has it for this precision, else the memory-efficient kernel, which all have."""
+    tensors_THD = [one.transpose(0, 1) for one in (query, key, value)]
+    ends, longest = bounds.ends, bounds.longest
+    if _has_flash(query):
+        before = -1 if bounds.span is None else bounds.span - 1
+        context: Tensor = torch.ops.aten._flash_attention_forward(
+            *tensors_THD, ends, ends, longest, longest, dropout, bounds.causal, False, scale=scale,
+            window_size_left=before, window_size_right=0 if bounds.causal else before,
+        )[0]  # fmt: skip
+        return context
+    if bounds.span is not None and bounds.span <= longest:
+        raise NotImplementedError("windows that look only so far need flash attention, or padding")
+    from_top_left = 1
+    context = torch.ops.aten._efficient_attention_forward(
+        *(one[None] for one in tensors_THD), None, ends, ends, longest, longest, dropout,
+        from_top_left if bounds.causal else 0, torch.is_grad_enabled() and query.requires_grad, scale=scale,
+    )[0][0]  # fmt: skip
+    return context
+
+
+def _has_flash(query: Tensor) -> bool:
+    if query.is_meta:
+        # Both keep the same for the backward pass; torch's shapes of the other one's backward pass are broken (2.13).
+        return True
+    low = query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] <= FLASH_SIZES
+    return low and torch.cuda.get_device_capability(query.device) >= (8, 0)
+
+
+def mask(
+    batch_size: int, q_length: int, kv_length: int, *, mask_function: Any, attention_mask: Tensor | None, **options: Any
+) -> Tensor | None:
+    """Return a boolean mask that broadcasts to [B, H, S, S], made without a look at the data; none: all is open."""
+    if mask_function is bidirectional_mask_function:
+        return None if attention_mask is None else attention_mask[:, None, None, :].bool()
+    options |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+    return sdpa_mask(
+        batch_size, q_length, kv_length, mask_function=mask_function, attention_mask=attention_mask, **options
+    )
+
+
+def _bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    # The lowest finite number, not -inf: a row with nothing open must not become NaN.
+    closed = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+    return closed.masked_fill_(~mask, torch.finfo(dtype).min)
+
+
+def _plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, scale: float) -> Tensor:
+    scores_BHSS = torch.matmul(query * scale, key.transpose(-1, -2))
+    if mask is not None:
+        scores_BHSS += _bias(mask, scores_BHSS.dtype)
+    weights_BHSS = functional.dropout(torch.softmax(scores_BHSS, dim=-1), dropout)
+    return torch.matmul(weights_BHSS, value)
+
+
+def _flash_cpu(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    bias = None if mask is None else _bias(mask, query.dtype)
+    if query.device.type != "meta":
+        return functional.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
+    if bias is not None:
+        bias = bias.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
+    context: Tensor = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, attn_mask=bias, scale=scale
+    )[0]
+    return context
+
+
+def _efficient(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, scale: float) -> Tensor:
+    """Memory-efficient attention: every card since Maxwell has it, with masks and with dropout."""
+    bias = None
+    if mask is not None:
+        # The kernel wants rows of the bias to begin at multiples of 16 bytes.
+        length, padded = key.shape[2], -(-key.shape[2] // 8) * 8
+        full = functional.pad(mask.expand(-1, -1, query.shape[2], length), (0, padded - length))
+        bias = _bias(full, query.dtype)[..., :length].expand(query.shape[0], query.shape[1], -1, -1)
+    needs_gradient = torch.is_grad_enabled() and query.requires_grad
+    context: Tensor = torch.ops.aten._scaled_dot_product_efficient_attention(
+        query, key, value, bias, needs_gradient, dropout, scale=scale
+    )[0]
+    return context
+
+
+AttentionInterface.register(NAME, attention)
+AttentionMaskInterface.register(NAME, mask)

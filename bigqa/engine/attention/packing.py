@@ -1,0 +1,98 @@
+"""Windows without padding. In: a model, or lengths of windows. Out: whether it can be packed, and what goes together.
+
+Padding is left out before the embeddings, once. Whether a model keeps packed windows apart is tried, not looked up: its
+attention may go other ways than the library's interface, or positions may be counted in a way of its own.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bigqa.engine.attention import kernels as attention
+from bigqa.engine.recovery import is_out_of_memory
+from bigqa.tasks.base import Row, SpanTask
+
+CLOSE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}
+"""Largest difference of logits, as a share of the largest: packed windows that see each other differ by far more."""
+
+
+def can_pack(model: nn.Module, task: SpanTask, seq_len: int) -> bool:
+    """Whether windows packed together get the logits that they have padded: tried on two of them, without gradients."""
+    was_training = model.training
+    model.eval()
+    try:
+        rows = _trial_rows(model.config, seq_len)
+        with torch.no_grad():
+            padded, packed = (_logits(model, task, batch) for batch in (task.collate(rows), task.pack(rows)))
+    except Exception as error:  # a model's own code may fail in any way on what it was not made for
+        if is_out_of_memory(error):
+            raise
+        return False
+    finally:
+        model.train(was_training)
+    precision = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    return bool((padded - packed).abs().max() <= CLOSE[precision] * padded.abs().max())
+
+
+def _trial_rows(config: Any, seq_len: int) -> list[Row]:
+    size = _trial_size(config, seq_len)
+    rows: list[Row] = []
+    for length in (size, size // 2 + 2):
+        ids = torch.arange(1, length + 1) * 7919 % config.vocab_size
+        rows.append({"input_ids": ids.tolist(), "token_type_ids": [0] * length})
+    return rows
+
+
+def _trial_size(config: Any, seq_len: int) -> int:
+    """Return tokens enough that layers which look only so far are seen to."""
+    spans = (getattr(config, name, None) or 0 for name in ("local_attention", "sliding_window"))
+    return min(8 + max((span for span in spans if span < seq_len), default=0), seq_len)
+
+
+def packs_without_data(model: nn.Module, task: Any) -> bool:
+    """Whether a model on the meta device hands the windows' bounds to its attention: as far as shapes can tell."""
+    packed_calls = attention.count_packed()
+    try:
+        with torch.no_grad(), torch.device("meta"):
+            task.logits(model.eval(), task.example(2, 16, packed=True))
+    except Exception:  # as above; nothing is allocated here
+        return False
+    return attention.count_packed() > packed_calls
+
+
+def _logits(model: nn.Module, task: SpanTask, batch: Any) -> Tensor:
+    device = next(model.parameters()).device
+    start_BS, end_BS = task.logits(model, {name: tensor.to(device) for name, tensor in batch.items()})
+    return torch.stack([start_BS, end_BS]).nan_to_num(neginf=0.0)
+
+
+def fill(lengths: Sequence[int], tokens: int) -> list[list[int]]:
+    """Deal windows out to the fewest micro-batches of at most so many tokens that a simple rule finds.
+
+    The longest go first, each to the micro-batch that has the fewest tokens yet, so that all are alike in size.
+    """
+    by_length = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    count = max(1, -(-sum(lengths) // tokens))
+    while True:
+        parts: list[list[int]] = [[] for _ in range(count)]
+        sizes = [0] * count
+        for index in by_length:
+            least = min(range(count), key=lambda part: sizes[part])
+            parts[least].append(index)
+            sizes[least] += lengths[index]
+        if max(sizes) <= tokens or count >= len(lengths):
+            return [part for part in parts if part]
+        count += 1
+
+
+def split_padded(lengths: Sequence[int], tokens: int) -> list[list[int]]:
+    """Cut windows, the longest first, into micro-batches of at most so many tokens with their padding."""
+    parts: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        if parts and lengths[parts[-1][0]] * (len(parts[-1]) + 1) <= tokens:
+            parts[-1].append(index)
+        else:
+            parts.append([index])
+    return parts

@@ -1,0 +1,137 @@
+"""Checkpoints in one canonical form, whole or absent. In: weights and optimizer by name. Out: `checkpoints/step-N/`.
+
+`weights.safetensors` holds fp32 weights by parameter name, `adam.safetensors` the two moments by parameter name,
+`state.json` the step and the settings that fix data order, schedule and dropout; `checksums.json` seals the folder.
+Random numbers need no state of their own: each step draws from (seed, step, rank). The form knows no strategy,
+precision, device or number of processes.
+"""
+
+import functools
+import hashlib
+import json
+import math
+import shutil
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from bigqa.engine.lazy import Lazy
+from bigqa.engine.optim.update import State, Update
+from bigqa.errors import BigqaError
+from bigqa.files import atomic_folder, read_json, write_json
+
+SCHEMA = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint that was read whole."""
+
+    step: int
+    """Optimizer steps completed."""
+    state: State
+    settings: Mapping[str, Any]
+
+
+def save(folder: Path, step: int, kept: State, settings: Mapping[str, Any]) -> Path:
+    """Write a checkpoint of a completed step; it appears under its name only when it is whole."""
+    path = folder / f"step-{step:08d}"
+    state = {"schema": SCHEMA, "step": step, "settings": dict(settings), "extras": dict(kept.extras)}
+    with atomic_folder(path, replace=True) as temporary:
+        shapes = {name: tuple(weight.shape) for name, weight in kept.weights.items()}
+        write_tensors(temporary / "weights.safetensors", shapes, kept.weights)
+        shapes = {name: shapes[name.partition(".")[2]] for name in kept.moments}
+        write_tensors(temporary / "adam.safetensors", shapes, kept.moments)
+        write_json(temporary / "state.json", state)
+        write_json(temporary / "checksums.json", {file.name: _sha256(file) for file in sorted(temporary.iterdir())})
+    return path
+
+
+def keep_last(folder: Path, count: int) -> None:
+    """Remove all but the newest checkpoints, and what a run left that was killed while it saved."""
+    for path in (*_newest_first(folder)[count:], *folder.glob(".step-*.tmp")):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def load_newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
+    """Read the newest whole checkpoint; each damaged one is reported and the one before it tried."""
+    for path in _newest_first(folder):
+        try:
+            return _load(path)
+        except BigqaError as error:
+            say(f"{error}; trying the checkpoint before it")
+    return None
+
+
+def restore(checkpoint: Checkpoint, update: Update) -> None:
+    """Put a checkpoint's weights and moments in place. Raises: BigqaError where it is of another model."""
+    other = set(checkpoint.state.weights) ^ update.names()
+    if other:
+        raise BigqaError(f"the checkpoint is of another model: {min(other)} is in one and not in the other")
+    update.load(checkpoint.state, checkpoint.step)
+
+
+def _load(path: Path) -> Checkpoint:
+    checksums = read_json(path / "checksums.json", "the checkpoint's checksums")
+    for name, expected in checksums.items():
+        file = path / name
+        if not file.is_file() or _sha256(file) != expected:
+            raise BigqaError(f"the checkpoint {path} is damaged: {name} does not match its checksum")
+    state = read_json(path / "state.json", "the checkpoint's state")
+    if state.get("schema") != SCHEMA:
+        raise BigqaError(f"the checkpoint {path} has schema {state.get('schema')}, this bigqa reads {SCHEMA}")
+    return Checkpoint(
+        step=state["step"],
+        state=State(
+            weights=_tensors(path / "weights.safetensors"),
+            moments=_tensors(path / "adam.safetensors"),
+            extras=state["extras"],
+        ),
+        settings=state["settings"],
+    )
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*"), reverse=True)
+
+
+def write_tensors(path: Path, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file in fp32, one tensor after the other: the library's own writer wants all of them at once.
+
+    Source of the form: https://github.com/huggingface/safetensors#format
+    """
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        begin, end = end, end + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name, shape in shapes.items():
+            value = tensors[name].detach().to("cpu", torch.float32).contiguous()
+            assert tuple(value.shape) == shape, name
+            file.write(value.view(-1).numpy().data)
+
+
+def _tensors(path: Path) -> Lazy:
+    """Return the tensors of a file, each read when it is asked for."""
+    try:
+        file: Any = safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise BigqaError(f"{path} cannot be read: {error}") from None
+    return Lazy({name: functools.partial(file.get_tensor, name) for name in file.keys()})  # noqa: SIM118 - no mapping
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,193 @@
+"""The training loop. In: the parts of a step, windows, and the run's settings. Out: a trained model, or a checkpoint.
+
+Each step is a function of (settings, step): its windows, its learning rate and its random numbers follow from them.
+"""
+
+import contextlib
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bigqa.engine.loop import checkpoint
+from bigqa.engine.loop.feed import Feed
+from bigqa.engine.loop.meter import SpeedMeter
+from bigqa.engine.loop.order import DataOrder, mix_seed
+from bigqa.engine.loop.reader import StepReader
+from bigqa.engine.loop.recorder import Silent
+from bigqa.engine.loop.step import Parts, train_step
+from bigqa.engine.loop.stop import StopRequest
+from bigqa.engine.optim.optimizers import linear_rate
+from bigqa.engine.processes import Processes
+from bigqa.engine.recovery import OutOfMemory, is_out_of_memory
+from bigqa.errors import BigqaError
+from bigqa.settings import Settings
+from bigqa.tasks.base import Batch
+
+
+@dataclass(kw_only=True)
+class Training:
+    """Everything that a run needs."""
+
+    settings: Settings
+    micro_batch: int
+    processes: Processes
+    parts: Parts
+    windows: Any
+    """A `datasets.Dataset` of features: rows by index, memory-mapped."""
+    lengths: Sequence[int]
+    """Tokens of each window."""
+    packs: bool
+    """Whether windows are put end to end; else they are padded to the longest."""
+    recorder: Silent
+    stop: StopRequest
+    saves: bool = True
+    """Whether checkpoints are written: a benchmark's run leaves nothing behind."""
+
+    @property
+    def order(self) -> DataOrder:
+        """The data order of the run."""
+        settings = self.settings
+        return DataOrder(num_windows=len(self.lengths), global_batch=settings.global_batch, seed=settings.seed)
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.order.num_steps(self.settings.epochs, self.settings.max_steps)
+
+    def feed(self) -> Feed:
+        """Return this process's batches."""
+        return Feed(
+            self.order,
+            self.windows,
+            self.lengths,
+            self.parts.task,
+            tokens=self.micro_batch * self.settings.seq_len,
+            packs=self.packs,
+            device=self.processes.device,
+            rank=self.processes.rank,
+            world_size=self.processes.world_size,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a run ended."""
+
+    steps: int
+    finished: bool
+    seconds: float
+    """Of this start of the run, not counting what went before a resume."""
+    samples_per_s: float
+    tokens_per_s: float
+    last_loss: float | None
+
+
+def fit(training: Training, first_step: int = 0) -> Outcome:
+    """Train from a step to the end, or until a stop is asked for."""
+    run, num_steps = training, training.num_steps
+    run.recorder.start(first_step, num_steps)
+    speed, step = SpeedMeter(), first_step
+    run.parts.model.train()
+    reading = StepReader(run.processes.device, run.recorder, speed)
+    with contextlib.closing(run.feed()) as feed, contextlib.closing(reading) as reader:
+        for step in range(first_step, num_steps):
+            with _kept_when_memory_runs_out(run, step, reader):
+                reader.launched(*_one_step(run, feed.take(step), step, num_steps))
+            # Several processes stop after the same step: the one whose numbers said so.
+            stopping = reader.stop_asked if run.processes.world_size > 1 else run.stop.asked()
+            due = stopping or (step + 1) % run.settings.save_every == 0 or step + 1 == num_steps
+            if run.saves and due:
+                reader.read()
+                with _kept_when_memory_runs_out(run, step + 1, reader):
+                    save(run, step + 1)
+                reader.resume()
+            if stopping:
+                break
+    steps = step + 1 if num_steps > first_step else first_step
+    windows_rate, tokens_rate = speed.rates()
+    return Outcome(
+        steps=steps,
+        finished=steps >= num_steps,
+        seconds=speed.elapsed_s(),
+        samples_per_s=windows_rate,
+        tokens_per_s=tokens_rate,
+        last_loss=reader.last_loss,
+    )
+
+
+@contextlib.contextmanager
+def _kept_when_memory_runs_out(run: Training, step: int, reader: StepReader) -> Iterator[None]:
+    """Turn a lack of memory into `OutOfMemory`, with `step` completed steps saved if they can be."""
+    update, before = run.parts.update, run.parts.update.completed
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        found = OutOfMemory("host" if isinstance(error, OutOfMemory) else "device", str(error))
+        # Its frames hold the activations of the step, and whoever waits for this block's end holds the frames.
+        traceback.clear_frames(error.__traceback__)
+        error.__traceback__ = None
+        error.__context__ = None
+    else:
+        return
+    reader.read()
+    step += update.completed - before  # it may have been what came after the update that failed
+    if _save_alone(run, step):
+        found.step = step
+    raise found
+
+
+def _save_alone(run: Training, step: int) -> bool:
+    """Save what is whole, if it is, without a word to the other processes: they may wait for this one for ever.
+
+    Returns: whether the state after `step` steps is saved; else only an older checkpoint is left.
+    """
+    update, alone = run.parts.update, run.processes.world_size == 1
+    if not run.saves or update.changing or not (alone or update.holds_all):
+        return False
+    update.forget_gradients()
+    if run.processes.device.type == "cuda":
+        torch.cuda.empty_cache()
+    try:
+        checkpoint.save(run.settings.out / "checkpoints", step, update.state(), run.settings.model_dump(mode="json"))
+    except (OSError, RuntimeError, MemoryError, BigqaError) as problem:
+        run.recorder.say(f"step {step} could not be saved ({problem}); going back to the last checkpoint")
+        return False
+    return True
+
+
+def save(run: Training, step: int) -> None:
+    """Write a checkpoint from the main process, and drop old ones; every process must call."""
+    state = run.parts.update.state()
+    if run.processes.is_main:
+        folder = run.settings.out / "checkpoints"
+        checkpoint.save(folder, step, state, run.settings.model_dump(mode="json"))
+        checkpoint.keep_last(folder, run.settings.keep)
+    run.processes.wait()
+
+
+def _one_step(run: Training, batches: list[Batch], step: int, num_steps: int) -> tuple[dict[str, Any], Tensor]:
+    """Launch a step. Returns: what is known of it already, and the numbers that `StepReader` takes."""
+    positions = run.order.batch(step)
+    warmup_steps = round(run.settings.warmup * num_steps)
+    # A step that overflowed in fp16 changed nothing, and does not advance the schedule.
+    lr = run.settings.lr * linear_rate(step - run.parts.update.skipped, num_steps, warmup_steps)
+    run.parts.update.set_rate(lr)
+    run.parts.update.begin(step, run.settings.seed)
+    torch.manual_seed(mix_seed(run.settings.seed, step, run.processes.rank))
+    share, norm = train_step(run.parts, batches, len(positions))
+    known = {
+        "step": step + 1,
+        "epoch": (step + 1) / run.order.steps_per_epoch,
+        "lr": lr,
+        "windows": len(positions),
+        "tokens": sum(run.lengths[position] for position in positions),
+    }
+    asked = torch.full_like(share, float(run.stop.asked()))
+    over_all = run.processes.sum(torch.stack([share, asked]))
+    return known, torch.cat([over_all, norm.detach().to(over_all).reshape(1)])

@@ -1,0 +1,46 @@
+"""AdamW with 8-bit moments: bitsandbytes' own step, and on a CPU the same piece by piece.
+
+In: parameters and gradients. Out: stepped parameters. bitsandbytes unpacks a whole parameter's moments on a CPU, five
+fp32 tensors of its size; blocks of 256 share a scale and nothing else, so pieces give the same to the bit.
+"""
+
+from typing import Any
+
+import torch
+from bitsandbytes.functional import optimizer_update_8bit_blockwise
+from bitsandbytes.optim import AdamW8bit
+from torch import Tensor, nn
+
+from bigqa.engine.optim.moments import BLOCK
+from bigqa.engine.optim.pieces import pieces_of
+
+
+class PiecewiseAdamW8bit(AdamW8bit):
+    """Steps large parameters on a CPU by pieces; all else is bitsandbytes'."""
+
+    @torch.no_grad()
+    def update_step(self, group: dict[str, Any], p: nn.Parameter, gindex: int, pindex: int) -> None:
+        """Step one parameter."""
+        state = self.state[p]
+        if p.device.type != "cpu" or state["state1"].dtype != torch.uint8:
+            super().update_step(group, p, gindex, pindex)
+            return
+        state["step"] += 1
+        assert p.grad is not None
+        options = self.get_config(gindex, pindex, group)
+        weights, gradient = p.data.view(-1), p.grad.reshape(-1)
+        for piece in pieces_of(weights):
+            step_8bit(options, state, piece, weights[piece], gradient[piece])
+
+
+def step_8bit(group: dict[str, Any], state: dict[str, Any], piece: slice, weight: Tensor, gradient: Tensor) -> None:
+    """Step a piece of a parameter, given as such, with its moments, which are whole."""
+    blocks = slice(piece.start // BLOCK, -(-piece.stop // BLOCK))
+    (codes1, scales1), (codes2, scales2) = (
+        (state[f"state{number}"].view(-1)[piece], state[f"absmax{number}"][blocks]) for number in "12"
+    )
+    beta1, beta2 = group["betas"][:2]
+    optimizer_update_8bit_blockwise(
+        "adam", gradient, weight, codes1, codes2, beta1, beta2, 0.0, 0.0, group["eps"], state["step"], group["lr"],
+        state["qmap1"], state["qmap2"], scales1, scales2, group["weight_decay"],
+    )  # fmt: skip

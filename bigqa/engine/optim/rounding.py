@@ -1,0 +1,133 @@
+"""AdamW on bf16 weights without fp32 masters: results are rounded at random, so that small changes are not lost.
+
+In: bf16 parameters. Out: an optimizer. A weight of 1.0 in bf16 has its neighbours 0.004 away and a step of 1e-5 would
+always round back; rounded up with the right probability, steps are kept on average. Moments are bf16, rounded at random
+as well, or bitsandbytes' 8-bit codes. Works on pieces of a parameter, so that what is held for a moment stays small.
+
+Source: stochastic rounding for training, arXiv:2010.06192.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bigqa.engine.attention.kernels import STAND_IN_FOR
+from bigqa.engine.optim.moments import BLOCK, NAMES
+from bigqa.engine.optim.pieces import pieces_of
+
+SMALLEST_8BIT = 4096
+"""As bitsandbytes: smaller parameters keep bf16 moments."""
+UNPACKED = 5
+"""fp32 tensors: both moments, the gradient, and two steps of the denominator."""
+
+
+class RoundedAdamW(torch.optim.Optimizer):
+    """AdamW (arXiv:1711.05101) with random rounding."""
+
+    def __init__(
+        self, groups: Any, *, lr: float, eps: float, betas: tuple[float, float], eight_bit: bool = False
+    ) -> None:
+        super().__init__(groups, {"lr": lr, "eps": eps, "betas": betas, "weight_decay": 0.0})
+        self.eight_bit = eight_bit
+        self._generator: torch.Generator | None = None
+        self._seeds = (0, 0, 0)
+
+    def draw_from(self, step: int, seed: int, index: int = 0) -> None:
+        """Seed the rounding of a step: it is the same on every process, and after a resume."""
+        self._seeds = (seed, step, index)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Step every parameter that has a gradient."""
+        self._generator = None
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._step(group, parameter, parameter.grad)
+
+    def make_state(self, parameter: nn.Parameter) -> dict[str, Any]:
+        """Make a parameter's state, if it has none, and return it."""
+        state = self.state[parameter]
+        if state:
+            return state
+        state["step"] = 0
+        if self.eight_bit and parameter.numel() >= SMALLEST_8BIT:
+            blocks = -(-parameter.numel() // BLOCK)
+            for number, signed in (("1", True), ("2", False)):
+                state[f"state{number}"] = torch.zeros_like(parameter, dtype=torch.uint8)
+                state[f"absmax{number}"] = torch.zeros(blocks, dtype=torch.float32, device=parameter.device)
+                state[f"qmap{number}"] = _code(parameter.device, signed=signed)
+        else:
+            state |= {name: torch.zeros_like(parameter) for name in NAMES}
+        return state
+
+    def _step(self, group: dict[str, Any], parameter: nn.Parameter, gradient: Tensor) -> None:
+        state = self.make_state(parameter)
+        state["step"] += 1
+        weights, flat_gradient = parameter.view(-1), gradient.view(-1)
+        for piece in pieces_of(weights):
+            exact, exact_gradient = weights[piece].float(), flat_gradient[piece].float()
+            step = self._step_8bit if "state1" in state else self._step_bf16
+            step(group, state, piece, exact, exact_gradient)
+            self._round(exact, weights[piece])
+
+    def _step_bf16(self, group: dict[str, Any], state: dict[str, Any], piece: slice, weight: Tensor, g: Tensor) -> None:
+        kept = [state[name].view(-1)[piece] for name in NAMES]
+        first, second = (moment.float() for moment in kept)
+        if not weight.is_meta:
+            beta1, beta2 = group["betas"]
+            torch._fused_adamw_(
+                [weight], [g], [first], [second], [], [torch.full((), float(state["step"]), device=weight.device)],
+                lr=float(group["lr"]), beta1=beta1, beta2=beta2, weight_decay=group["weight_decay"], eps=group["eps"],
+                amsgrad=False, maximize=False,
+            )  # fmt: skip
+        for exact, moment in zip((first, second), kept, strict=True):
+            self._round(exact, moment)
+
+    def _step_8bit(self, group: dict[str, Any], state: dict[str, Any], piece: slice, weight: Tensor, g: Tensor) -> None:
+        if weight.is_meta:
+            unpack_without_data(weight)
+            return
+        from bigqa.engine.optim.eight_bit import step_8bit
+
+        step_8bit(group, state, piece, weight, g)
+
+    def _round(self, exact: Tensor, out: Tensor) -> None:
+        """Add a number from 0 to 1 of bf16's last place to fp32 values, and cut off what bf16 has no place for."""
+        count = exact.numel()
+        noise = torch.empty(-(-count // 4), dtype=torch.int64, device=exact.device)
+        # One draw of 64 bits makes four numbers: several times faster than a draw for each.
+        noise.random_(torch.iinfo(torch.int64).min, None, generator=self._generator_for(exact))
+        draws = noise.view(torch.int16)[:count].bitwise_and_(0x7FFF)
+        # The odd numbers below 2**16 are as fair, and leave alone what bf16 holds exactly.
+        exact.view(torch.int32).add_(draws, alpha=2).add_(1).bitwise_and_(-0x10000)
+        out.copy_(exact)
+
+    def _generator_for(self, tensor: Tensor) -> torch.Generator | None:
+        if tensor.is_meta:
+            return None
+        if self._generator is None:
+            seed, step, index = self._seeds
+            mixed = (seed * 1_000_003 + step) * 1_000_003 + index
+            self._generator = torch.Generator(tensor.device).manual_seed(mixed & (2**63 - 1))
+        return self._generator
+
+
+def unpack_without_data(piece: Tensor) -> None:
+    """Hold for a moment, in a trace, what bitsandbytes' 8-bit step holds: on a CPU it unpacks, on a GPU nothing.
+
+    Source: its backends/cpu/ops.py, `_optimizer_update_8bit_blockwise_cpu`.
+    """
+    if STAND_IN_FOR.get() == "cpu":
+        held = [torch.empty_like(piece, dtype=torch.float32) for _ in range(UNPACKED)]
+        held.clear()
+
+
+def _code(device: torch.device, *, signed: bool) -> Tensor:
+    if device.type == "meta":
+        return torch.zeros(256, device=device)
+    from bitsandbytes.functional import create_dynamic_map
+
+    code: Tensor = create_dynamic_map(signed=signed).to(device)
+    return code

@@ -1,0 +1,246 @@
+"""What MODEL may be, and how it is loaded. In: a name. Out: configuration, fast tokenizer, model.
+
+MODEL is a preset, a Hugging Face folder or hub id, a released Enliple folder, or a bare `config.json`.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from bigqa.errors import BigqaError
+from bigqa.files import read_json, read_text
+from bigqa.models import enliple
+from bigqa.sample import FOLDER as SAMPLE
+
+Kind = Literal["hf", "enliple", "config", "preset"]
+
+
+class Recipe(BaseModel):
+    """Published fine-tuning hyper-parameters."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seq_len: int = 512
+    doc_stride: int = 128
+    max_query_length: int = 64
+    lr: float = 5e-5
+    epochs: float = 4
+    global_batch: int = 16
+    warmup: float = 0.1
+
+
+class Preset(BaseModel):
+    """An architecture, its recipe, and how its tokenizer treats case."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    config: dict[str, Any]
+    recipe: Recipe
+    lower_case: bool = False
+
+
+class ModelSource(BaseModel):
+    """Where a model comes from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Kind
+    name: str
+    has_weights: bool
+    tokenizer: str | None = None
+    recipe: Recipe | None = None
+    lower_case: bool = False
+
+
+def _bert(layers: int, hidden: int, heads: int, ffn: int, positions: int, act: str) -> dict[str, Any]:
+    return {
+        "model_type": "bert",
+        "num_hidden_layers": layers,
+        "hidden_size": hidden,
+        "num_attention_heads": heads,
+        "intermediate_size": ffn,
+        "max_position_embeddings": positions,
+        "hidden_act": act,
+        "vocab_size": 32000,
+    }
+
+
+PRESETS = {
+    "enliple-small": Preset(config=_bert(12, 256, 8, 1024, 512, "gelu_new"), recipe=Recipe(), lower_case=True),
+    "enliple-large-v1": Preset(config=_bert(24, 1024, 16, 4096, 512, "gelu"), recipe=Recipe()),
+    "enliple-large-v2": Preset(
+        config=_bert(24, 1024, 16, 4096, 384, "gelu"), recipe=Recipe(seq_len=384, lr=3e-5, epochs=2)
+    ),
+    "bert-base": Preset(config=_bert(12, 768, 12, 3072, 512, "gelu"), recipe=Recipe()),
+}
+"""Architectures as released and hyper-parameters as published by Enliple (github.com/enlipleai/kor_pretrain_LM), and
+BERT-base's (arXiv:1810.04805) with as large a vocabulary and the same recipe."""
+
+
+def preset_names() -> list[str]:
+    """Return the names of the presets."""
+    return [*PRESETS, "tiny"]
+
+
+def resolve(name: str, *, tokenizer: str | None = None) -> ModelSource:
+    """Say what a name stands for. Raises: BigqaError where it stands for nothing."""
+    path = Path(name)
+    if name == "tiny":
+        recipe = Recipe.model_validate(read_json(SAMPLE / "recipe.json", "the sample's recipe"))
+        return ModelSource(
+            kind="preset", name=str(SAMPLE), has_weights=False, tokenizer=tokenizer or str(SAMPLE), recipe=recipe
+        )
+    if name in PRESETS:
+        preset = PRESETS[name]
+        return ModelSource(
+            kind="preset",
+            name=name,
+            has_weights=False,
+            tokenizer=tokenizer,
+            recipe=preset.recipe,
+            lower_case=preset.lower_case,
+        )
+    if path.is_file():
+        return ModelSource(kind="config", name=name, has_weights=False, tokenizer=tokenizer or str(path.parent))
+    if path.is_dir():
+        kind: Kind = "enliple" if enliple.is_released(path) else "hf"
+        return ModelSource(kind=kind, name=name, has_weights=True, tokenizer=tokenizer or name)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise BigqaError(f"no model {name}: it is no folder, no file, and no preset ({', '.join(preset_names())})")
+    return ModelSource(kind="hf", name=name, has_weights=True, tokenizer=tokenizer or name)
+
+
+def load_config(source: ModelSource) -> Any:
+    """Return the Hugging Face configuration."""
+    from transformers import AutoConfig
+
+    if source.name in PRESETS:
+        return _from_dict(PRESETS[source.name].config)
+    if source.kind == "enliple":
+        return _from_dict(enliple.load_config(Path(source.name)))
+    path = Path(source.name)
+    file = path / "config.json" if path.is_dir() else path
+    if file.is_file():
+        read_json(file, "the model's config")
+    try:
+        return AutoConfig.from_pretrained(source.name)
+    except (OSError, ValueError, KeyError) as error:
+        raise BigqaError(f"the model {source.name} cannot be loaded: {_first_line(error)}") from None
+
+
+def load_tokenizer(source: ModelSource) -> Any:
+    """Return the fast tokenizer."""
+    from transformers import AutoTokenizer
+
+    if source.tokenizer is None:
+        raise BigqaError(f"{source.name} has no vocabulary of its own: name one with --tokenizer (vocab.txt or folder)")
+    path = Path(source.tokenizer)
+    vocabulary = path / "vocab.txt" if path.is_dir() else path
+    if vocabulary.name.endswith(".txt") and vocabulary.is_file() and not (path / "tokenizer.json").is_file():
+        return enliple.wordpiece(vocabulary, lower_case=_lower_case(vocabulary, source))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.tokenizer, use_fast=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise BigqaError(f"the tokenizer {source.tokenizer} cannot be loaded: {_first_line(error)}") from None
+    if not tokenizer.is_fast:
+        raise BigqaError(f"the tokenizer {source.tokenizer} has no fast form, which bigqa needs for offsets")
+    return tokenizer
+
+
+def load_model(
+    source: ModelSource,
+    config: Any,
+    *,
+    vocabulary_size: int | None = None,
+    seed: int = 42,
+    require_qa_head: bool = False,
+) -> Any:
+    """Return a model with a QA head: its weights where it has some, else random ones that `seed` fixes.
+
+    Raises: BigqaError for a model type without such a head, weights of another task where `require_qa_head`, or a
+    vocabulary larger than the embedding.
+    """
+    import torch
+    from transformers import AutoModelForQuestionAnswering
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # of loading and saving: seconds, and bigqa's own bars tell of the rest
+    if type(config) not in AutoModelForQuestionAnswering._model_mapping:
+        raise BigqaError(f"{source.name}: models of type {config.model_type} have no question-answering head")
+    _fit_vocabulary(source, config, vocabulary_size)
+    torch.manual_seed(seed)
+    config.architectures = None if not source.has_weights else config.architectures
+    if source.kind == "enliple":
+        return enliple.load_model(Path(source.name), config, require_qa_head=require_qa_head)
+    if not source.has_weights:
+        if require_qa_head:
+            raise BigqaError(f"{source.name} has no weights: train it first")
+        return AutoModelForQuestionAnswering.from_config(config, dtype=torch.float32)
+    try:
+        model, loaded = AutoModelForQuestionAnswering.from_pretrained(
+            source.name, config=config, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise BigqaError(f"the model {source.name} cannot be loaded: {_first_line(error)}") from None
+    missing = sorted(loaded["missing_keys"])
+    if require_qa_head and missing:
+        raise BigqaError(f"{source.name} is no fine-tuned QA model: its weights lack {missing[0]}; train it first")
+    return model
+
+
+def _fit_vocabulary(source: ModelSource, config: Any, size: int | None) -> None:
+    if size is None or size <= config.vocab_size:
+        return
+    if source.has_weights:
+        raise BigqaError(
+            f"the vocabulary does not fit {source.name}: {size} entries, and weights for {config.vocab_size}"
+        )
+    config.vocab_size = size
+
+
+COUNT_FROM_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert")
+"""Model types whose positions begin behind the padding's."""
+
+
+def first_position(config: Any) -> int:
+    """Return the position of a window's first token."""
+    return int(config.pad_token_id) + 1 if config.model_type in COUNT_FROM_PADDING else 0
+
+
+def usable_positions(config: Any) -> int | None:
+    """Return the longest window of a model, in tokens; None where nothing in the model limits it."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None or (config.model_type == "deberta-v2" and not config.position_biased_input):
+        return None
+    return int(positions) - first_position(config)
+
+
+def check_lengths(config: Any, seq_len: int) -> None:
+    """Refuse windows that are longer than the model's positions."""
+    positions = usable_positions(config)
+    if positions is not None and seq_len > positions:
+        raise BigqaError(f"--seq-len {seq_len} is more than the model's {positions} positions; use at most {positions}")
+
+
+def _lower_case(vocabulary: Path, source: ModelSource) -> bool:
+    beside = vocabulary.with_name("tokenizer_config.json")
+    if beside.is_file():
+        return bool(read_json(beside, "the tokenizer's config").get("do_lower_case", False))
+    return source.lower_case and not _has_capitals(vocabulary)
+
+
+def _has_capitals(vocabulary: Path) -> bool:
+    # Pieces that lower-cased text could never reach: the vocabulary was made of cased text, whoever uses it now.
+    pieces = read_text(vocabulary, "the vocabulary").splitlines()
+    return any(piece != piece.lower() for piece in pieces if not piece.startswith(("[", "<")))
+
+
+def _from_dict(values: dict[str, Any]) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(**values)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).strip().splitlines()[0]

@@ -1,0 +1,124 @@
+"""A strategy judged for a machine, and the order of such. In: what is wanted and what is there. Out: `Candidate`s.
+
+The best is the fastest of the lowest tier that fits.
+"""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from bigqa.machine.hardware import Gpu, Hardware, Record
+from bigqa.memory.estimate import MemoryEstimate
+from bigqa.speed.calibration import kept_rates
+from bigqa.speed.throughput import Rates
+from bigqa.strategy import Strategy
+
+HEADROOM = 0.02
+"""Left free of a limit: a prediction's own error."""
+HOST_HEADROOM = 0.05
+Verdict = Literal["fits", "too large", "not possible"]
+
+
+class Workload(Record):
+    """What is wanted, never how."""
+
+    seq_len: int = 512
+    global_batch: int = 16
+    num_windows: int = 68_538
+    """Of one epoch. Default: KorQuAD 1.0 train (60,407 questions) at the 1.13 windows each that its dev file has."""
+    epochs: float = 4
+    out_of_reach: dict[int, float] = Field(default_factory=dict)
+    """Sequence length -> share of the answers that no window of it holds."""
+
+
+class Candidate(Record):
+    """One strategy on this hardware."""
+
+    name: str
+    strategy: Strategy
+    tier: int
+    micro_batch: int
+    grad_accum: int
+    seq_len: int
+    memory: MemoryEstimate | None
+    limit_bytes: int
+    """Of what runs short first: the GPU's memory, or on the CPU the host's."""
+    windows_per_step: int
+    samples_per_s: float
+    run_s: float
+    speed_source: str = ""
+    """What the speed was worked out from; nothing where it was not."""
+    speed_error: float = 0.0
+    """What it may be off by, as a share of it."""
+    verdict: Verdict
+    reason: str
+
+    @property
+    def step_s(self) -> float:
+        """Seconds of one optimizer step; zero where unknown."""
+        return self.windows_per_step / self.samples_per_s if self.samples_per_s else 0.0
+
+    @property
+    def fits(self) -> bool:
+        """Whether it can be chosen."""
+        return self.verdict == "fits"
+
+    @property
+    def peak_bytes(self) -> int:
+        """What is compared with the limit."""
+        if self.memory is None:
+            return 0
+        return self.memory.device_bytes if self.strategy.device == "cuda" else self.memory.host_bytes
+
+
+class Machine(Record):
+    """The part of the hardware that a plan is for."""
+
+    gpu: Gpu | None
+    num_gpus: int = 1
+    num_nodes: int = 1
+    host_bytes: int
+    host_cores: int
+    cpu_bf16: bool
+    nvme: bool = False
+    disk_free_bytes: int | None = None
+    disk_bytes_per_s: float | None = None
+    rates: dict[str, Rates] = Field(default_factory=dict)
+    """Name of a device ("cpu", or the card's) -> what was measured on it here; else a datasheet's are taken."""
+
+    @property
+    def world_size(self) -> int:
+        """Processes, one per GPU."""
+        return self.num_gpus * self.num_nodes
+
+
+def machine_for(hardware: Hardware, gpu: Gpu | None, **counts: Any) -> Machine:
+    """Return what a plan may use of the hardware."""
+    return Machine(
+        gpu=gpu,
+        host_bytes=counts.pop("host_bytes", None) or hardware.host_free_bytes,
+        host_cores=hardware.cpu.cores,
+        cpu_bf16=hardware.cpu.bf16,
+        disk_free_bytes=counts.pop("disk_free_bytes", hardware.disk_free_bytes),
+        disk_bytes_per_s=_slower(hardware.disk_write_bytes_per_s, hardware.disk_read_bytes_per_s),
+        rates=kept_rates(hardware),
+        **counts,
+    )
+
+
+def _slower(*rates: float | None) -> float | None:
+    return min((rate for rate in rates if rate), default=None)
+
+
+def rank(candidates: list[Candidate]) -> list[Candidate]:
+    """Order candidates: what fits before what does not, then the lower tier, then the faster.
+
+    The CPU comes after every GPU plan of its tier: it is what is left.
+    """
+    order = {"fits": 0, "too large": 1, "not possible": 2}
+    return sorted(candidates, key=lambda c: (order[c.verdict], c.tier, -c.samples_per_s))
+
+
+def choose(candidates: list[Candidate]) -> Candidate | None:
+    """Return the fastest of the lowest tier that fits, or none."""
+    return next((candidate for candidate in candidates if candidate.fits), None)

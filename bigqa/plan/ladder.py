@@ -1,0 +1,89 @@
+"""The ladder: what a run goes down when memory runs out. In: a run's folder. Out: its settings, on the next rung.
+
+A rung is a strategy and a micro-batch; global batch, data order and schedule stay. Each is used once, so a run ends.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bigqa.errors import BigqaError
+from bigqa.files import write_json, write_text
+from bigqa.settings import Rung, read_settings
+from bigqa.strategy import Strategy, missing_package
+
+if TYPE_CHECKING:  # the launcher, which imports this, has no need of torch
+    from bigqa.plan.candidates import Candidate
+
+AGAIN = 75
+"""The exit code of a process whose run is to be gone on with (EX_TEMPFAIL of sysexits.h)."""
+SWITCHES = "switches.jsonl"
+
+
+def ladder_of(candidates: "list[Candidate]", chosen: "Candidate") -> tuple[Rung, ...]:
+    """Return what comes after the chosen candidate, in the planner's order.
+
+    Left out: what changes more of what is learned, what has other windows, and what needs no less memory than the rung
+    before it on the same device. The CPU is the last resort of a GPU.
+    """
+    rungs, least = [], {chosen.strategy.device: chosen.peak_bytes}
+    for candidate in candidates:
+        device = candidate.strategy.device
+        same = candidate.seq_len == chosen.seq_len and candidate.strategy.adapters == chosen.strategy.adapters
+        if not (candidate.fits and same) or candidate.peak_bytes >= least.get(device, candidate.peak_bytes + 1):
+            continue
+        least[device] = candidate.peak_bytes
+        rungs.append(Rung(name=candidate.name, strategy=candidate.strategy, micro_batch=candidate.micro_batch))
+    return tuple(sorted(rungs, key=lambda rung: rung.strategy.device != chosen.strategy.device))
+
+
+def plain_ladder(strategy: Strategy, micro_batch: int) -> tuple[Rung, ...]:
+    """Return the ladder of a run without a plan: smaller micro-batches, then recomputation, then 8-bit states."""
+    rungs = []
+    while micro_batch > 1:
+        micro_batch = -(-micro_batch // 2)
+        rungs.append(Rung(name=f"micro-batches of {micro_batch}", strategy=strategy, micro_batch=micro_batch))
+    if strategy.recompute != "full":
+        strategy = strategy.model_copy(update={"recompute": "full"})
+        rungs.append(Rung(name="recomputation", strategy=strategy, micro_batch=1))
+    smaller = strategy.model_copy(update={"optimizer": "adamw8bit"})
+    if strategy.optimizer == "adamw" and not strategy.needs_deepspeed and missing_package(smaller) is None:
+        rungs.append(Rung(name="8-bit states", strategy=smaller, micro_batch=1))
+    return tuple(rungs)
+
+
+def step_down(folder: Path, where: str, reason: str, step: int | None) -> Rung:
+    """Take the next rung: write it into the run's config, and the switch beside it.
+
+    `step`: the last completed step that is kept; none where it is the last checkpoint's.
+    Raises: BigqaError where the ladder is used up.
+    """
+    settings = read_settings(folder / "config.json").model_copy(update={"out": folder})
+    if not settings.ladder:
+        raise BigqaError(
+            f"out of memory ({where}), and there is no strategy left to step down to: `bigqa probe {settings.model}` "
+            f"says what would fit; {folder} goes on from its last checkpoint with --resume {folder} --strategy NAME"
+        )
+    rung, *rest = settings.ladder
+    switch = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
+        "after_step": step,
+        "where": where,
+        "reason": " ".join(reason.split())[:300],
+        "to": rung.name,
+        "strategy": rung.strategy.model_dump(),
+        "micro_batch": rung.micro_batch,
+    }
+    write_json(folder / "config.json", settings.on_rung(rung, tuple(rest)).model_dump(mode="json"))
+    lines = [*switches_of(folder), switch]
+    write_text(folder / SWITCHES, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    return rung
+
+
+def switches_of(folder: Path) -> list[dict[str, Any]]:
+    """Return the switches of a run so far."""
+    file = folder / SWITCHES
+    if not file.is_file():
+        return []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]

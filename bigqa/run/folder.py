@@ -1,0 +1,120 @@
+"""Run folders. In: options. Out: the settings of a new run, or of one that goes on; and what is in a folder.
+
+RUN/config.json, plan.json, versions.json, metrics.jsonl, log.txt, tensorboard/, checkpoints/, model/, report.json
+"""
+
+from pathlib import Path
+from typing import Any
+
+from bigqa.errors import BigqaError, UsageError
+from bigqa.files import read_json, write_error, write_json
+from bigqa.models.sources import resolve
+from bigqa.settings import Settings, make_settings, read_settings
+from bigqa.strategy import STRATEGIES
+from bigqa.versions import versions
+
+CHANGEABLE = {
+    "strategy",
+    "plan",
+    "precision",
+    "micro_batch",
+    "device",
+    "save_every",
+    "keep",
+    "nvme",
+    "check",
+    "dev_file",
+}
+"""What a resumed run may change: how it is trained, and what it is scored on. The data, their order and the schedule
+stay."""
+
+
+def settings_from(options: dict[str, Any], resume: Path | None) -> Settings:
+    """Return a run's settings: options over the model's published recipe, or the resumed run's own."""
+    if resume is not None:
+        return _resumed(options, resume)
+    options = _planned(options)
+    for name in ("model", "train_file", "out"):
+        if name not in options:
+            raise UsageError(f"--{name.replace('_', '-')} is missing (or --resume RUN to go on with a run)")
+    source = resolve(options["model"], tokenizer=options.get("tokenizer"))
+    recipe = source.recipe.model_dump(exclude_none=True) if source.recipe else {}
+    known = {name: value for name, value in recipe.items() if name in Settings.model_fields}
+    settings = make_settings(**(known | options))
+    _check_new(settings.out)
+    return settings
+
+
+def _planned(options: dict[str, Any]) -> dict[str, Any]:
+    """Put the axes in place of a plan's file, or of a strategy's name."""
+    rest = {name: value for name, value in options.items() if name not in ("plan", "strategy")}
+    if "plan" in options and "strategy" in options:
+        raise UsageError("--plan and --strategy exclude each other: a plan holds its strategy")
+    if "plan" in options:
+        return read_plan(options["plan"]) | rest
+    if "strategy" in options:
+        return strategy_options(options["strategy"]) | rest
+    return rest
+
+
+def read_plan(path: Path) -> dict[str, Any]:
+    """Return the settings that a plan of `bigqa probe` stands for."""
+    plan = read_json(path, "the plan")
+    if not isinstance(plan, dict) or not isinstance(plan.get("settings"), dict):
+        raise BigqaError(f"{path} is not a plan of `bigqa probe --out`: it has no settings")
+    return dict(plan["settings"])
+
+
+def strategy_options(name: str) -> dict[str, Any]:
+    """Return the settings that a named strategy stands for."""
+    if name not in STRATEGIES:
+        raise UsageError(f"no strategy {name}; choose one of {', '.join(STRATEGIES)}")
+    strategy = STRATEGIES[name]
+    fixed = {"micro_batch": strategy.micro_batch, "seq_len": strategy.seq_len}
+    found: dict[str, Any] = {key: value for key, value in fixed.items() if value is not None}
+    return found | {"strategy": strategy, "device": "cpu" if strategy.device == "cpu" else "auto"}
+
+
+def _resumed(options: dict[str, Any], resume: Path) -> Settings:
+    fixed = sorted(set(options) - CHANGEABLE)
+    if fixed:
+        name = fixed[0].replace("_", "-")
+        raise UsageError(f"--{name} cannot be changed on --resume: {resume} goes on with the data it was begun with")
+    if not (resume / "config.json").is_file():
+        raise BigqaError(f"{resume} is not a bigqa run folder: it has no config.json")
+    begun = read_settings(resume / "config.json").model_copy(update={"out": resume})
+    return _changed(begun, options) if options else begun
+
+
+def _changed(begun: Settings, options: dict[str, Any]) -> Settings:
+    """Return a run's settings under another strategy: what is trained, and on what, stays."""
+    asked = _planned(options)
+    if asked.get("seq_len", begun.seq_len) != begun.seq_len or asked.get("model", begun.model) != begun.model:
+        raise UsageError(f"the plan is for another model or other windows than {begun.out} was begun with")
+    known = {name: value for name, value in asked.items() if name in CHANGEABLE | {"ladder"}}
+    if "strategy" in known:
+        known = {"micro_batch": None, "ladder": None} | known
+    return make_settings(**(begun.model_dump() | known))
+
+
+def _check_new(out: Path) -> None:
+    if (out / "config.json").is_file():
+        raise BigqaError(f"{out} already holds a run: go on with --resume {out}, or name another --out")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise BigqaError(f"{out} already exists and is not empty; name another --out")
+
+
+def begin(settings: Settings, plan: dict[str, Any]) -> None:
+    """Make the run folder and write down how the run was begun."""
+    try:
+        settings.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(settings.out, error) from None
+    record(settings, plan)
+
+
+def record(settings: Settings, plan: dict[str, Any]) -> None:
+    """Write down how the run goes on: a resumed one may have another strategy."""
+    write_json(settings.out / "config.json", settings.model_dump(mode="json"))
+    write_json(settings.out / "plan.json", plan)
+    write_json(settings.out / "versions.json", versions())

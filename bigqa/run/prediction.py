@@ -1,0 +1,113 @@
+"""Answers of a fine-tuned model. In: a model, a data set. Out: `{id: text}` and n-best lists.
+
+A model folder written by bigqa holds `bigqa.json`, the lengths it was trained at; other folders get the defaults.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from bigqa.engine import modules
+from bigqa.engine.attention import kernels as attention
+from bigqa.engine.build import choose_precision
+from bigqa.engine.inference import span_logits
+from bigqa.engine.optim.precision import DTYPES
+from bigqa.errors import BigqaError
+from bigqa.files import cache_folder, read_json
+from bigqa.machine.hardware import host_memory
+from bigqa.machine.heap import keep_if_plenty
+from bigqa.models.sources import (
+    check_lengths,
+    first_position,
+    load_config,
+    load_model,
+    load_tokenizer,
+    resolve,
+    usable_positions,
+)
+from bigqa.tasks.features import build_features, window_lengths
+from bigqa.tasks.postprocess import decode
+from bigqa.tasks.qa import COLUMNS, QuestionAnswering
+from bigqa.tasks.squad import iter_questions
+from bigqa.tasks.windows import Lengths
+
+LENGTHS_FILE = "bigqa.json"
+BATCH_ROOM_BYTES = 2**31
+"""What a forward pass of `engine.inference`'s batches may take: a wide feed-forward layer in fp32, ten times over."""
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model answers. `nbest`: id -> candidates, the best first, with probabilities."""
+
+    answers: dict[str, str]
+    nbest: dict[str, list[dict[str, Any]]]
+
+
+def qa_task(tokenizer: Any, model: Any) -> QuestionAnswering:
+    """Return the task for a model and its tokenizer."""
+    takes_types = getattr(model.config, "type_vocab_size", 0) > 1
+    return QuestionAnswering(tokenizer.pad_token_id or 0, takes_types, first_position(model.config))
+
+
+def lengths_of(model_folder: Path, positions: int | None) -> Lengths:
+    """Return the lengths that a model folder was trained at, or the defaults as far as its positions reach."""
+    path = model_folder / LENGTHS_FILE
+    if path.is_file():
+        return Lengths.model_validate(read_json(path, "the model's lengths")["lengths"])
+    return Lengths(seq_len=min(512, positions or 512))
+
+
+def predict(
+    model: Any,
+    tokenizer: Any,
+    file: Path,
+    lengths: Lengths,
+    device: torch.device,
+    on_progress: Progress | None = None,
+    n_best: int = 20,
+) -> Predictions:
+    """Answer every question of a data set: one forward pass over its windows, one document in memory at a time."""
+    windows = build_features(file, tokenizer, lengths, training=False, cache_dir=cache_folder() / "features")
+    sizes = window_lengths(windows)
+    inputs = windows.select_columns([name for name in COLUMNS if name in windows.column_names])
+    task = qa_task(tokenizer, model)
+    logits = span_logits(model, task, inputs.with_format("numpy"), sizes, device, on_progress)
+    questions = iter_questions(file, need_answers=False)
+    answers, nbest = decode(questions, windows, logits, lengths, n_best=n_best)
+    return Predictions(answers, nbest)
+
+
+def load_for_prediction(
+    name: str, device: str, seq_len: int | None, precision: str = "auto"
+) -> tuple[Any, Any, Lengths, torch.device]:
+    """Return model, tokenizer, lengths and device. Raises: BigqaError where the model has no trained QA head."""
+    source = resolve(name)
+    config = load_config(source)
+    positions = usable_positions(config)
+    lengths = lengths_of(Path(name), positions)
+    if seq_len is not None:
+        lengths = lengths.model_copy(update={"seq_len": seq_len})
+    check_lengths(config, lengths.seq_len)
+    tokenizer = load_tokenizer(source)
+    model = load_model(source, config, vocabulary_size=len(tokenizer), require_qa_head=True)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BigqaError("no CUDA GPU here: use --device cpu, or check the driver with nvidia-smi")
+    chosen = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    ready(model, chosen, precision)
+    if chosen.type == "cpu":
+        resident = psutil.Process().memory_info().rss
+        keep_if_plenty(resident + BATCH_ROOM_BYTES, resident + host_memory()[1])
+    return model, tokenizer, lengths, chosen
+
+
+def ready(model: Any, device: torch.device, precision: str = "auto") -> Any:
+    """Return a model on a device, in a precision ("auto": the device's best), its attention and modules swapped."""
+    attention.use(model)
+    modules.swap(model, device.type)
+    return model.to(device, DTYPES[choose_precision(precision, device)])

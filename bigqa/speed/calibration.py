@@ -1,0 +1,269 @@
+"""What this machine reaches, measured and kept: `bigqa probe --calibrate`. In: a device. Out: `Rates`.
+
+Each rate is measured on what it stands for: products of the sizes that a layer has, in each precision; attention's
+smaller ones; a sum, an activation and a norm for everything else; memory fresh from the kernel; dropout's bits; AdamW
+on more parameters than the caches hold.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bigqa.engine.bits import dropping_signs
+from bigqa.files import cache_folder, read_json, write_json
+from bigqa.machine.gpus import GpuModel
+from bigqa.machine.hardware import Hardware
+from bigqa.machine.heap import give_back, hand_back, keep
+from bigqa.speed.throughput import STALE_S, Rates
+
+SCHEMA = 5
+QUICK_S, LONG_S = 0.04, 0.5
+"""Of each rate: where a probe measures by the way, and where a person asked to measure."""
+TOKENS, WIDTH, HEADS, WINDOW, HEAD = 2048, 1024, 16, 320, 64
+FEW_TOKENS, LAYERS = 256, 64
+CPU_ERROR, QUICK_ERROR, GPU_ERROR = 0.15, 0.3, 0.1
+MANY, QUICK_MANY, MANY_8BIT = 2**25, 2**23, 2**24
+"""Parameters that AdamW is timed on: more than caches hold, or few enough to make in passing."""
+
+
+def kept_rates(hardware: Hardware) -> dict[str, Rates]:
+    """Return what was measured on this machine before: "cpu", or the name of a card -> rates."""
+    path = _file(hardware)
+    if not path.is_file():
+        return {}
+    kept = read_json(path, "the calibration")
+    if not isinstance(kept, dict) or kept.get("schema") != SCHEMA:
+        return {}
+    try:
+        return {name: Rates(**values) for name, values in kept["devices"].items()}
+    except TypeError:  # another version's
+        return {}
+
+
+def calibrate(hardware: Hardware, disk: Path | None = None) -> dict[str, Rates]:
+    """Measure this machine's devices, and keep what was found; at most 30 s. Name of the device -> rates."""
+    disk_rate = min(filter(None, (hardware.disk_write_bytes_per_s, hardware.disk_read_bytes_per_s)), default=None)
+    found = {"cpu": measure_cpu(LONG_S, whole=True)}
+    for index, gpu in enumerate(hardware.gpus):
+        if torch.cuda.is_available() and gpu.name not in found:
+            found[gpu.name] = measure_gpu(torch.device("cuda", index), gpu.model, found["cpu"])
+    if disk is not None and disk_rate:
+        found = {name: dataclasses.replace(rates, disk_bytes_per_s=disk_rate) for name, rates in found.items()}
+    values = {name: dataclasses.asdict(rates) for name, rates in found.items()}
+    write_json(_file(hardware), {"schema": SCHEMA, "devices": values})
+    return found
+
+
+def measure_cpu(seconds: float, *, whole: bool = False) -> Rates:
+    """Measure this CPU, each rate for so many seconds. `whole`: what takes longer too, the 8-bit AdamW among it."""
+    flops, batched = 2 * TOKENS * WIDTH * WIDTH, 2 * HEADS * WINDOW * WINDOW * HEAD
+    many, fresh_bytes = (MANY, FRESH_BYTES) if whole else (QUICK_MANY, QUICK_FRESH_BYTES)
+    low_rate, fp32_rate = (flops / _time(_product(dtype), seconds) for dtype in (torch.bfloat16, torch.float32))
+    half_speed_tokens = _half_speed_tokens(low_rate, seconds) if whole else 0
+    at_full_size = 1 + half_speed_tokens / TOKENS
+    return Rates(
+        low_flops_per_s=low_rate * at_full_size,
+        half_speed_tokens=half_speed_tokens,
+        fp32_flops_per_s=fp32_rate * at_full_size,
+        low_batched_flops_per_s=batched / _time(_batched(torch.bfloat16), seconds),
+        fp32_batched_flops_per_s=batched / _time(_batched(torch.float32), seconds),
+        bytes_per_s=MOVED_BYTES / _time(_everything_else(), seconds),
+        link_bytes_per_s=1e12,
+        launch_s=4e-6,
+        fresh_bytes_per_s=_fresh_rate(2**24, fresh_bytes, seconds),
+        small_fresh_bytes_per_s=_fresh_rate(2**20, fresh_bytes, seconds),
+        stale_bytes_per_s=_stale_rate() if whole else None,
+        drawn_per_s=2**20 / _time(_drawing(), seconds),
+        adam_per_s=many / _time(_adam(many), seconds),
+        adam8bit_per_s=_adam_8bit_rate(seconds) if whole and _has_bitsandbytes() else None,
+        source="measured on this CPU",
+        error=CPU_ERROR if whole else QUICK_ERROR,
+    )
+
+
+def measure_gpu(device: torch.device, card: GpuModel | None, host: Rates) -> Rates:
+    """Measure a card; `host`: the CPU's rates, whose AdamW offloaded states are stepped by."""
+    low = torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    size = 8192
+    products = {}
+    for dtype in (low, torch.float32):
+        a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+        products[dtype] = 2 * size**3 / _gpu_time(lambda a=a, b=b: a @ b)  # type: ignore[misc]
+    shape = (16, 16, 512, 64)
+    q, k, v = (torch.randn(shape, device=device, dtype=low) for _ in range(3))
+    attention = torch.nn.functional.scaled_dot_product_attention
+    attention_flops = 4 * 16 * 16 * 512 * 512 * 64 / _gpu_time(lambda: attention(q, k, v))
+    big, out = (torch.empty(2**28, device=device, dtype=torch.uint8) for _ in range(2))
+    pinned = torch.empty(2**27, dtype=torch.uint8, pin_memory=True)
+    there = torch.empty(2**27, dtype=torch.uint8, device=device)
+    tiny = torch.zeros(1, device=device)
+    return Rates(
+        low_flops_per_s=products[low] * LAYER_SHARE,
+        fp32_flops_per_s=products[torch.float32] * 0.9,
+        low_batched_flops_per_s=attention_flops * 0.7,  # with its backward pass
+        fp32_batched_flops_per_s=min(attention_flops * 0.7, products[torch.float32] * 0.7),
+        bytes_per_s=2 * 2**28 / _gpu_time(lambda: out.copy_(big)) * 0.9,
+        link_bytes_per_s=2**27 / _gpu_time(lambda: there.copy_(pinned, non_blocking=True)),
+        launch_s=_launch_time(tiny),
+        half_speed_tokens=HALF_SPEED_MEASURED,
+        adam_per_s=host.adam_per_s,
+        source=f"measured on {torch.cuda.get_device_name(device)}",
+        error=GPU_ERROR,
+    )
+
+
+LAYER_SHARE = 0.85
+"""What a GPU's products of a layer's sizes keep of a large one's rate."""
+HALF_SPEED_MEASURED = 256
+FRESH_BYTES, QUICK_FRESH_BYTES, STALE_BYTES = 2**26, 2**24, 2**28
+MOVED_BYTES = (3 + 2 + 2) * 2 * TOKENS * WIDTH
+"""Read and written by a sum, an activation and a norm, in bf16."""
+
+
+def _product(dtype: torch.dtype) -> Callable[[], object]:
+    # Into memory that is there already: what fresh memory costs is a rate of its own.
+    a, b = torch.randn(TOKENS, WIDTH).to(dtype), torch.randn(WIDTH, WIDTH).to(dtype)
+    out = torch.empty(TOKENS, WIDTH, dtype=dtype)
+    return lambda: torch.mm(a, b, out=out)
+
+
+def _half_speed_tokens(rate_of_many: float, seconds: float) -> int:
+    """Return at how many tokens products reach half of their rate: few tokens wait for weights, which no cache holds.
+
+    Rates are taken as a n / (n + h) of n tokens; two of them give h.
+    """
+    x = torch.randn(FEW_TOKENS, WIDTH).bfloat16()
+    weights = [torch.randn(WIDTH, WIDTH).bfloat16() for _ in range(LAYERS)]
+    out = torch.empty(FEW_TOKENS, WIDTH, dtype=torch.bfloat16)
+    taken_s = _time(lambda: [torch.mm(x, weight, out=out) for weight in weights], seconds)
+    ratio = rate_of_many / (2 * FEW_TOKENS * WIDTH * WIDTH * LAYERS / taken_s)
+    most = TOKENS / FEW_TOKENS
+    return round(TOKENS * max(0.0, ratio - 1) / max(1.0, most - ratio))
+
+
+def _batched(dtype: torch.dtype) -> Callable[[], object]:
+    a, b = torch.randn(HEADS, WINDOW, HEAD).to(dtype), torch.randn(HEADS, HEAD, WINDOW).to(dtype)
+    out = torch.empty(HEADS, WINDOW, WINDOW, dtype=dtype)
+    return lambda: torch.bmm(a, b, out=out)
+
+
+def _everything_else() -> Callable[[], object]:
+    """A sum, an activation and a norm, as a layer has them: on a CPU they cost more than the bytes they move."""
+    aten = torch.ops.aten
+    x, y, out = (torch.randn(TOKENS, WIDTH).bfloat16() for _ in range(3))
+    weight = torch.ones(WIDTH, dtype=torch.bfloat16)
+    mean, rstd = (torch.empty(TOKENS, 1, dtype=torch.bfloat16) for _ in range(2))
+
+    def run() -> None:
+        torch.add(x, y, out=out)
+        aten.gelu.out(x, approximate="none", out=out)
+        aten.native_layer_norm.out(x, [WIDTH], weight, weight, 1e-12, out0=out, out1=mean, out2=rstd)
+
+    return run
+
+
+def _fresh_rate(size_bytes: int, all_bytes: int, seconds: float) -> float:
+    """Return how fast the kernel hands out memory, filled with zeros, in blocks of a size. Bytes/s.
+
+    To one thread: in training, several hinder each other at the process's page table, and are hardly faster together.
+    """
+    give_back()
+    threads, count = torch.get_num_threads(), all_bytes // size_bytes
+    torch.set_num_threads(1)
+
+    def made() -> list[Tensor]:
+        return [torch.empty(size_bytes, dtype=torch.uint8).fill_(1) for _ in range(count)]
+
+    there = made()
+    extra_s = _time(made, seconds) - _time(lambda: [one.fill_(1) for one in there], seconds)
+    torch.set_num_threads(threads)
+    return count * size_bytes / max(1e-6, extra_s)
+
+
+def _stale_rate() -> float:
+    """Return the same for memory that nobody has touched for a while: a virtual machine's may be its host's again."""
+    give_back()
+    torch.empty(STALE_BYTES, dtype=torch.uint8).fill_(1)
+    taken = []
+    for _ in range(2):
+        time.sleep(2 * STALE_S)
+        started = time.perf_counter()
+        torch.empty(STALE_BYTES, dtype=torch.uint8).fill_(1)
+        taken.append(time.perf_counter() - started)
+    return STALE_BYTES / (sum(taken) / len(taken))
+
+
+def _drawing() -> Callable[[], object]:
+    like = torch.empty(0, dtype=torch.bfloat16)
+    return lambda: dropping_signs((2**20,), 0.1, (1, 2), like)
+
+
+def _adam(count: int) -> Callable[[], object]:
+    weight, gradient, first, second = (torch.rand(count) for _ in range(4))
+    step = torch.tensor(1.0)
+    return lambda: torch._fused_adamw_(
+        [weight], [gradient], [first], [second], [], [step], lr=1e-5, beta1=0.9, beta2=0.999, weight_decay=0.01,
+        eps=1e-6, amsgrad=False, maximize=False,
+    )  # fmt: skip
+
+
+def _adam_8bit_rate(seconds: float) -> float:
+    """Return how many parameters are stepped, with freed memory kept: what it costs is a rate of its own."""
+    from bigqa.engine.optim.eight_bit import PiecewiseAdamW8bit
+
+    parameter = torch.nn.Parameter(torch.rand(MANY_8BIT))
+    parameter.grad = torch.rand(MANY_8BIT)
+    optimizer = PiecewiseAdamW8bit([parameter], lr=1e-5)
+    keep()
+    taken_s = _time(optimizer.step, seconds)
+    hand_back()
+    return MANY_8BIT / taken_s
+
+
+def _has_bitsandbytes() -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec("bitsandbytes") is not None
+
+
+def _time(function: Callable[[], object], seconds: float) -> float:
+    """Return the median time of a call: what training gets, on a machine that others use too."""
+    function()
+    taken: list[float] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(taken) < 3:
+        started = time.perf_counter()
+        function()
+        taken.append(time.perf_counter() - started)
+    return sorted(taken)[len(taken) // 2]
+
+
+def _gpu_time(function: Callable[[], Tensor], repeats: int = 20) -> float:
+    for _ in range(3):
+        function()
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    for _ in range(repeats):
+        function()
+    end.record()
+    torch.cuda.synchronize()
+    return float(start.elapsed_time(end)) / 1000 / repeats
+
+
+def _launch_time(tensor: Tensor, repeats: int = 2000) -> float:
+    """Return the host's time for one small operation, in Python, as a training loop launches them."""
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    for _ in range(repeats):
+        tensor.add_(1)
+    return (time.perf_counter() - started) / repeats
+
+
+def _file(hardware: Hardware) -> Path:
+    names = [hardware.cpu.name, str(hardware.cpu.cores), *(gpu.name for gpu in hardware.gpus)]
+    key = "".join(letter if letter.isalnum() else "-" for letter in "_".join(names))
+    return cache_folder() / "calibration" / f"{key}.json"
