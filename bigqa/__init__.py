@@ -1,3 +1,3 @@
 """bigqa: a memory-constrained training engine for large models."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

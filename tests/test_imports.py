@@ -17,7 +17,7 @@ ROWS = (
     {"models"},
     {"engine"},
     {"memory"},
-    {"speed"},
+    {"speed", "configs"},
     {"plan"},
     {"show"},
     {"run"},
@@ -68,5 +68,5 @@ def test_the_engine_knows_no_concrete_task() -> None:
 
 
 def test_no_module_hides_one_of_the_standard_library() -> None:
-    # `accelerate launch bigqa/train.py` puts bigqa/ first on sys.path until train.py takes it off again.
+    # Run as a file, bigqa/train.py puts bigqa/ first on sys.path until it takes it off again.
     assert not {file.stem for file in ROOT.glob("*.py")} & set(sys.stdlib_module_names)
