@@ -32,7 +32,7 @@ def run(
 ) -> None:
     """Plan, train, predict and score on the embedded sample, offline, in some minutes."""
     started = time.perf_counter()
-    _clear(out)
+    clear(out)
     train, dev = FOLDER / "train.json", FOLDER / "dev.json"
     _bigqa("probe", "tiny", "--train-file", str(train), "--out", str(out / "plan.json"))
     before = _train_and_score(out / "untrained", train, dev, "--max-steps", "1", "--lr", "1e-12")
@@ -43,7 +43,7 @@ def run(
         raise BigqaError(f"the demo reached EM {after['exact_match']:.1f}, below {LEARNED_EM:.0f}")
 
 
-def _clear(out: Path) -> None:
+def clear(out: Path) -> None:
     """Remove an earlier demo, and nothing else: the folder is where a person happens to be."""
     if out.is_file():
         raise UsageError(f"{out} is a file: name another folder with --out")
