@@ -150,12 +150,29 @@ def test_commands_run_outside_of_a_checkout(site: Path, tmp_path: Path) -> None:
     assert Path(here.stdout.strip()).parent == site / "bigqa"
     program = site / "bin" / "bigqa"
     assert run(site, tmp_path, program, "--version").stdout == f"bigqa {bigqa.__version__}\n"
+    assert "--train-file" in run(site, tmp_path, sys.executable, "-m", "bigqa.train", "--help").stdout
     words = ["probe", "tiny", "--gpu", "none", "--strategy", "cpu", "--out", "p.json", "--html", "p.html"]
     done = run(site, tmp_path, program, *words)
     assert "accelerate launch --config_file p.accelerate.yaml -m bigqa.train --plan p.json" in done.stdout
     assert "<table>" in (tmp_path / "p.html").read_text(encoding="utf-8")
     config = yaml.safe_load((tmp_path / "p.accelerate.yaml").read_text(encoding="utf-8"))
     assert config["num_processes"] == 1 and config["use_cpu"]
+
+
+@pytest.mark.parametrize("safe", ["", "1"])
+def test_run_as_a_file_the_trainer_is_that_files_own(site: Path, tmp_path: Path, safe: str) -> None:
+    """Another bigqa may be installed, or lie where one happens to be; `python -P` puts no folder on the path itself."""
+    (tmp_path / "bigqa").mkdir()
+    (tmp_path / "bigqa" / "__init__.py").write_text("raise ImportError('another bigqa')", encoding="utf-8")
+    told = "import atexit, sys\natexit.register(lambda: print(*sys.path, sep='\\n', file=sys.stderr))\n"
+    (tmp_path / "sitecustomize.py").write_text(told, encoding="utf-8")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "PYTHONSAFEPATH": safe}
+    command = [sys.executable, str(site / "bigqa" / "train.py"), "--help"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
+    assert "--train-file" in done.stdout
+    path = done.stderr.splitlines()
+    assert path[0] == str(site) and str(site / "bigqa") not in path
+    assert str(tmp_path) in path and any(entry.endswith(".zip") for entry in path)  # what was there is there
 
 
 @pytest.mark.slow
