@@ -9,7 +9,7 @@ PYTHON  := $(VENV)/bin/python
 STAMP   := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check slow gpu bench clean
+.PHONY: help install demo test check slow gpu bench dist clean
 
 help:  ## list these targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
@@ -18,7 +18,7 @@ install: $(STAMP)  ## make .venv and install bigqa with its pinned dependencies 
 	@:
 
 # torch first: DeepSpeed's build looks for it. DS_BUILD_OPS=0: no compiler and no nvcc needed to install.
-$(STAMP): setup.cfg pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON3) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "bigqa: needs Python 3.10 or later; name one with PYTHON3=")'
 	@echo "bigqa: installing into $(VENV) (some minutes, once)"
 	@$(PYTHON3) -m venv $(VENV)
@@ -59,6 +59,9 @@ bench: install  ## measure what benchmarks/README.md shows of a CPU (hours; what
 	@$(BENCH) enliple-large-v1 --seq-len 384 --global-batch 1 --micro-batch 1 --steps 0 \
 	    --strategies cpu,cpu-recompute,cpu-8bit,cpu-8bit-recompute,cpu-least
 	@$(BENCH) enliple-small --micro-batch 16 --steps 0 --strategies zero1,zero2,zero3,zero2-offload,zero3-offload
+
+dist: install  ## build the wheel and the source archive into dist/
+	@$(PYTHON) -m build --no-isolation
 
 clean:  ## remove .venv and everything that was built or cached
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -11,9 +11,10 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
+from bigqa.configs import FOLDER as CONFIGS
 from bigqa.sample import FOLDER as SAMPLE
 
-FOLDER = Path(__file__).parents[1] / "launch"
+FOLDER = CONFIGS / "launch"
 PROCESSES = {"cpu_2.yaml": 2, "gpu_1.yaml": 1, "gpu_2.yaml": 2, "gpu_nodes.yaml": 8}
 SCRIPTS = ("torchrun.sh", "slurm.sbatch")
 
@@ -58,13 +59,13 @@ def test_slurm_starts_torchrun_on_every_node(tmp_path: Path) -> None:
     environment = os.environ | slurm | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     command = ["bash", str(FOLDER / "slurm.sbatch"), "--plan", "plan.json"]
     done = subprocess.run(
-        command, env=environment, cwd=FOLDER.parent, capture_output=True, text=True, check=True, timeout=60
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60
     )
     lines = done.stdout.splitlines()
     assert len(lines) == 2
     for rank, line in enumerate(lines):
         assert f"--nnodes 2 --node_rank {rank} --nproc_per_node 4 --master_addr node-a --master_port 29577" in line
-        assert line.endswith("bigqa/train.py --plan plan.json")
+        assert line.endswith("-m bigqa.train --plan plan.json")
 
 
 def test_two_launchers_train_as_one_run(tmp_path: Path) -> None:
@@ -87,7 +88,7 @@ def test_two_launchers_train_as_one_run(tmp_path: Path) -> None:
     for node in nodes:
         _, said = node.communicate(timeout=200)
         assert node.returncode == 0, said[-3000:]
-    command = [sys.executable, str(FOLDER.parent / "bigqa" / "train.py"), *words, "--out", str(tmp_path / "one")]
+    command = [sys.executable, str(CONFIGS.parent / "train.py"), *words, "--out", str(tmp_path / "one")]
     subprocess.run(command, env=environment, check=True, timeout=200, capture_output=True)
     two, one = (
         [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]

@@ -1,7 +1,8 @@
 """The command line, one file per command. In: arguments. Out: functions called and text printed; no arithmetic here.
 
 A command imports what it runs when it runs, so that help and refusals come at once.
-Imports: errors, files, console, demo, machine, models, tasks, speed, plan, show, run, bench, table. Never: torch.
+Imports: errors, files, console, demo, configs, machine, models, tasks, speed, plan, show, run, bench, table.
+Never: torch.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import typer
 from bigqa import __version__
 from bigqa.cli import convert, data
 from bigqa.cli.bench import bench
+from bigqa.cli.configs import configs
 from bigqa.cli.demo import demo
 from bigqa.cli.evaluate import evaluate
 from bigqa.cli.predict import predict
@@ -25,6 +27,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 COMMANDS: dict[str, Callable[..., None]] = {
     "probe": probe, "train": train, "predict": predict, "evaluate": evaluate,
     "bench": bench, "table": table, "demo": demo,
+    "configs": configs,
 }  # fmt: skip
 for name, function in COMMANDS.items():
     app.command(name)(function)

@@ -1,13 +1,13 @@
-"""Writes the DeepSpeed configurations beside this file, as the trainer makes them. Run: `python ds_configs/make.py`."""
+"""Writes the DeepSpeed configurations, as the trainer makes them. Run: `python -m bigqa.configs.make`."""
 
 import json
 from pathlib import Path
 
+from bigqa.configs import FOLDER
 from bigqa.engine.sharding import deepspeed_config
 from bigqa.strategy import STRATEGIES
 
 ROWS = ("zero1", "zero2", "zero3", "zero2-offload", "zero3-offload", "zero3-nvme")
-FOLDER = Path(__file__).parent
 
 
 def text_of(name: str) -> str:
@@ -18,7 +18,7 @@ def text_of(name: str) -> str:
 
 def file_of(name: str) -> Path:
     """Return where a strategy's configuration is."""
-    return FOLDER / f"{name.replace('-', '_')}.json"
+    return FOLDER / "deepspeed" / f"{name.replace('-', '_')}.json"
 
 
 if __name__ == "__main__":
