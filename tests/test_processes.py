@@ -1,38 +1,45 @@
-"""Several processes take one step: the one that a single process takes, with an optimizer that hides nothing."""
+"""Several processes take one step: the one that a single process takes, with an optimizer that hides nothing.
+
+Each process imports this file: it imports little.
+"""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_engine import FP32, Regression, rows
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from bigqa.engine.build import make_update
 from bigqa.engine.loop.order import share_of_process
 from bigqa.engine.loop.step import Parts, train_step
 from bigqa.engine.optim.precision import Weights
+from bigqa.engine.optim.update import Update
 
 WINDOWS, STEPS, RATE = 7, 3, 0.05
 CLIPS = (1e9, 0.5)
 """The largest norm of a gradient: never met, and always."""
 
 
+class Squares:
+    """A window's loss is the squared distance of a small network's answer."""
+
+    def loss_sum(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        return (model(batch["input_ids"]).squeeze(-1) - batch["y"]).square().sum()
+
+
 def stepped(rank: int, world_size: int, clip: float) -> dict[str, Any]:
     """Take steps of plain SGD on this process's share of the windows; return weights, and the norm of each step."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1))
-    weights, task = Weights(model, "fp32"), Regression()
+    x = torch.randn(WINDOWS, 3)
+    weights = Weights(model, "fp32")
     wrapped = DistributedDataParallel(model) if world_size > 1 else model
-    update = make_update(
-        wrapped, FP32, weights, lambda groups: torch.optim.SGD(groups, lr=RATE),
-        groups=[{"params": list(weights.masters.values())}], clip=clip, world_size=world_size,
-    )  # fmt: skip
-    parts = Parts(model=wrapped, update=update, task=task)
-    data = rows(WINDOWS)
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    update = Update(wrapped, weights, optimizer, clip=clip, world_size=world_size)
+    parts: Any = Parts(model=wrapped, update=update, task=Squares())  # type: ignore[arg-type]
     mine = share_of_process([1] * WINDOWS, rank, world_size)
-    batches = [task.collate([data[i] for i in part]) for part in (mine[:2], mine[2:])]  # 4 windows and 3: 2 + 2, 2 + 1
+    batches = [{"input_ids": x[part], "y": x[part].sum(1)} for part in (mine[:2], mine[2:])]
     norms = [train_step(parts, batches, WINDOWS)[1].item() for _ in range(STEPS)]
     return {"norms": norms, "weights": [p.detach().clone() for p in model.parameters()]}
 
@@ -46,7 +53,7 @@ def _worker(rank: int, world_size: int, folder: str) -> None:
 
 
 def test_gradients_are_summed_over_the_processes(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_worker, args=(2, str(tmp_path)), nprocs=2)
+    torch.multiprocessing.spawn(_worker, args=(2, str(tmp_path)), nprocs=2, daemon=True)
     alone = [stepped(0, 1, clip) for clip in CLIPS]
     for rank in range(2):
         for found, expected in zip(torch.load(tmp_path / f"{rank}.pt"), alone, strict=True):
