@@ -15,7 +15,7 @@ from bigqa.bench.predict import Predictor
 from bigqa.bench.report import Case, RunReport, read_reports
 from bigqa.bench.sweep import Limits, sweep
 from bigqa.machine.hardware import detect
-from bigqa.plan.candidates import HEADROOM
+from bigqa.plan.machine import HEADROOM
 from bigqa.speed.calibration import calibrate, kept_rates
 
 MARGIN = 1.02

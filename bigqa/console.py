@@ -22,6 +22,16 @@ console = Console(width=None if sys.stdout.isatty() else 120)
 stderr = Console(stderr=True)
 
 
+def say(text: str) -> None:
+    """Print a line as it is: nothing in it is markup, and no line is broken."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def tell(text: str) -> None:
+    """Print a line beside the output: on standard error."""
+    stderr.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def command(app: Callable[[], Any]) -> None:
     """Run a command line and exit."""
     quiet_libraries()
@@ -44,7 +54,7 @@ def command(app: Callable[[], Any]) -> None:
 def fail(text: str, exit_code: int) -> None:
     """Print an error in one line, from one process of a run, and exit."""
     if os.environ.get("RANK", "0") == "0":
-        stderr.print("bigqa: " + " ".join(text.split()), markup=False, highlight=False, soft_wrap=True)
+        tell("bigqa: " + " ".join(text.split()))
     sys.stdout.flush()
     os._exit(exit_code)  # a process of several must not wait at exit for one that is gone
 

@@ -5,7 +5,8 @@ from hand_made import GIB, row
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bigqa.plan.candidates import HEADROOM, HOST_HEADROOM, Candidate, choose, rank
+from bigqa.plan.candidates import Candidate, choose, rank
+from bigqa.plan.machine import HEADROOM, HOST_HEADROOM
 from bigqa.table.grade import BARS, Cap, Grade, caps_of, grade
 from bigqa.table.marks import grade_markdown, grade_record
 from bigqa.table.regret import choices_at, workloads

@@ -14,8 +14,9 @@ from bigqa.machine import hardware
 from bigqa.machine.gpus import GPUS, find_gpu
 from bigqa.machine.hardware import Cpu, Gpu, Hardware, capped, planned_gpu
 from bigqa.memory.host import CPU_BASELINE_BYTES, CUDA_BASELINE_BYTES
-from bigqa.plan.candidates import Machine, Workload, choose, rank
+from bigqa.plan.candidates import Workload, choose, rank
 from bigqa.plan.ladder import plain_ladder
+from bigqa.plan.machine import Machine
 from bigqa.plan.planner import Planner, estimator_for
 from bigqa.strategy import STRATEGIES
 from bigqa.units import GIB, parse_bytes
@@ -163,9 +164,9 @@ def test_each_machine_has_the_memory_for_its_own_processes(estimator: Any) -> No
         planner = Planner(estimator, Workload(), machine(card("3090"), num_gpus=4, num_nodes=nodes))
         memory = planner.need(row, 1, 512, 4 * nodes)
         tight = planner.machine.model_copy(update={"host_bytes": int(4.5 * memory.host_bytes)})
-        assert Planner(estimator, Workload(), tight).shortfall(row, memory) is None
+        assert tight.shortfall(row, memory) is None
         short = tight.model_copy(update={"host_bytes": int(3.9 * memory.host_bytes)})
-        assert "host memory" in str(Planner(estimator, Workload(), short).shortfall(row, memory))
+        assert "host memory" in str(short.shortfall(row, memory))
 
 
 def test_a_disk_that_was_not_looked_at_is_not_full(estimator: Any) -> None:

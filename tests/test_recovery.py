@@ -24,8 +24,9 @@ from bigqa.engine.optim.update import Update
 from bigqa.engine.recovery import HostWatch, OutOfMemory, is_out_of_memory
 from bigqa.errors import BigqaError
 from bigqa.machine.hardware import host_memory
-from bigqa.plan.candidates import Workload, choose, machine_for
+from bigqa.plan.candidates import Workload, choose
 from bigqa.plan.ladder import AGAIN, ladder_of, plain_ladder, switches_of
+from bigqa.plan.machine import machine_for
 from bigqa.plan.planner import Planner, estimator_for
 from bigqa.run import fine_tuning
 from bigqa.run.fine_tuning import fine_tune

@@ -30,7 +30,7 @@ from bigqa.engine.recovery import HostWatch, OutOfMemory, is_out_of_memory
 from bigqa.files import read_json, write_json
 from bigqa.machine.hardware import host_memory
 from bigqa.models.sources import first_position, load_config, load_model, resolve
-from bigqa.run.fine_tuning import shortfall
+from bigqa.run.planning import shortfall
 from bigqa.settings import Settings, make_settings
 from bigqa.tasks.qa import QuestionAnswering
 

@@ -42,6 +42,11 @@ class Gpu(Record):
     """Other processes on the card."""
     is_here: bool = True
 
+    @property
+    def has_bf16(self) -> bool:
+        """Whether its matrix units multiply in bf16."""
+        return self.capability >= (8, 0)
+
 
 class Cpu(Record):
     """The processor, as far as this process may use it."""

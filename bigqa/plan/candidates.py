@@ -1,22 +1,14 @@
-"""A strategy judged for a machine, and the order of such. In: what is wanted and what is there. Out: `Candidate`s.
+"""A strategy judged for a machine, and the order of such. In: candidates. Out: the best first, and the best.
 
 The best is the fastest of the lowest tier that fits.
 """
 
-from typing import Any, Literal
-
 from pydantic import Field
 
-from bigqa.machine.hardware import Gpu, Hardware, Record
+from bigqa.machine.hardware import Record
 from bigqa.memory.estimate import MemoryEstimate
-from bigqa.speed.calibration import kept_rates
-from bigqa.speed.throughput import Rates
+from bigqa.plan.machine import Verdict
 from bigqa.strategy import Strategy
-
-HEADROOM = 0.02
-"""Left free of a limit: a prediction's own error."""
-HOST_HEADROOM = 0.05
-Verdict = Literal["fits", "too large", "not possible"]
 
 
 class Workload(Record):
@@ -69,45 +61,6 @@ class Candidate(Record):
         if self.memory is None:
             return 0
         return self.memory.device_bytes if self.strategy.device == "cuda" else self.memory.host_bytes
-
-
-class Machine(Record):
-    """The part of the hardware that a plan is for."""
-
-    gpu: Gpu | None
-    num_gpus: int = 1
-    num_nodes: int = 1
-    host_bytes: int
-    host_cores: int
-    cpu_bf16: bool
-    nvme: bool = False
-    disk_free_bytes: int | None = None
-    disk_bytes_per_s: float | None = None
-    rates: dict[str, Rates] = Field(default_factory=dict)
-    """Name of a device ("cpu", or the card's) -> what was measured on it here; else a datasheet's are taken."""
-
-    @property
-    def world_size(self) -> int:
-        """Processes, one per GPU."""
-        return self.num_gpus * self.num_nodes
-
-
-def machine_for(hardware: Hardware, gpu: Gpu | None, **counts: Any) -> Machine:
-    """Return what a plan may use of the hardware."""
-    return Machine(
-        gpu=gpu,
-        host_bytes=counts.pop("host_bytes", None) or hardware.host_free_bytes,
-        host_cores=hardware.cpu.cores,
-        cpu_bf16=hardware.cpu.bf16,
-        disk_free_bytes=counts.pop("disk_free_bytes", hardware.disk_free_bytes),
-        disk_bytes_per_s=_slower(hardware.disk_write_bytes_per_s, hardware.disk_read_bytes_per_s),
-        rates=kept_rates(hardware),
-        **counts,
-    )
-
-
-def _slower(*rates: float | None) -> float | None:
-    return min((rate for rate in rates if rate), default=None)
 
 
 def rank(candidates: list[Candidate]) -> list[Candidate]:

@@ -12,13 +12,14 @@ import yaml
 from bigqa.engine.sharding import deepspeed_config
 from bigqa.errors import BigqaError
 from bigqa.files import write_json, write_text
-from bigqa.models.sources import resolve
 from bigqa.plan.candidates import Candidate
 from bigqa.plan.ladder import ladder_of
-from bigqa.plan.question import SCHEMA, Probe
+from bigqa.plan.probe import Probe
 from bigqa.settings import Settings
 from bigqa.versions import versions
 
+SCHEMA = 1
+"""Of plan.json, and of what `bigqa probe --json` prints."""
 CLIP = Settings.model_fields["clip"].default
 
 
@@ -63,7 +64,7 @@ def launch_words(found: Probe, plan: Path | str = "plan.json") -> str:
         words += ["--machine_rank", "RANK", "--main_process_ip", "ADDRESS"]
     words += ["bigqa/train.py", "--plan", path]
     words += ["--train-file", question.train_file or "FILE", "--out", "RUN"]
-    if resolve(question.model, tokenizer=question.tokenizer).tokenizer is None:
+    if not found.has_vocabulary:
         words += ["--tokenizer", "VOCAB"]
     return shlex.join(map(str, words))
 

@@ -1,4 +1,7 @@
-"""The embedded sample: a small Korean data set, its vocabulary and its model. Made by `bigqa.sample.make_sample`."""
+"""The embedded sample: a small Korean data set, its vocabulary and its model. Made by `bigqa.sample.make_sample`.
+
+Imports: files. Never: torch.
+"""
 
 from pathlib import Path
 

@@ -8,8 +8,8 @@ import jinja2
 
 from bigqa.memory.timeline import Timeline
 from bigqa.plan.candidates import Candidate
-from bigqa.plan.question import Probe
-from bigqa.show.render import PROBE_COLUMNS, cells, plan_text, title
+from bigqa.plan.probe import Probe
+from bigqa.show.probe import PROBE_COLUMNS, cells, plan_text, title
 from bigqa.units import format_bytes
 
 TEMPLATES = Path(__file__).parent / "templates"

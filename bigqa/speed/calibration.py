@@ -7,7 +7,7 @@ on more parameters than the caches hold.
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from bigqa.engine.bits import dropping_signs
 from bigqa.files import cache_folder, read_json, write_json
 from bigqa.machine.gpus import GpuModel
-from bigqa.machine.hardware import Hardware
+from bigqa.machine.hardware import Hardware, detect
 from bigqa.machine.heap import give_back, hand_back, keep
 from bigqa.speed.throughput import STALE_S, Rates
 
@@ -56,6 +56,17 @@ def calibrate(hardware: Hardware, disk: Path | None = None) -> dict[str, Rates]:
     values = {name: dataclasses.asdict(rates) for name, rates in found.items()}
     write_json(_file(hardware), {"schema": SCHEMA, "devices": values})
     return found
+
+
+def calibration_lines(nvme: Path | None = None) -> Iterator[str]:
+    """Measure this machine and keep it for every later probe; say what was found, a line a device."""
+    hardware = detect(nvme)
+    yield "measuring this machine"
+    for name, rates in calibrate(hardware, nvme).items():
+        figures = f"products {rates.low_flops_per_s / 1e9:,.0f} and in fp32 {rates.fp32_flops_per_s / 1e9:,.0f} GFLOP/s"
+        memory = f"memory {rates.bytes_per_s / 1e9:.1f} GB/s"
+        adam = f", AdamW {rates.adam_per_s / 1e6:,.0f} million parameters/s" if rates.adam_per_s else ""
+        yield f"{'CPU' if name == 'cpu' else name}: {figures}, {memory}{adam}"
 
 
 def measure_cpu(seconds: float, *, whole: bool = False) -> Rates:

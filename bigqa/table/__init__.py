@@ -1,1 +1,4 @@
-"""`bigqa table`: run reports as tables, charts and a page, and the planner's grade. Nothing is measured here."""
+"""`bigqa table`: run reports as tables, charts and a page, and the planner's grade. Nothing is measured here.
+
+Imports: errors, files, units, plan, show, bench. Never: torch, typer.
+"""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from bigqa.bench.predict import estimator_of, predict_anew
 from bigqa.bench.report import Measured, Predicted, RunReport, short_name
-from bigqa.plan.candidates import HEADROOM, HOST_HEADROOM
+from bigqa.plan.machine import HEADROOM, HOST_HEADROOM
 
 
 @dataclass(frozen=True, kw_only=True)

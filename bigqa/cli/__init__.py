@@ -1,0 +1,51 @@
+"""The command line, one file per command. In: arguments. Out: functions called and text printed; no arithmetic here.
+
+A command imports what it runs when it runs, so that help and refusals come at once.
+Imports: errors, files, console, demo, machine, models, tasks, speed, plan, show, run, bench, table. Never: torch.
+"""
+
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from bigqa import __version__
+from bigqa.cli import convert, data
+from bigqa.cli.bench import bench
+from bigqa.cli.demo import demo
+from bigqa.cli.evaluate import evaluate
+from bigqa.cli.predict import predict
+from bigqa.cli.probe import probe
+from bigqa.cli.table import table
+from bigqa.cli.train import train
+from bigqa.console import command, say
+from bigqa.machine.heap import hold_tight
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+COMMANDS: dict[str, Callable[..., None]] = {
+    "probe": probe, "train": train, "predict": predict, "evaluate": evaluate,
+    "bench": bench, "table": table, "demo": demo,
+}  # fmt: skip
+for name, function in COMMANDS.items():
+    app.command(name)(function)
+app.add_typer(data.app, name="data")
+app.add_typer(convert.app, name="convert")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        say(f"bigqa {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main_options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+) -> None:
+    """Train large models in the memory you have."""
+
+
+def main() -> None:
+    """Run as a program."""
+    hold_tight()
+    command(app)

@@ -1,0 +1,5 @@
+"""Entry for `python -m bigqa.cli`."""
+
+from bigqa.cli import main
+
+main()

@@ -1,0 +1,61 @@
+"""How much GPU memory is enough. In: a question. Out: for each strategy the least that it needs, and on which cards."""
+
+from dataclasses import dataclass
+
+from bigqa.engine.build import not_together
+from bigqa.machine.gpus import GPUS, GpuModel
+from bigqa.memory.estimate import Estimator
+from bigqa.plan.machine import HEADROOM
+from bigqa.plan.planner import estimator_for
+from bigqa.plan.question import Question, wanted
+from bigqa.strategy import STRATEGIES, Strategy, can_be_traced, with_low_precision
+
+
+@dataclass(frozen=True)
+class Need:
+    """The least GPU memory that a strategy needs. Bytes, as NVML shows them."""
+
+    name: str
+    tier: int
+    least_bytes: int
+    """At a micro-batch of 1."""
+    published_bytes: int
+    """At the published batch in one micro-batch."""
+    cards: tuple[str, ...]
+    """Of the table, those that have the least."""
+
+
+def need(question: Question) -> list[Need]:
+    """Return the least GPU memory for each strategy on one GPU."""
+    _, config, workload = wanted(question)
+    estimator = estimator_for(config)
+    rows = {
+        name: row
+        for name, row in STRATEGIES.items()
+        if row.device == "cuda" and (row.seq_len or 0) < workload.seq_len and can_be_traced(row)
+    }
+    estimator.trace_ahead(
+        (row, row.seq_len or workload.seq_len, accumulating) for row in rows.values() for accumulating in (True, False)
+    )
+    found = []
+    for name, strategy in rows.items():
+        seq_len = strategy.seq_len or workload.seq_len
+        least, published = (
+            _device_bytes(estimator, strategy, size, seq_len, workload.global_batch)
+            for size in (1, workload.global_batch)
+        )
+        cards = (card.name for card in GPUS if card.memory_bytes * (1 - HEADROOM) >= least and _can_run(card, strategy))
+        found.append(Need(name, strategy.tier, least, published, tuple(cards)))
+    return sorted(found, key=lambda row: (row.tier, row.least_bytes))
+
+
+def _device_bytes(estimator: Estimator, row: Strategy, micro_batch: int, seq_len: int, global_batch: int) -> int:
+    found = estimator.estimate(row, micro_batch, seq_len, accumulating=micro_batch < global_batch)
+    return found.device_bytes
+
+
+def _can_run(card: GpuModel, row: Strategy) -> bool:
+    """Whether a card has the precision of a row, and the row goes with what takes its place on older ones."""
+    if row.precision == "bf16-sr":
+        return card.has_bf16
+    return not_together(with_low_precision(row, "bf16" if card.has_bf16 else "fp16")) is None

@@ -1,0 +1,80 @@
+"""What a run hands over at its end. In: a trained model, how training went. Out: `RUN/model`, report.json, scores."""
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from bigqa.console import progress
+from bigqa.engine import adapters
+from bigqa.engine.build import strategy_of
+from bigqa.engine.loop.fit import Outcome, Training
+from bigqa.engine.loop.meter import MemoryMeter
+from bigqa.files import atomic_folder, write_json
+from bigqa.plan.ladder import switches_of
+from bigqa.run.prediction import LENGTHS_FILE, predict, ready
+from bigqa.settings import Settings
+from bigqa.tasks.scoring import evaluate_files, metric_of
+from bigqa.tasks.windows import Lengths
+from bigqa.versions import versions
+
+
+def tell_stopped(training: Training, outcome: Outcome) -> None:
+    """Say how a run that was asked to stop is gone on with."""
+    training.stop.clear()
+    training.recorder.say(f"stopped and saved at step {outcome.steps}/{training.num_steps}; to go on:")
+    training.recorder.say(f"  bigqa train --resume {training.settings.out}")
+
+
+def hand_over(training: Training, outcome: Outcome, model: Any, tokenizer: Any, lengths: Lengths) -> None:
+    """Merge, save, report, and score on the dev file if there is one."""
+    settings, recorder = training.settings, training.recorder
+    adapters.merge(model)
+    _save_model(model, training, tokenizer, lengths)
+    report = _report(training, outcome)
+    report["switches"] = switches_of(settings.out)
+    if settings.dev_file is not None:
+        write_json(settings.out / "report.json", report)  # hours of training are not lost with a score
+        report["scores"] = _score(model, tokenizer, settings, lengths, training.processes.device)
+    write_json(settings.out / "report.json", report)
+    recorder.say(f"model: {settings.out / 'model'} · report: {settings.out / 'report.json'}")
+    if "scores" in report:
+        scores = report["scores"]
+        recorder.say(f"EM {scores['exact_match']:.2f} · F1 {scores['f1']:.2f} on {scores['total']} questions")
+
+
+def _save_model(model: Any, training: Training, tokenizer: Any, lengths: Lengths) -> None:
+    """Write `RUN/model`: fp32 weights, config, tokenizer, and the lengths it was trained at."""
+    with atomic_folder(training.settings.out / "model", replace=True) as temporary:
+        model.config.dtype = torch.float32
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        write_json(temporary / LENGTHS_FILE, {"schema": 1, "lengths": lengths.model_dump(mode="json")})
+
+
+def _report(training: Training, outcome: Outcome) -> dict[str, Any]:
+    memory = MemoryMeter(training.processes.device)
+    return {
+        "schema": 1,
+        "settings": training.settings.model_dump(mode="json"),
+        "windows": len(training.lengths),
+        "steps": outcome.steps,
+        "seconds": outcome.seconds,
+        "samples_per_s": outcome.samples_per_s,
+        "tokens_per_s": outcome.tokens_per_s,
+        "last_loss": outcome.last_loss,
+        "peak_memory_bytes": memory.peak_bytes(),
+        "device": str(training.processes.device),
+        "num_processes": training.processes.world_size,
+        "versions": versions(),
+    }
+
+
+def _score(model: Any, tokenizer: Any, settings: Settings, lengths: Lengths, device: torch.device) -> dict[str, Any]:
+    assert settings.dev_file is not None
+    precision = "fp32" if strategy_of(settings, device).precision == "fp32" else "auto"
+    with progress("Predicting") as on_progress:
+        found = predict(ready(model, device, precision), tokenizer, settings.dev_file, lengths, device, on_progress)
+    write_json(settings.out / "predictions.json", found.answers)
+    score = evaluate_files(settings.dev_file, settings.out / "predictions.json", metric_of(settings.dev_file))
+    return dataclasses.asdict(score)

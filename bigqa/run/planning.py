@@ -1,0 +1,94 @@
+"""What a run trains under, decided before anything is made. In: settings, processes. Out: settings with a strategy and
+a ladder; or why the run does not fit.
+"""
+
+import psutil
+
+from bigqa.console import say
+from bigqa.engine.build import share_of_batch, strategy_of
+from bigqa.engine.processes import Processes
+from bigqa.errors import BigqaError
+from bigqa.machine.hardware import detect, free_space, host_memory
+from bigqa.machine.heap import keep_if_plenty
+from bigqa.models.sources import check_lengths, load_config, resolve
+from bigqa.plan.candidates import Candidate, Workload, choose
+from bigqa.plan.ladder import ladder_of, plain_ladder
+from bigqa.plan.machine import machine_for
+from bigqa.plan.planner import Planner, estimator_for
+from bigqa.settings import Rung, Settings
+
+
+def planned(settings: Settings, processes: Processes) -> Settings:
+    """Choose strategy and micro-batch where neither a plan nor the command line did, as `bigqa probe` would."""
+    if settings.strategy is not None or settings.micro_batch is not None or settings.precision != "auto":
+        return settings
+    found = processes.from_main(_choice(settings, processes) if processes.is_main else None)
+    if isinstance(found, str):
+        raise BigqaError(found)
+    assert isinstance(found, tuple)
+    found, ladder = found
+    if processes.is_main:
+        say(f"plan: {found.name} in {found.strategy.precision}, micro-batches of {found.micro_batch}")
+    update = {"strategy": found.strategy, "micro_batch": found.micro_batch, "seq_len": found.seq_len}
+    return settings.model_copy(update=update | {"ladder": ladder})
+
+
+def with_ladder(settings: Settings, processes: Processes) -> Settings:
+    """Give a run without a plan something to step down to."""
+    if settings.ladder is not None:
+        return settings
+    ladder = plain_ladder(strategy_of(settings, processes.device), share_of_batch(settings, processes.world_size))
+    return settings.model_copy(update={"ladder": ladder})
+
+
+def check_fits(settings: Settings, processes: Processes, *, refuse: bool) -> None:
+    """Refuse a strategy that is predicted not to fit, before anything is made. Raises: BigqaError."""
+    problem = shortfall(settings, processes)
+    if problem and refuse:
+        raise BigqaError(
+            f"{problem}; choose another strategy (`bigqa probe {settings.model}` shows what fits), or --no-check to "
+            "try, stepping down when memory runs out"
+        )
+
+
+def shortfall(settings: Settings, processes: Processes) -> str | None:
+    """Say what a run lacks on this machine, or nothing; on a CPU, keep freed memory where there is plenty."""
+    strategy = strategy_of(settings, processes.device)
+    problem = need_bytes = None
+    if processes.is_main:
+        planner = _planner(settings, processes)
+        micro_batch = share_of_batch(settings, processes.world_size)
+        memory = planner.need(strategy, micro_batch, settings.seq_len, processes.world_size)
+        problem, need_bytes = planner.machine.shortfall(strategy, memory), memory.host_bytes
+    problem, need_bytes = processes.from_main((problem, need_bytes))  # type: ignore[misc]
+    if processes.device.type == "cpu" and need_bytes is not None:
+        keep_if_plenty(need_bytes * processes.world_size, host_memory()[1])
+    return problem
+
+
+def _choice(settings: Settings, processes: Processes) -> tuple[Candidate, tuple[Rung, ...]] | str:
+    candidates = _planner(settings, processes).candidates()
+    chosen = choose([candidate for candidate in candidates if candidate.strategy.device == processes.device.type])
+    if chosen is None:
+        other = "; the CPU would do: --device cpu" if choose(candidates) else ""
+        return f"no strategy fits {settings.model} here: `bigqa probe {settings.model} --all` shows why{other}"
+    return chosen, ladder_of(candidates, chosen)
+
+
+def _planner(settings: Settings, processes: Processes) -> Planner:
+    config = load_config(resolve(settings.model, tokenizer=settings.tokenizer))
+    check_lengths(config, settings.seq_len)
+    hardware = detect()
+    gpu = hardware.gpus[processes.device.index or 0] if processes.device.type == "cuda" and hardware.gpus else None
+    machine = machine_for(
+        hardware,
+        gpu,
+        num_gpus=processes.on_this_machine,
+        num_nodes=processes.world_size // processes.on_this_machine,
+        nvme=settings.nvme is not None,
+        disk_free_bytes=free_space(settings.nvme) if settings.nvme else None,
+        # What this process holds already is part of what is predicted.
+        host_bytes=hardware.host_free_bytes + psutil.Process().memory_info().rss,
+    )
+    workload = Workload(seq_len=settings.seq_len, global_batch=settings.global_batch)
+    return Planner(estimator_for(config), workload, machine)

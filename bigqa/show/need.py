@@ -1,0 +1,56 @@
+"""What `bigqa probe --need` shows. In: the least that each strategy needs. Out: a table, and the answer in words."""
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from bigqa.machine.gpus import GPUS
+from bigqa.plan.need import Need
+from bigqa.show.probe import TIERS
+from bigqa.units import format_bytes
+
+
+def show_need(rows: Sequence[Need], console: Console) -> None:
+    """Print how much GPU memory is enough."""
+    console.print(need_table(rows))
+    console.print(need_text(rows), markup=False, highlight=False, soft_wrap=True)
+
+
+def need_table(rows: Sequence[Need]) -> Table:
+    """Show how much GPU memory is enough."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for name in ("strategy", "changes", "at micro-batch 1", "at the published batch", "enough at micro-batch 1"):
+        table.add_column(name, no_wrap=not name.startswith("enough"))
+    for row in rows:
+        cells = (format_bytes(row.least_bytes), format_bytes(row.published_bytes))
+        table.add_row(row.name, TIERS[row.tier], *cells, _cards(row.cards))
+    return table
+
+
+def need_text(rows: Sequence[Need]) -> str:
+    """Say in a line for each tier what is enough."""
+    lines = []
+    for tier, changes in TIERS.items():
+        members = [row for row in rows if row.tier == tier]
+        if members:
+            least = min(members, key=lambda row: row.least_bytes)
+            lines.append(f"Changing {changes}: {format_bytes(least.least_bytes)} is enough ({least.name}).")
+    whole = [row for row in rows if row.name == "plain"]
+    if whole:
+        lines.append(f"With nothing saved, at the published batch: {format_bytes(whole[0].published_bytes)} (plain).")
+    lines.append("As NVML shows it, on one GPU. These are predictions; none has been measured on a GPU yet.")
+    return "\n".join(lines)
+
+
+def _cards(names: Sequence[str]) -> str:
+    """Name cards of the table in as few words as will do."""
+    others = [card.name for card in GPUS if card.name not in names]
+    if not others:
+        return "every card of the table"
+    if not names:
+        return "no card of the table"
+    if others == [card.name for card in GPUS if not card.has_bf16]:
+        return "every card with bf16"
+    return f"all but {', '.join(others)}" if len(others) < len(names) else ", ".join(names)

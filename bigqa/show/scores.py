@@ -1,0 +1,40 @@
+"""Data and scores as tables. In: what was counted, or scored. Out: rich tables."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+
+def inspection_table(found: Mapping[str, Any]) -> Table:
+    """Show what `bigqa data inspect` found, one figure a row; nested figures are indented by their names."""
+    table = Table("figure", "value", title="data")
+    for name, value in _flat(found):
+        table.add_row(name, _text(value))
+    return table
+
+
+def scores_table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Show EM, F1 and the number of questions, one row for each score."""
+    table = Table("", "EM", "F1", "questions", title=title)
+    for name, score in rows.items():
+        figures = (f"{score['exact_match']:.2f}", f"{score['f1']:.2f}", str(score["total"]))
+        table.add_row(name, *figures)
+    return table
+
+
+def _flat(found: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for name, value in found.items():
+        label = f"{prefix}{name}".replace("_", " ")
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{label} ")
+        else:
+            rows.append((label, value))
+    return rows
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}" if 0 < abs(value) < 1 else f"{value:.2f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
