@@ -9,7 +9,7 @@ PYTHON  := $(VENV)/bin/python
 STAMP   := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check slow gpu bench dist clean
+.PHONY: help install demo test coverage check slow gpu bench dist clean
 
 help:  ## list these targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
@@ -31,6 +31,9 @@ demo: install  ## train a small Korean QA model on a sample, on whatever this ma
 
 test: install  ## run the tests (no GPU, no network)
 	@$(PYTHON) -m pytest
+
+coverage: install  ## the same, and which lines and branches of bigqa they ran (htmlcov/index.html)
+	@$(PYTHON) -m pytest --cov --cov-report term --cov-report html
 
 check: install  ## ruff, its formatter, mypy
 	@$(PYTHON) -m ruff check .
@@ -64,5 +67,5 @@ dist: install  ## build the wheel and the source archive into dist/
 	@$(PYTHON) -m build --no-isolation
 
 clean:  ## remove .venv and everything that was built or cached
-	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage* htmlcov
 	@find bigqa tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,8 +1,13 @@
-"""What the tests share: the folder of data and recorded cases that is kept outside the repository."""
+"""What the tests share: the folder of data and recorded cases that is kept outside the repository, and one rule.
+
+A process that a test starts ends with the test; see `leftovers`.
+"""
 
 import os
 from pathlib import Path
+from typing import Any
 
+import leftovers
 import pytest
 
 # Test processes side by side share the cores: threads that wait for each other by spinning would cost each one tenfold.
@@ -10,6 +15,13 @@ WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if WORKERS > 1:
     THREADS = str(max(1, (os.cpu_count() or 1) // WORKERS))
     os.environ |= {"OMP_NUM_THREADS": THREADS, "BIGQA_THREADS": THREADS, "BIGQA_WORKERS": THREADS}
+os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is fetched, here or by a process that a test starts
+MISSING = "the shared folder is not here"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Watch over processes."""
+    leftovers.watch(config)
 
 
 @pytest.fixture(scope="session")
@@ -17,5 +29,15 @@ def shared() -> Path:
     """Return the shared folder: `BIGQA_SHARED`, else `shared` beside the checkout."""
     folder = Path(os.environ.get("BIGQA_SHARED") or Path(__file__).parents[2] / "shared")
     if not folder.is_dir():
-        pytest.skip(f"{folder} not found: set BIGQA_SHARED")
+        pytest.skip(f"{MISSING}: {folder}")
     return folder
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say once what could not be tested without the shared folder."""
+    skipped = [one for one in terminalreporter.stats.get("skipped", []) if MISSING in str(one.longrepr)]
+    if skipped:
+        files = sorted({Path(one.nodeid.split("::")[0]).name for one in skipped})
+        folder = str(skipped[0].longrepr[2]).rpartition(f"{MISSING}: ")[2]
+        text = f"{len(skipped)} tests want {folder}, which is not there (BIGQA_SHARED names it): of {', '.join(files)}"
+        terminalreporter.write_line(text, yellow=True)

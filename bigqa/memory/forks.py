@@ -4,7 +4,9 @@ A fork shares what is imported, so a worker costs milliseconds instead of the se
 for work that touches no GPU, such as tracing.
 """
 
+import ctypes
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -16,6 +18,8 @@ import torch
 
 WORKERS_VARIABLE = "BIGQA_WORKERS"
 """Limits the workers; 1: no forks."""
+PR_SET_PDEATHSIG = 1
+"""Of Linux's `prctl`: the signal that a process gets when the thread that made it ends."""
 A = TypeVar("A")
 B = TypeVar("B")
 _function: Callable[[Any], Any] | None = None
@@ -31,15 +35,22 @@ def in_forks(function: Callable[[A], B], arguments: list[A]) -> list[B]:
         return [function(argument) for argument in arguments]
     _function = function  # inherited by the workers, so it need not be picklable
     try:
-        # One thread each: a fork that wakes the threads of its parent, which it does not have, waits for ever.
-        pool_of_forks = ProcessPoolExecutor(
-            workers, get_context("fork"), initializer=torch.set_num_threads, initargs=(1,)
-        )
+        pool_of_forks = ProcessPoolExecutor(workers, get_context("fork"), initializer=_begin, initargs=(os.getpid(),))
         with warnings.catch_warnings(), pool_of_forks as pool:
             warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of threads, which sit idle here
             return list(pool.map(_call, arguments))
     finally:
         _function = None
+
+
+def _begin(parent: int) -> None:
+    # A fork that wakes the threads of its parent, which it does not have, waits for ever.
+    torch.set_num_threads(1)
+    if sys.platform == "linux":
+        # Nor does it wait for work from a parent that was killed.
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
 
 
 def _call(argument: Any) -> Any:
