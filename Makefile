@@ -9,7 +9,7 @@ PYTHON  := $(VENV)/bin/python
 STAMP   := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check slow gpu bench clean
+.PHONY: help install demo test check slow mutants gpu bench clean
 
 help:  ## list these targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
@@ -40,6 +40,10 @@ check: install  ## ruff, its formatter, mypy
 slow: install  ## run the tests that take minutes
 	@$(PYTHON) -m pytest -m slow
 
+mutants: install  ## break the code in small ways, see that tests fail; resumable (MODULE=bigqa/tasks SAMPLE=20 AGAIN=1)
+	@$(PYTHON) -c 'import cosmic_ray, coverage, pytest_timeout' 2>/dev/null || $(PYTHON) -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[mutants]'
+	@$(PYTHON) tests/mutants/run.py $(addprefix --module ,$(MODULE)) $(addprefix --sample ,$(SAMPLE)) $(if $(AGAIN),--again)
+
 # Not installed: a machine that is lent for minutes has torch already. WHEELS: a folder of wheels that it lacks.
 gpu:  ## measure all on this CUDA GPU; resumable (BUDGET=540 WHEELS=dir DATA=korquad.json)
 	@$(PYTHON3) -m benchmarks.gpu_session --budget-s $(or $(BUDGET),540) $(addprefix --wheels ,$(WHEELS)) $(addprefix --data ,$(DATA))
@@ -61,5 +65,5 @@ bench: install  ## measure what benchmarks/README.md shows of a CPU (hours; what
 	@$(BENCH) enliple-small --micro-batch 16 --steps 0 --strategies zero1,zero2,zero3,zero2-offload,zero3-offload
 
 clean:  ## remove .venv and everything that was built or cached
-	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .mutants
 	@find bigqa tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
