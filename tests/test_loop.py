@@ -11,6 +11,8 @@ import torch
 from datasets import Dataset
 from rich.console import Console
 
+from bigqa.engine.attention.packing import fill, split_padded
+from bigqa.engine.loop.checkpoint import keep_last
 from bigqa.engine.loop.feed import Feed
 from bigqa.engine.loop.meter import MemoryMeter, SpeedMeter, peak_resident_bytes
 from bigqa.engine.loop.order import DataOrder, mix_seed
@@ -207,6 +209,7 @@ def test_a_stop_is_asked_for_by_a_file_or_by_the_launchers_end(tmp_path: Path, m
         (tmp_path / ".stop-requested").touch()
         assert stop.asked()
         stop.clear()
+        stop.clear()  # of a run that no file asked to stop
         assert not stop.asked() and not list(tmp_path.iterdir())
         launcher.kill()
         launcher.wait()
@@ -226,3 +229,17 @@ def test_only_the_first_process_that_ends_says_how(tmp_path: Path) -> None:
     assert tell_end(tmp_path, 3) and not tell_end(tmp_path, 4)
     assert [file.read_text(encoding="utf-8") for file in tmp_path.iterdir()] == ["3"]
     assert not tell_end(tmp_path / "gone", 3)
+
+
+def test_micro_batches_are_filled_to_the_last_token() -> None:
+    assert fill([4, 4], 8) == [[0, 1]] and fill([3], 8) == [[0]]
+    assert fill([4, 5], 8) == [[1], [0]]
+    assert split_padded([4, 2], 8) == [[0, 1]] and split_padded([2, 5, 1], 8) == [[1], [0, 2]]
+
+
+def test_what_cannot_be_removed_stops_no_run(tmp_path: Path) -> None:
+    (tmp_path / ".step-00000004.tmp").write_text("a file where a folder was", encoding="utf-8")
+    for step in (1, 2, 3):
+        (tmp_path / f"step-{step:08d}").mkdir()
+    keep_last(tmp_path, 2)
+    assert [path.name for path in sorted(tmp_path.glob("step-*"))] == ["step-00000002", "step-00000003"]

@@ -21,8 +21,8 @@ from cosmic_ray.work_item import MutationSpec, WorkItem
 from operators import DropStatement
 
 MESSAGES = {"raise_stmt", "fstring", "assert_stmt"}
-GUARDS = ("@dataclass", "if TYPE_CHECKING")
-"""Lines that change nothing when they are broken, or everything."""
+GUARDS = ("@dataclass", "if TYPE_CHECKING", "@staticmethod", "@functools.", "@lru_cache")
+"""Lines that change nothing that comes out when they are broken, or everything."""
 
 
 def operator(name: str):

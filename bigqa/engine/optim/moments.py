@@ -1,8 +1,8 @@
 """Adam's two moments in one form, fp32 by parameter, however an optimizer keeps them. In, out: tensors of a parameter.
 
-bitsandbytes keeps them as 8-bit codes with a scale for each block of 256; the largest value of a block is a code of its
-own, so taking them out and putting them back changes nothing. They are made one at a time: as fp32 all of them would
-take eight bytes for each parameter, where the run holds two.
+bitsandbytes keeps them as 8-bit codes with a scale for each block of 256. What is taken out is put back with the same
+codes, and scales that are the same but for their last bit. They are made one at a time: as fp32 all of them would take
+eight bytes for each parameter, where the run holds two.
 """
 
 import functools
@@ -11,6 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+
+from bigqa.engine.optim.pieces import pieces_of
 
 NAMES = ("exp_avg", "exp_avg_sq")
 BLOCK = 256
@@ -71,14 +74,21 @@ def _decoded(state: dict[str, Any], number: str) -> Tensor:
 
 
 def _encode(state: dict[str, Any], number: str, moment: Tensor) -> None:
-    if state[f"state{number}"].dtype == torch.float32:
-        state[f"state{number}"].copy_(moment)
+    kept: Tensor = state[f"state{number}"]
+    if kept.dtype == torch.float32:
+        kept.copy_(moment)
         return
-    from bitsandbytes.functional import quantize_blockwise
-
-    codes, scale = quantize_blockwise(moment.contiguous(), code=state[f"qmap{number}"], blocksize=BLOCK)
-    state[f"state{number}"].copy_(codes.view_as(state[f"state{number}"]))
-    state[f"absmax{number}"].copy_(scale.absmax)
+    code, flat, codes, scales = state[f"qmap{number}"], moment.reshape(-1), kept.view(-1), state[f"absmax{number}"]
+    between = (code[1:] + code[:-1]) / 2
+    for piece in pieces_of(flat):
+        part = flat[piece]
+        blocks = functional.pad(part, (0, -part.numel() % BLOCK)).view(-1, BLOCK)
+        # bitsandbytes' own way takes the largest size as the scale. But the signed codes go from -0.993 to 1: the scale
+        # of a block whose largest value is negative would come back smaller, and its other values as other codes.
+        scale = torch.maximum(blocks.amax(1) / code[-1], (blocks / code[0]).amax(1) if code[0] < 0 else blocks.amax(1))
+        found = torch.bucketize(blocks / scale.clamp(min=torch.finfo(scale.dtype).tiny)[:, None], between)
+        codes[piece].copy_(found.view(-1)[: part.numel()])
+        scales[piece.start // BLOCK : -(-piece.stop // BLOCK)].copy_(scale)
 
 
 def _make_state(optimizer: Any, parameter: nn.Parameter) -> None:
