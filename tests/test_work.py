@@ -12,6 +12,7 @@ from bigqa.engine.build import change as change_model
 from bigqa.engine.build import make_offload, make_update
 from bigqa.engine.loop.step import Parts, train_step
 from bigqa.engine.optim.optimizers import make_optimizer, parameter_groups, undecayed_names
+from bigqa.memory.events import CATEGORIES
 from bigqa.memory.trace import Recorder, trace_step
 from bigqa.strategy import Strategy
 from bigqa.tasks.qa import QuestionAnswering
@@ -56,6 +57,57 @@ def test_flops_are_those_that_torch_counts_in_a_real_step(packed: bool, recomput
     backwards = 2 + (recompute == "full")
     assert stream.batched_flops >= attention * (1 + backwards)
     assert stream.batched_flops < stream.flops
+
+
+def _parts(strategy: Strategy) -> tuple[Any, Any]:
+    """Return a real model of a strategy and its update, after one step."""
+    model = bert().train()
+    undecayed = undecayed_names(model)
+    weights = change_model(model, strategy)
+    update = make_update(
+        model, strategy, weights, lambda groups: make_optimizer(strategy, groups, lr=0.1, eps=1e-6),
+        groups=parameter_groups(weights.masters, undecayed, 0.01), clip=1.0,
+    )  # fmt: skip
+    row = {"input_ids": [5] * LENGTH, "token_type_ids": [0] * LENGTH, "start": 1, "end": 2}
+    train_step(Parts(model=model, update=update, task=TASK), [TASK.pack([row] * WINDOWS)], WINDOWS)
+    return model, update
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [
+        {"precision": "fp32"},
+        {"precision": "bf16"},
+        {"precision": "bf16-sr"},
+        {"precision": "fp32", "optimizer": "adamw8bit"},
+        {"precision": "bf16-sr", "optimizer": "adamw8bit"},
+        {"precision": "fp32", "release": True},
+    ],
+)
+def test_what_is_kept_is_what_a_real_step_keeps(axes: dict[str, Any]) -> None:
+    if axes.get("optimizer"):
+        pytest.importorskip("bitsandbytes")
+    strategy = Strategy(device="cpu", **axes)
+    stream = trace_step(bert, TASK, lambda: TASK.example(WINDOWS, LENGTH, packed=True), strategy, accumulating=False)
+    traced = dict.fromkeys(CATEGORIES, 0)
+    for event in stream.events:
+        traced[stream.categories[event.storage]] += event.size_bytes
+    model, update = _parts(strategy)
+    optimizers = {id(one): one for one in map(update.optimizer_of, update.weights.masters.values())}
+    states = [state for optimizer in optimizers.values() for state in optimizer.state.values()]
+    tensors = [value for state in states for name, value in state.items() if isinstance(value, torch.Tensor)]
+    once = {tensor.data_ptr(): tensor.nbytes for tensor in tensors if tensor.numel() > 1}
+    masters = sum(one.nbytes for one in update.weights.masters.values()) if update.weights.has_masters else 0
+    # bitsandbytes has two tables of codes for all; some count their steps in a tensor.
+    assert abs(traced["optimizer"] - sum(once.values()) - masters) <= 2048 + 4 * len(states)
+    assert traced["weights"] == sum(one.nbytes for one in (*model.parameters(), *model.buffers()))
+    gradients = sum(p.numel() * (4 if masters else p.element_size()) for p in model.parameters())
+    if strategy.release:
+        assert traced["gradients"] == 0
+    elif not masters:
+        assert traced["gradients"] == gradients
+    else:  # of the model, and of the masters
+        assert traced["gradients"] == gradients + gradients // 2
 
 
 def test_bytes_and_operations_are_counted_by_hand() -> None:
