@@ -9,7 +9,7 @@ PYTHON  := $(VENV)/bin/python
 STAMP   := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test coverage check slow gpu bench dist clean
+.PHONY: help install demo test coverage check slow mutants gpu bench dist clean
 
 help:  ## list these targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
@@ -43,6 +43,10 @@ check: install  ## ruff, its formatter, mypy
 slow: install  ## run the tests that take minutes
 	@$(PYTHON) -m pytest -m slow
 
+mutants: install  ## break the code in small ways, see that tests fail; resumable (MODULE=bigqa/tasks SAMPLE=20 AGAIN=1)
+	@$(PYTHON) -c 'import cosmic_ray, coverage, pytest_timeout' 2>/dev/null || $(PYTHON) -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[mutants]'
+	@$(PYTHON) tests/mutants/run.py $(addprefix --module ,$(MODULE)) $(addprefix --sample ,$(SAMPLE)) $(if $(AGAIN),--again)
+
 # Not installed: a machine that is lent for minutes has torch already. WHEELS: a folder of wheels that it lacks.
 gpu:  ## measure all on this CUDA GPU; resumable (BUDGET=540 WHEELS=dir DATA=korquad.json)
 	@$(PYTHON3) -m benchmarks.gpu_session --budget-s $(or $(BUDGET),540) $(addprefix --wheels ,$(WHEELS)) $(addprefix --data ,$(DATA))
@@ -67,5 +71,5 @@ dist: install  ## build the wheel and the source archive into dist/
 	@$(PYTHON) -m build --no-isolation
 
 clean:  ## remove .venv and everything that was built or cached
-	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage* htmlcov
+	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage* htmlcov .mutants
 	@find bigqa tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

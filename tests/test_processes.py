@@ -1,62 +1,49 @@
-"""Several processes take one step: the one that a single process takes, with an optimizer that hides nothing.
+"""Two real processes of one run, forked: what they add up, and what the main one tells."""
 
-Each process imports this file: it imports little.
-"""
-
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from forked import in_processes
+from torch import nn
 
-from bigqa.engine.loop.order import share_of_process
-from bigqa.engine.loop.step import Parts, train_step
-from bigqa.engine.optim.precision import Weights
-from bigqa.engine.optim.update import Update
-
-WINDOWS, STEPS, RATE = 7, 3, 0.05
-CLIPS = (1e9, 0.5)
-"""The largest norm of a gradient: never met, and always."""
+from bigqa.engine.processes import Processes
 
 
-class Squares:
-    """A window's loss is the squared distance of a small network's answer."""
-
-    def loss_sum(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        return (model(batch["input_ids"]).squeeze(-1) - batch["y"]).square().sum()
-
-
-def stepped(rank: int, world_size: int, clip: float) -> dict[str, Any]:
-    """Take steps of plain SGD on this process's share of the windows; return weights, and the norm of each step."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1))
-    x = torch.randn(WINDOWS, 3)
-    weights = Weights(model, "fp32")
-    wrapped = DistributedDataParallel(model) if world_size > 1 else model
-    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
-    update = Update(wrapped, weights, optimizer, clip=clip, world_size=world_size)
-    parts: Any = Parts(model=wrapped, update=update, task=Squares())  # type: ignore[arg-type]
-    mine = share_of_process([1] * WINDOWS, rank, world_size)
-    batches = [{"input_ids": x[part], "y": x[part].sum(1)} for part in (mine[:2], mine[2:])]
-    norms = [train_step(parts, batches, WINDOWS)[1].item() for _ in range(STEPS)]
-    return {"norms": norms, "weights": [p.detach().clone() for p in model.parameters()]}
+def _agree(processes: Processes) -> dict[str, Any]:
+    processes.wait()
+    model = nn.Linear(2, 1, bias=False)
+    nn.init.ones_(model.weight)
+    wrapped = processes.wrap(model)
+    wrapped(torch.full((1, 2), float(processes.rank + 1))).sum().backward()
+    assert model.weight.grad is not None
+    return {
+        "rank": processes.rank,
+        "main": processes.is_main,
+        "size": (processes.world_size, processes.on_this_machine),
+        "sum": processes.sum(torch.tensor([1.0, 10.0 * processes.rank])).tolist(),
+        "told": processes.from_main({"step": processes.rank + 7}),
+        "gradient": model.weight.grad.tolist(),
+    }
 
 
-def _worker(rank: int, world_size: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    meeting = (Path(folder) / "meeting").as_uri()
-    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world_size)
-    torch.save([stepped(rank, world_size, clip) for clip in CLIPS], Path(folder) / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
+def test_two_processes_agree() -> None:
+    found = in_processes(_agree)
+    assert [one["rank"] for one in found] == [0, 1] and [one["main"] for one in found] == [True, False]
+    for one in found:
+        assert one["size"] == (2, 2) and one["sum"] == [2.0, 10.0] and one["told"] == {"step": 7}
+        assert one["gradient"] == [[1.5, 1.5]]  # averages: the step multiplies by their number
 
 
-def test_gradients_are_summed_over_the_processes(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_worker, args=(2, str(tmp_path)), nprocs=2, daemon=True)
-    alone = [stepped(0, 1, clip) for clip in CLIPS]
-    for rank in range(2):
-        for found, expected in zip(torch.load(tmp_path / f"{rank}.pt"), alone, strict=True):
-            assert found["norms"] == pytest.approx(expected["norms"], rel=1e-4)
-            for mine, theirs in zip(found["weights"], expected["weights"], strict=True):
-                torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+def test_one_process_has_nobody_to_ask() -> None:
+    (found,) = in_processes(_agree, 1)
+    assert (found["rank"], found["main"], found["size"]) == (0, True, (1, 1))
+    assert found["sum"] == [1.0, 0.0] and found["told"] == {"step": 7} and found["gradient"] == [[1.0, 1.0]]
+
+
+def test_a_gpu_that_is_not_there_is_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bigqa.errors import BigqaError
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(BigqaError, match="--device cpu"):
+        Processes("cuda")

@@ -12,6 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+
+from bigqa.engine.optim.pieces import pieces_of
 
 NAMES = ("exp_avg", "exp_avg_sq")
 BLOCK = 256
@@ -91,29 +94,34 @@ def _decoded(state: dict[str, Any], number: str) -> Tensor:
 
 
 def _encode(state: dict[str, Any], number: str, moment: Tensor, scale: Tensor | None) -> None:
-    if state[f"state{number}"].dtype == torch.float32:
-        state[f"state{number}"].copy_(moment)
+    kept: Tensor = state[f"state{number}"]
+    if kept.dtype == torch.float32:
+        kept.copy_(moment)
         return
-    if scale is not None:
-        state[f"absmax{number}"].copy_(scale)
-        codes = _codes_at(moment, state[f"absmax{number}"], state[f"qmap{number}"])
-    else:
-        from bitsandbytes.functional import quantize_blockwise
-
-        codes, found = quantize_blockwise(moment.contiguous(), code=state[f"qmap{number}"], blocksize=BLOCK)
-        state[f"absmax{number}"].copy_(found.absmax)
-    state[f"state{number}"].copy_(codes.view_as(state[f"state{number}"]))
+    code, flat, codes, scales = state[f"qmap{number}"], moment.reshape(-1), kept.view(-1), state[f"absmax{number}"]
+    for piece in pieces_of(flat):
+        part, at = flat[piece], slice(piece.start // BLOCK, -(-piece.stop // BLOCK))
+        blocks = functional.pad(part, (0, -part.numel() % BLOCK)).view(-1, BLOCK)
+        scales[at].copy_(_scale_of(blocks, code) if scale is None else scale[at])
+        codes[piece].copy_(_codes_of(blocks, scales[at, None], code).view(-1)[: part.numel()])
 
 
-def _codes_at(moment: Tensor, scale: Tensor, code: Tensor) -> Tensor:
-    """Return the codes that gave these values at these scales, uint8, flat."""
-    values = moment.reshape(-1)
-    scale_of_each = scale.repeat_interleave(BLOCK)[: values.numel()]
-    between = (code[1:] + code[:-1]) / 2
-    codes = torch.bucketize(values / scale_of_each, between)
-    # Where a block's scale is zero, the sign is all that is left of a code.
-    zero = torch.where(values.signbit(), 0, int(torch.argmin(code.abs())))
-    return torch.where(scale_of_each == 0, zero, codes).to(torch.uint8)
+def _scale_of(blocks: Tensor, code: Tensor) -> Tensor:
+    """Return the scale of each row at which its largest value has a code.
+
+    bitsandbytes' own way takes the largest size as the scale. But the signed codes go from -0.993 to 1: where the
+    largest value is negative, the row would come back smaller.
+    """
+    highest = blocks.amax(1) / code[-1]
+    return torch.maximum(highest, (blocks / code[0]).amax(1)) if code[0] < 0 else highest
+
+
+def _codes_of(blocks: Tensor, scale: Tensor, code: Tensor) -> Tensor:
+    """Return the code that is nearest to each value at its row's scale."""
+    codes = torch.bucketize(blocks / scale, (code[1:] + code[:-1]) / 2)
+    # Where a scale is zero, a sign is all that is left of a code.
+    zero = torch.where(blocks.signbit(), 0, int(torch.argmin(code.abs())))
+    return torch.where(scale == 0, zero, codes).to(torch.uint8)
 
 
 def _make_state(optimizer: Any, parameter: nn.Parameter) -> None:
