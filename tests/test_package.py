@@ -76,7 +76,7 @@ def run(site: Path, folder: Path, *words: str | Path) -> "subprocess.CompletedPr
     environment |= {"PYTHONPATH": str(site), "HF_HUB_OFFLINE": "1", "BIGQA_CACHE": str(folder / "cache")}
     command = [str(word) for word in words]
     done = subprocess.run(
-        command, env=environment, cwd=folder, capture_output=True, text=True, check=False, timeout=400
+        command, env=environment, cwd=folder, capture_output=True, text=True, check=False, timeout=1200
     )
     assert done.returncode == 0, f"{command}: {done.stderr[-3000:]}"
     return done
