@@ -146,8 +146,14 @@ class Update:
         return set(self.weights.masters)
 
     def finish(self) -> nn.Module:
-        """Return the trained model with fp32 weights, out of its wrappers. The update cannot be used afterwards."""
+        """Return the trained model with fp32 weights, out of its wrappers, in host memory.
+
+        The update cannot be used afterwards: what it kept on a device is freed, since scoring wants the room.
+        """
         model: nn.Module = getattr(self.model, "module", self.model)
+        self.forget_gradients()
+        for master in self.weights.masters.values():
+            self.optimizer_of(master).state.clear()
         self.weights.hand_back(model)
         return model
 
