@@ -20,6 +20,7 @@ from unittest.mock import patch
 import psutil
 
 from bigqa import cli, console
+from bigqa.console import DEBUG_VARIABLE
 from bigqa.engine.loop.stop import PARENT_VARIABLE
 from bigqa.train import main as train_main
 
@@ -34,7 +35,7 @@ def run(command: Sequence[str | Path], cwd: Path | None = None, **environment: s
     return subprocess.run(
         list(map(str, command)),
         cwd=cwd,
-        env=os.environ | environment,
+        env={name: value for name, value in os.environ.items() if name != DEBUG_VARIABLE} | environment,
         capture_output=True,
         text=True,
         timeout=LIMIT_S,

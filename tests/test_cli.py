@@ -1,25 +1,17 @@
 """The commands as a person types them: what they print, and how they refuse."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from commands import Done, bigqa, here, run, train_here
 from transformers import BertConfig, BertForMaskedLM, BertForQuestionAnswering
 
 from bigqa.sample import FOLDER
 
 
-def bigqa(*words: str | Path, debug: bool = False) -> "subprocess.CompletedProcess[str]":
-    environment = {name: value for name, value in os.environ.items() if name != "BIGQA_DEBUG"}
-    environment |= {"HF_HUB_OFFLINE": "1"} | ({"BIGQA_DEBUG": "1"} if debug else {})
-    command = [sys.executable, "-m", "bigqa.cli", *map(str, words)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-
-
-def assert_one_line(done: "subprocess.CompletedProcess[str]", *texts: str, code: int = 1) -> None:
+def assert_one_line(done: Done, *texts: str, code: int = 1) -> None:
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
@@ -39,7 +31,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_help_names_the_commands() -> None:
-    done = bigqa("--help")
+    done = here("--help")
     assert done.returncode == 0
     for name in ("train", "predict", "evaluate", "data", "convert"):
         assert name in done.stdout
@@ -80,6 +72,25 @@ def test_evaluate_prints_the_official_fields(tmp_path: Path) -> None:
     assert (scores["exact_match"], scores["f1"], scores["total"]) == (100.0, 100.0, len(answers))
 
 
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--version"], 0),
+        (["train", "--help"], 0),
+        (["evaluate", FOLDER / "dev.json", "no-such.json"], 1),
+        (["train", "--model", "tiny", "--train-file", "no-such.json", "--out", "no-such"], 1),
+        (["train", "--model", "tiny", "--train-file", FOLDER / "dev.json", "--out", "no-such", "--lr", "-1"], 2),
+        (["probe", "tiny", "--tier", "7"], 2),
+    ],
+    ids=["version", "help", "evaluate", "no file", "wrong value", "usage"],
+)
+def test_what_needs_no_torch_imports_none(words: list[str | Path], code: int) -> None:
+    done = run([sys.executable, "-X", "importtime", "-m", "bigqa.cli", *words])
+    modules = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert done.returncode == code, done.stderr
+    assert "bigqa.cli" in modules and not modules & {"torch", "transformers", "datasets", "accelerate"}
+
+
 BAD_FILES = {
     "empty": (b"", "empty"),
     "cut": ((FOLDER / "dev.json").read_bytes()[:2000], "is cut short"),
@@ -89,7 +100,7 @@ BAD_FILES = {
 }
 
 
-# One reader serves all commands: each kind with those that start at once, two with those that import torch first.
+# One reader serves all commands: each kind with two, two with the others.
 BAD_CASES = [(command, kind) for command in ("evaluate", "inspect") for kind in BAD_FILES]
 BAD_CASES += [(command, kind) for command in ("predict", "train") for kind in ("cut", "not UTF-8")]
 
@@ -104,15 +115,25 @@ def test_a_bad_file_is_named_and_nothing_is_written(
     words: dict[str, tuple[str | Path, ...]] = {
         "predict": ("predict", model_folder, bad, out),
         "evaluate": ("evaluate", bad, FOLDER / "dev.json"),
-        "train": ("train", "--model", "tiny", "--train-file", bad, "--out", out),
+        "train": ("--model", "tiny", "--train-file", bad, "--out", out, "--strategy", "cpu-fp32"),
         "inspect": ("data", "inspect", bad, "tiny"),
     }
-    assert_one_line(bigqa(*words[command]), text, str(bad))
+    start = train_here if command == "train" else here
+    assert_one_line(start(*words[command]), text, str(bad))
     assert {path.name for path in tmp_path.iterdir()} == {"bad.json"}
 
 
+def test_a_bad_file_is_named_once_by_the_processes_that_train(tmp_path: Path) -> None:
+    """As a person sees it: a command, a process that it launches, and all the libraries that this one imports."""
+    bad, out = tmp_path / "bad.json", tmp_path / "out"
+    bad.write_bytes(BAD_FILES["cut"][0])
+    words = ["train", "--model", "tiny", "--train-file", bad, "--out", out, "--strategy", "cpu-fp32"]
+    assert_one_line(bigqa(*words), "is cut short", str(bad))
+    assert not out.exists()
+
+
 def test_a_missing_file_is_named(model_folder: Path, tmp_path: Path) -> None:
-    assert_one_line(bigqa("predict", model_folder, tmp_path / "none.json", tmp_path / "out"), "none.json")
+    assert_one_line(here("predict", model_folder, tmp_path / "none.json", tmp_path / "out"), "none.json")
 
 
 def test_a_model_of_another_task_is_refused(tmp_path: Path) -> None:
@@ -124,7 +145,7 @@ def test_a_model_of_another_task_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_traceback_is_shown_on_request(tmp_path: Path) -> None:
-    done = bigqa("evaluate", tmp_path / "none.json", tmp_path / "none.json", debug=True)
+    done = bigqa("evaluate", tmp_path / "none.json", tmp_path / "none.json", BIGQA_DEBUG="1")
     assert done.returncode != 0
     assert "Traceback" in done.stderr
 
@@ -132,7 +153,7 @@ def test_a_traceback_is_shown_on_request(tmp_path: Path) -> None:
 def test_an_unwritable_folder_is_named(model_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     out = tmp_path / "file" / "answers.json"
-    assert_one_line(bigqa("predict", model_folder, FOLDER / "dev.json", out), str(out))
+    assert_one_line(here("predict", model_folder, FOLDER / "dev.json", out), str(out))
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
@@ -150,5 +171,5 @@ def test_a_full_disk_is_said(tmp_path: Path) -> None:
 
 
 def test_an_unknown_metric_is_a_usage_error() -> None:
-    done = bigqa("evaluate", FOLDER / "dev.json", FOLDER / "dev.json", "--metric", "bleu")
+    done = here("evaluate", FOLDER / "dev.json", FOLDER / "dev.json", "--metric", "bleu")
     assert_one_line(done, "korquad1", "korquad2", code=2)

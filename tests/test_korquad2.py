@@ -1,14 +1,12 @@
 """KorQuAD 2.x from end to end: HTML documents in zips are trained on, predicted and scored."""
 
 import json
-import os
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import Done, here, train_here
 
 from bigqa.sample import FOLDER
 
@@ -47,32 +45,30 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def bigqa(tmp_path: Path, *words: str | Path) -> str:
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "BIGQA_CACHE": str(tmp_path / "cache")}
-    command = [sys.executable, "-m", "bigqa.cli", *map(str, words)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+def said(done: Done) -> str:
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def test_train_predict_and_score(folder: Path, tmp_path: Path) -> None:
+def test_train_predict_and_score(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BIGQA_CACHE", str(tmp_path / "cache"))
     run, answers = tmp_path / "run", tmp_path / "answers.json"
     options = ["--seq-len", "128", "--doc-stride", "64", "--max-steps", "2", "--device", "cpu"]
-    bigqa(tmp_path, "train", "--model", "tiny", "--train-file", folder, "--dev-file", folder, "--out", run, *options)
-    bigqa(tmp_path, "predict", run / "model", folder, answers)
+    said(train_here("--model", "tiny", "--train-file", folder, "--dev-file", folder, "--out", run, *options))
+    said(here("predict", run / "model", folder, answers))
     found = json.loads(answers.read_text(encoding="utf-8"))
     assert found.keys() == {qa["id"] for document in documents() for qa in document["qas"]}
     contexts = {qa["id"]: document["context"] for document in documents() for qa in document["qas"]}
     assert all(text in contexts[name] for name, text in found.items())
-    scores = json.loads(bigqa(tmp_path, "evaluate", folder, answers, "--metric", "korquad2", "--json"))
+    scores = json.loads(said(here("evaluate", folder, answers, "--metric", "korquad2", "--json")))
     assert scores["total"] == 24 and scores["missing"] == 0
     report = json.loads((run / "report.json").read_text(encoding="utf-8"))
     assert report["windows"] > 24  # several for each question
     assert report["scores"]["f1"] == pytest.approx(scores["f1"])
 
 
-def test_inspect_reaches_every_answer(folder: Path, tmp_path: Path) -> None:
+def test_inspect_reaches_every_answer(folder: Path) -> None:
     options = ["--seq-len", "128", "--max-query-length", "48", "--doc-stride", "64", "--json"]
-    found = json.loads(bigqa(tmp_path, "data", "inspect", folder, "tiny", *options))
+    found = json.loads(said(here("data", "inspect", folder, "tiny", *options)))
     assert found["seq_128"]["answers_out_of_reach_share"] == 0
     assert found["seq_128"]["windows"] > found["seq_512"]["windows"] == 24

@@ -42,6 +42,9 @@ def settings_from(options: dict[str, Any], resume: Path | None) -> Settings:
     known = {name: value for name, value in recipe.items() if name in Settings.model_fields}
     settings = make_settings(**(known | options))
     _check_new(settings.out)
+    for file in filter(None, (settings.train_file, settings.dev_file)):
+        if not file.exists():  # what is in it is read later; a slip of the pen is told before torch is imported
+            raise BigqaError(f"data file not found: {file}")
     return settings
 
 
