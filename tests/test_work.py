@@ -89,6 +89,11 @@ def test_what_is_kept_is_what_a_real_step_keeps(axes: dict[str, Any]) -> None:
         pytest.importorskip("bitsandbytes")
     strategy = Strategy(device="cpu", **axes)
     stream = trace_step(bert, TASK, lambda: TASK.example(WINDOWS, LENGTH, packed=True), strategy, accumulating=False)
+    released = strategy.release
+    of_update = {event.phase for event in stream.events if event.of_update}
+    assert of_update <= ({"backward", "optimizer", "clip"} if released else {"clip", "optimizer"}) and of_update
+    assert not any(event.of_update for event in stream.events if event.phase in ("model", "set-up", "forward"))
+    assert stream.step_bytes > 0
     traced = dict.fromkeys(CATEGORIES, 0)
     for event in stream.events:
         traced[stream.categories[event.storage]] += event.size_bytes
