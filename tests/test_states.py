@@ -220,6 +220,11 @@ def test_lines_through_small_traces_meet_the_whole_one(made_on_host: bool, trace
         assert found.swing_bytes == max(passes) - before
 
 
+def test_what_comes_before_the_step_is_the_devices_own_unless_it_is_made_on_the_host() -> None:
+    assert Scaling(fake_trace, 12).at(1).phase == "set-up"
+    assert Scaling(fake_trace, 12, made_on_host=True).at(1).phase != "set-up"
+
+
 def test_other_events_at_another_micro_batch_are_no_line() -> None:
     def trace(layers: int, batch: int) -> Stream:
         return fake_trace(layers + batch, batch)

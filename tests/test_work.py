@@ -12,6 +12,7 @@ from bigqa.engine.build import change as change_model
 from bigqa.engine.build import make_offload, make_update
 from bigqa.engine.loop.step import Parts, train_step
 from bigqa.engine.optim.optimizers import make_optimizer, parameter_groups, undecayed_names
+from bigqa.memory import shapes
 from bigqa.memory.events import CATEGORIES
 from bigqa.memory.trace import Recorder, trace_step
 from bigqa.strategy import Strategy
@@ -145,3 +146,13 @@ def test_a_window_is_open_unless_it_is_said_how_far_it_sees() -> None:
     far = Shape((4,), span=2).closed(4, cpu)
     assert ahead is not None and torch.equal(ahead, torch.ones(4, 4).triu(1).bool())
     assert far is not None and torch.equal(far, torch.ones(4, 4).tril(-2).bool() | torch.ones(4, 4).triu(2).bool())
+
+
+def test_what_changes_its_argument_is_run_each_time() -> None:
+    for _ in range(3):
+        with torch.device("meta"):
+            given = torch.empty(4)
+        shapes.run(torch.ops.aten.resize_.default, (given, [8]), {})
+        assert given.shape == (8,)
+    results = [shapes.run(torch.ops.aten.add_.Tensor, (given, given), {})[0] for _ in range(3)]
+    assert all(result is given for result in results)
