@@ -78,6 +78,15 @@ def feed(lengths: list[int], **options: Any) -> Feed:
     return Feed(order, Dataset.from_dict(rows), lengths, task, device=CPU, **options)
 
 
+def test_positions_begin_anew_in_each_window() -> None:
+    rows = [{"input_ids": [5] * length, "token_type_ids": [0] * length} for length in (3, 2)]
+    for first, task in ((0, QuestionAnswering(0, True)), (2, QuestionAnswering(1, False, 2))):
+        batch = task.pack(rows)
+        assert batch["position_ids"][0, :5].tolist() == [first + place for place in (0, 1, 2, 0, 1)]
+        assert batch["cu_seq_lens_q"][:3].tolist() == [0, 3, 5]
+        assert ("token_type_ids" in batch) is (first == 0)
+
+
 @pytest.mark.parametrize("packs", [True, False])
 def test_a_feed_gives_the_windows_of_the_step_that_is_asked_for(packs: bool) -> None:
     made = feed([8, 3, 5, 2, 7, 4], global_batch=3, tokens=8, packs=packs)

@@ -9,8 +9,8 @@ from bigqa.engine.sharding import BUCKET_ELEMENTS, MAX_LIVE_PARAMETERS
 from bigqa.memory import estimate, host
 from bigqa.memory.allocator import CachingAllocator
 from bigqa.memory.deepspeed import states, with_states
-from bigqa.memory.events import CATEGORIES, Event, Stream, find_peak
-from bigqa.memory.scaling import Footprint
+from bigqa.memory.events import CATEGORIES, Event, Stream, find_peak, live_sizes
+from bigqa.memory.scaling import Footprint, NoLineError, Scaling
 from bigqa.memory.timeline import timeline_of
 from bigqa.memory.whole import whole_footprint
 from bigqa.strategy import Strategy
@@ -155,3 +155,101 @@ def test_nothing_peaks_where_nothing_happens() -> None:
     peak = find_peak(Stream())
     assert (peak.total_bytes, peak.phase, peak.largest) == (0, "", ())
     assert set(peak.by_category.values()) == {0}
+
+
+def fake_trace(layers: int, batch: int) -> Stream:
+    """A step of a model whose sizes can be added up by hand: a layer keeps 2048 bytes for each window."""
+    events: list[Event] = []
+    categories: dict[int, Any] = {}
+
+    def make(category: str, size: int, phase: str, operation: str, **options: Any) -> int:
+        number = len(categories) + 1
+        categories[number] = category
+        events.append(Event(number, size, phase, operation, **options))
+        return number
+
+    def drop(number: int, phase: str) -> None:
+        events.append(Event(number, 0, phase, ""))
+
+    for _ in range(layers):
+        make("weights", 4096, "model", "empty")
+    passing = make("temporaries", 1 << 20, "set-up", "draw")
+    drop(passing, "set-up")
+    kept = []
+    for layer in range(layers):
+        kept.append(make("activations", 2048 * batch, "forward", "addmm", repeats=batch))
+        drop(make("temporaries", 8192 * batch, "forward", "gelu" if layer else "embedding"), "forward")
+    gradients = []
+    for number in reversed(kept):
+        passing = make("temporaries", 1024 * batch, "backward", "bmm")
+        gradients.append(make("gradients", 4096, "backward", "mm"))
+        drop(passing, "backward")
+        drop(number, "backward")
+    for number in gradients:
+        drop(make("temporaries", 4096, "optimizer", "mul", of_update=True), "optimizer")
+        drop(number, "optimizer")
+    return Stream(
+        events=events, categories=categories, flops=1000 * layers * batch, batched_flops=10 * layers * batch,
+        drawn=7 * layers * batch, moved_bytes=3 * layers * batch, operations=5 * layers, step_bytes=11 * layers,
+        offloaded_bytes=2 * layers * batch,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("made_on_host", [False, True])
+@pytest.mark.parametrize("traced", [(2, 3), (2, 4)])
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_lines_through_small_traces_meet_the_whole_one(made_on_host: bool, traced: tuple[int, int], batch: int) -> None:
+    whole = whole_footprint(fake_trace(12, batch), made_on_host=made_on_host)
+    found = Scaling(fake_trace, 12, traced, made_on_host=made_on_host).at(batch)
+    for name in (
+        "allocated_bytes", "phase", "by_category", "flops", "batched_flops", "moved_bytes", "operations", "step_bytes",
+        "offloaded_bytes",
+    ):  # fmt: skip
+        assert getattr(found, name) == getattr(whole, name), name
+    assert found.drawn == 7 * 12 * batch
+    assert [size for _, size in found.largest] == sorted((size for _, size in found.largest), reverse=True)
+    if found.phase == "forward":
+        assert found.largest[0] == ("gelu", 8192 * batch)
+    assert found.reserved_bytes >= found.allocated_bytes
+    if made_on_host:  # what the allocator adds to a step of so few bytes is the rest of a segment
+        assert found.allocated_bytes < found.reserved_bytes <= found.allocated_bytes + 2 * MIB
+    lives = list(live_sizes(fake_trace(12, batch), 512))
+    passes = [live for event, live in lives if event.phase in ("forward", "backward")]
+    before = [live for event, live in lives if event.phase == "set-up"][-1]
+    if batch > 1:  # the same moment is the highest at every depth
+        assert found.swing_bytes == max(passes) - before
+
+
+def test_what_comes_before_the_step_is_the_devices_own_unless_it_is_made_on_the_host() -> None:
+    assert Scaling(fake_trace, 12).at(1).phase == "set-up"
+    assert Scaling(fake_trace, 12, made_on_host=True).at(1).phase != "set-up"
+
+
+def test_other_events_at_another_micro_batch_are_no_line() -> None:
+    def trace(layers: int, batch: int) -> Stream:
+        return fake_trace(layers + batch, batch)
+
+    with pytest.raises(NoLineError):
+        Scaling(trace, 12).at(4)
+
+
+def test_blocks_that_the_kernel_gives_are_counted_in_huge_and_small_pages() -> None:
+    def trace(layers: int, batch: int) -> Stream:
+        made = fake_trace(layers, batch)
+        size = (32 << 20) * batch + 4096
+        for number, options in ((9001, {"repeats": batch}), (9002, {"of_update": True})):
+            made.categories[number] = "temporaries"
+            phase = "optimizer" if "of_update" in options else "backward"
+            at = next(i for i, event in enumerate(made.events) if event.phase == phase)
+            made.events[at:at] = [Event(number, size, phase, "mm", **options), Event(number, 0, phase, "")]
+        return made
+
+    found = Scaling(trace, 12).at(2)
+    size = (64 << 20) + 4096
+    huge = (size // (2 << 20) - 1) * (2 << 20)
+    assert found.fresh == (2 * huge, 2 * (size - huge)) and found.step_fresh == (huge, size - huge)
+
+
+def test_of_two_peaks_the_first_is_named() -> None:
+    events = [Event(1, 512, "forward", "a"), Event(1, 0, "forward", ""), Event(2, 512, "backward", "b")]
+    assert find_peak(Stream(events=events, categories={1: "temporaries", 2: "gradients"})).phase == "forward"

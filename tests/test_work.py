@@ -12,6 +12,7 @@ from bigqa.engine.build import change as change_model
 from bigqa.engine.build import make_offload, make_update
 from bigqa.engine.loop.step import Parts, train_step
 from bigqa.engine.optim.optimizers import make_optimizer, parameter_groups, undecayed_names
+from bigqa.memory import shapes
 from bigqa.memory.events import CATEGORIES
 from bigqa.memory.trace import Recorder, trace_step
 from bigqa.strategy import Strategy
@@ -89,6 +90,11 @@ def test_what_is_kept_is_what_a_real_step_keeps(axes: dict[str, Any]) -> None:
         pytest.importorskip("bitsandbytes")
     strategy = Strategy(device="cpu", **axes)
     stream = trace_step(bert, TASK, lambda: TASK.example(WINDOWS, LENGTH, packed=True), strategy, accumulating=False)
+    released = strategy.release
+    of_update = {event.phase for event in stream.events if event.of_update}
+    assert of_update <= ({"backward", "optimizer", "clip"} if released else {"clip", "optimizer"}) and of_update
+    assert not any(event.of_update for event in stream.events if event.phase in ("model", "set-up", "forward"))
+    assert stream.step_bytes > 0
     traced = dict.fromkeys(CATEGORIES, 0)
     for event in stream.events:
         traced[stream.categories[event.storage]] += event.size_bytes
@@ -140,3 +146,13 @@ def test_a_window_is_open_unless_it_is_said_how_far_it_sees() -> None:
     far = Shape((4,), span=2).closed(4, cpu)
     assert ahead is not None and torch.equal(ahead, torch.ones(4, 4).triu(1).bool())
     assert far is not None and torch.equal(far, torch.ones(4, 4).tril(-2).bool() | torch.ones(4, 4).triu(2).bool())
+
+
+def test_what_changes_its_argument_is_run_each_time() -> None:
+    for _ in range(3):
+        with torch.device("meta"):
+            given = torch.empty(4)
+        shapes.run(torch.ops.aten.resize_.default, (given, [8]), {})
+        assert given.shape == (8,)
+    results = [shapes.run(torch.ops.aten.add_.Tensor, (given, given), {})[0] for _ in range(3)]
+    assert all(result is given for result in results)
