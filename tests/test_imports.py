@@ -13,6 +13,8 @@ ROWS = (
     {"errors", "units", "strategy", "versions"},
     {"files", "console"},
     {"machine", "sample"},
+    {"nullgpu"},
+    {"rehearse"},
     {"settings", "tasks"},
     {"models"},
     {"engine"},

@@ -35,6 +35,7 @@ PARTS = {
 ALWAYS = {"libcuda.so.1", "libnvidia-ml.so.1"}
 """Found by name at run time: nothing links to them."""
 HEADERS = "nvidia-cuda-runtime"
+TOOLKITS = ("/usr/local/cuda",)
 WARNINGS = ("-Wall", "-Wextra", "-Wno-deprecated-declarations")
 
 
@@ -45,7 +46,7 @@ def libraries_for(python: Interpreter, torch: TorchBuild, *, install: bool = Fal
     """
     place = folder() / f"libraries-{torch.version}-{_key(python, torch)}"
     if not place.exists():
-        _need_tools()
+        need_tools()
         include = find_headers(python, install=install)
         with locked(place.parent):
             if not place.exists():
@@ -66,7 +67,8 @@ def _packages(python: Interpreter) -> set[str]:
     return {entry.name for path in python.paths if path.is_dir() for entry in path.glob("*.dist-info")}
 
 
-def _need_tools() -> None:
+def need_tools() -> None:
+    """Raise a BigqaError where a tool is missing."""
     missing = [tool for tool in ("gcc", "readelf", "nm") if shutil.which(tool) is None]
     if missing:
         raise BigqaError(f"the null GPU is built with gcc and binutils; missing: {', '.join(missing)}; install them")
@@ -78,7 +80,7 @@ def find_headers(python: Interpreter, *, install: bool = False) -> Path:
     Raises: BigqaError where there are none, and `install` does not ask for them.
     """
     own = folder() / HEADERS
-    toolkits = [Path(p) / "include" for p in (os.environ.get("CUDA_HOME"), "/usr/local/cuda") if p]
+    toolkits = [Path(p) / "include" for p in (os.environ.get("CUDA_HOME"), *TOOLKITS) if p]
     wheels = [path / "nvidia" / "cu13" / "include" for path in (*python.paths, own)]
     for place in (*toolkits, *wheels):
         if _is_cuda_13(place):
@@ -116,12 +118,26 @@ def _build(place: Path, python: Interpreter, torch: TorchBuild, include: Path) -
     sonames = ALWAYS.union(*(names for file, names in links.items() if file.is_relative_to(torch.folder / "torch")))
     files = [file for file, names in links.items() if names <= sonames]
     wanted, versions = _wanted(files, _declared(include) | _looked_up(python, torch))
-    flags = (f"-I{SOURCES}", f"-I{include}", f"-DCUDNN_VERSION={cudnn_version(torch)}")
+    flags = (*include_flags(include), f"-DCUDNN_VERSION={cudnn_version(torch)}")
     for soname in sorted(sonames, key=lambda name: name != "libcuda.so.1"):  # the others link to it
-        _build_library(place, soname, wanted.get(library_of(soname), set()), versions.get(library_of(soname)), flags)
+        build_library(place, soname, wanted.get(library_of(soname), set()), versions.get(library_of(soname)), flags)
 
 
-def _build_library(place: Path, soname: str, names: set[str], version: str | None, flags: Sequence[str]) -> None:
+def include_flags(include: Path) -> tuple[str, ...]:
+    """Return where a compiler looks for headers."""
+    return f"-I{SOURCES}", f"-I{include}"
+
+
+def build_library(place: Path, soname: str, names: set[str], version: str | None, flags: Sequence[str]) -> None:
+    """Build one library: what is written of it by hand, and a stub for every other function of `names`.
+
+    Args:
+        place: where it goes; libcuda.so.1, which the others link to, is there already.
+        soname: such as libcudart.so.13.
+        names: the functions that are wanted.
+        version: which the names carry in the real one, if any.
+        flags: of the compiler.
+    """
     library = library_of(soname)
     work = place / "build" / library
     work.mkdir(parents=True)

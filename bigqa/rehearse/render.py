@@ -9,7 +9,7 @@ from rich.text import Text
 
 from bigqa.nullgpu.cards import NullGpu
 from bigqa.rehearse.report import Group, Read, Rehearsal, Shortage
-from bigqa.units import format_bytes
+from bigqa.units import MIB, format_bytes
 
 PHASES = {
     "set-up": "while the program sets up",
@@ -76,7 +76,7 @@ def figures_table(found: Sequence[Rehearsal], gpu: NullGpu) -> Table:
     )
     for label, name in rows:
         sizes = [getattr(run, name) for run in found]
-        if any(sizes):
+        if max(sizes) >= MIB:
             table.add_row(label, *map(format_bytes, sizes))
     return table
 
@@ -98,6 +98,8 @@ def kinds_table(found: Rehearsal) -> Table:
     total = sum(found.by_kind.values())
     table.add_column("share", justify="right")
     for kind, size in sorted(found.by_kind.items(), key=lambda item: -item[1]):
+        if size < MIB:
+            break
         table.add_row(kind, format_bytes(size), f"{size / total:.0%}")
     return table
 

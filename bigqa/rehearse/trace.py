@@ -1,8 +1,10 @@
 """Torch's record of allocations, told apart. In: its events, a run's marks and tags. Out: every allocation, by kind.
 
-Allocated memory counts until its free is asked for, and sizes are rounded up, as in torch's own figure.
+Allocated memory counts until its free is asked for, and each block with what torch rounds it up to: as in torch's own
+figure, to the byte.
 """
 
+import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,8 +14,12 @@ from bigqa.units import MIB
 KINDS = ("weights", "optimizer", "gradients", "activations", "temporaries", "workspaces", "other")
 ROUNDING = 512
 """torch gives out memory in multiples of this."""
+SMALL = MIB
+"""Blocks of more come from segments of their own kind, and leave no smaller rest."""
 WORKSPACES = (8 * MIB + 128 * 1024, 32 * MIB)
 """What torch gives cuBLAS for each of its handles and streams, by compute capability (`CUDABlas.cpp`)."""
+BUCKETS = "torch/nn/parallel/distributed.py"
+"""Where the buckets are made in which DistributedDataParallel reduces gradients: nothing in Python holds them."""
 BACKWARD = "backward"
 Place = dict[str, Any]
 
@@ -23,7 +29,10 @@ class Allocation:
     """One block of memory, from when it was given out to when its free was asked for."""
 
     address: int
+    wanted: int
+    """Bytes that were asked for."""
     size: int
+    """Bytes that it took."""
     begin: int
     """The number of its event."""
     mark: int
@@ -64,6 +73,46 @@ class Trace:
         return [a for a in self.allocations if a.begin <= event and (a.end is None or a.end > event)]
 
 
+class Layout:
+    """Where torch's segments and blocks lie: a block takes in what is left behind it, if too little to be split off.
+
+    The rule is that of `should_split` in torch's `CUDACachingAllocator.cpp`.
+    """
+
+    def __init__(self) -> None:
+        self.blocks: list[int] = []
+        """Addresses, in order, of what is not free."""
+        self.segments: list[int] = []
+        self.ends: dict[int, int] = {}
+
+    def take(self, address: int, wanted: int) -> int:
+        """Note a block, and return its size."""
+        size = max(ROUNDING, -(-wanted // ROUNDING) * ROUNDING)
+        at = bisect.bisect(self.blocks, address)
+        following = self.blocks[at] if at < len(self.blocks) else None
+        self.blocks.insert(at, address)
+        number = bisect.bisect(self.segments, address) - 1
+        if size <= SMALL or number < 0:
+            return size
+        end = self.ends[self.segments[number]]
+        left = min(end, following or end) - address - size
+        return size + left if 0 < left <= SMALL else size
+
+    def follow(self, event: Mapping[str, Any]) -> None:
+        """Note what becomes of segments, and what becomes free."""
+        address = event.get("addr", 0)
+        if event["action"] == "segment_alloc":
+            bisect.insort(self.segments, address)
+            self.ends[address] = address + event["size"]
+        elif event["action"] == "segment_free" and address in self.ends:
+            self.segments.remove(address)
+            del self.ends[address]
+        elif event["action"] == "free_completed":
+            at = bisect.bisect_left(self.blocks, address)
+            if at < len(self.blocks) and self.blocks[at] == address:
+                del self.blocks[at]
+
+
 def read_trace(
     events: Sequence[Mapping[str, Any]],
     marks: Sequence[tuple[str, int]],
@@ -79,19 +128,22 @@ def read_trace(
     phases = name_phases(marks)
     trace = Trace([], phases, [])
     live: dict[int, Allocation] = {}
+    layout = Layout()
     total = mark = 0
     for number, event in enumerate(events):
         mark = _mark_of(event, mark, phases)
-        address = event["addr"]
+        address = event.get("addr", 0)  # that memory ran out is told without one
         if event["action"] == "alloc":
-            size = max(ROUNDING, -(-event["size"] // ROUNDING) * ROUNDING)
-            live[address] = Allocation(address, size, number, mark, event.get("frames", ()))
+            size = layout.take(address, event["size"])
+            live[address] = Allocation(address, event["size"], size, number, mark, event.get("frames", ()))
             trace.allocations.append(live[address])
             total += size
         elif event["action"] == "free_requested" and address in live:
             gone = live.pop(address)
             gone.end, gone.end_mark = number, mark
             total -= gone.size
+        else:
+            layout.follow(event)
         trace.totals.append(total)
         trace.mark_of_event.append(mark)
     for allocation in trace.allocations:
@@ -124,14 +176,20 @@ def _mark_of(event: Mapping[str, Any], mark: int, phases: Sequence[Phase]) -> in
     return mark if ahead is None else ahead
 
 
+def _file(place: Place) -> str:
+    return str(place.get("filename") or place.get("file") or "")
+
+
 def _kind(allocation: Allocation, phases: Sequence[Phase], tags: Mapping[int, Mapping[int, str]]) -> str:
     """Return what an allocation is for: as it was tagged while it lived, else by when it began and ended."""
     last = len(phases) if allocation.end_mark is None else allocation.end_mark
     for mark, at in tags.items():
         if allocation.mark < mark <= last and allocation.address in at:
             return at[allocation.address]
-    if allocation.size in WORKSPACES and allocation.end is None:
+    if allocation.wanted in WORKSPACES and allocation.end is None:
         return "workspaces"
+    if any(_file(place).endswith(BUCKETS) for place in allocation.frames):
+        return "gradients"
     begun = phases[allocation.mark].name
     if begun == "set-up":
         return "other"

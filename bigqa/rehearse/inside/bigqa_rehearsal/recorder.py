@@ -72,6 +72,7 @@ class Recorder:
         torch._C._cuda_attach_out_of_memory_observer(self._out_of_memory)  # type: ignore[attr-defined]
         self.reads.start()
         self._mark(*self.marks[-1])
+        self._await_forward()
         atexit.register(self.write)
         self._listen_for_failure()
 

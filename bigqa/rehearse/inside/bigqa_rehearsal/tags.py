@@ -63,7 +63,7 @@ def _instances() -> tuple[list[Any], list[Any]]:
 
 def _is_of_deepspeed(kind: type) -> bool:
     """Whether it is one of DeepSpeed's optimizers, which are not all torch's."""
-    return str(kind.__module__).startswith("deepspeed") and kind.__name__.endswith("Optimizer")
+    return str(kind.__module__).startswith("deepspeed") and "Optimizer" in kind.__name__
 
 
 def _of_optimizer(optimizer: Any, own: set[int]) -> Iterator[tuple[str, Any]]:
