@@ -57,14 +57,14 @@ def report(recorded: Facts) -> Rehearsal:
 
 
 def test_the_peak_is_told_by_kind(report: Rehearsal) -> None:
-    # The second step: weights, two moments, and the gradients of both layers as the backward pass ends.
+    # The first step, and the second as much: weights, gradients, two moments, and what the update makes on its way.
     assert report.by_kind["weights"] == near(IN_BLOCKS)
     assert report.by_kind["optimizer"] == near(2 * IN_BLOCKS)
     assert report.by_kind["workspaces"] // (8 * MIB + 128 * 1024) == 2  # of the main thread and of autograd's
     total = sum(report.by_kind.values())
     assert total == report.allocated_bytes  # torch's own figure
-    assert (report.step, report.phase) == (2, "optimizer")
-    assert report.by_kind["gradients"] == near(IN_BLOCKS)
+    assert (report.step, report.phase) == (1, "optimizer")
+    assert 2 * 16_000_000 < report.by_kind["gradients"] <= IN_BLOCKS  # some rests are of use to others
     assert report.nvml_bytes == report.reserved_bytes + T4.context_bytes
     assert report.fits and report.steps == 2
 
@@ -260,7 +260,7 @@ def test_too_small_a_card_is_told_with_torchs_message(tmp_path: Path) -> None:
     assert not run["fits"] and run["shortage"]["is_end"]
     assert run["shortage"]["message"].startswith("CUDA out of memory. Tried to allocate 128.00 MiB")
     assert (run["shortage"]["phase"], run["shortage"]["step"]) == ("optimizer", 1)
-    assert run["shortage"]["own"].endswith("loop.py:10 <module>")
+    assert run["shortage"]["own"].endswith("loop.py:11 <module>")
     assert run["by_kind"]["weights"] == run["by_kind"]["gradients"]
 
 

@@ -107,7 +107,7 @@ def _environment(gpu: NullGpu, stage: Stage, folder: Path, steps: int, true: Seq
 
 def _run(words: Sequence[str], environment: dict[str, str], python: Interpreter) -> int:
     """Run the command and all that it starts in a group of their own, and leave none of them behind."""
-    bin_folder = str(Path(python.executable).parent)
+    bin_folder = str(python.executable.parent)
     environment = environment | {"PATH": f"{environment.get('PATH', os.defpath)}:{bin_folder}"}
     program = _program(words[0], python)
     process = subprocess.Popen(
@@ -118,11 +118,13 @@ def _run(words: Sequence[str], environment: dict[str, str], python: Interpreter)
 
 
 def _program(word: str, python: Interpreter) -> str:
-    """`python` is the one that was looked at, which need not be the first in PATH."""
-    if os.sep not in word and word in ("python", "python3"):
+    """Return the program of a word: of the Python that was looked at, which need not be the first in PATH."""
+    if os.sep in word:
+        return word
+    if word.startswith("python"):
         return str(python.executable)
-    beside = Path(python.executable).parent / word
-    return word if shutil.which(word) or not beside.exists() else str(beside)
+    beside = python.executable.parent / word
+    return str(beside) if beside.exists() else word
 
 
 @contextlib.contextmanager

@@ -131,7 +131,7 @@ class Recorder:
     def _watched(self, run: Callable[..., Any]) -> Callable[..., Any]:
         def run_watched(*args: Any, **kwargs: Any) -> Any:
             if self.depth == 0:
-                self._phase("backward", tags=not self.done)
+                self._phase("backward", tags=not self.tags)
             self.depth += 1
             try:
                 return run(*args, **kwargs)
