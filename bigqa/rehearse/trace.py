@@ -191,8 +191,8 @@ def _kind(allocation: Allocation, phases: Sequence[Phase], tags: Mapping[int, Ma
     if any(_file(place).endswith(BUCKETS) for place in allocation.frames):
         return "gradients"
     begun = phases[allocation.mark].name
-    if begun == "set-up":
-        return "other"
+    if begun == "set-up":  # the first batch is made there, and what stays
+        return "other" if allocation.end is None or last == allocation.mark else "activations"
     if allocation.end_mark is not None and allocation.end_mark == allocation.mark:
         return "temporaries"
     if begun == "optimizer" and allocation.end is None:
