@@ -25,7 +25,7 @@ from bigqa.rehearse.command import as_object, rehearse_command
 from bigqa.rehearse.facts import Facts
 from bigqa.rehearse.page import rehearsal_page
 from bigqa.rehearse.render import headline, read_lines, show_rehearsals
-from bigqa.rehearse.report import Rehearsal, make_report
+from bigqa.rehearse.report import Rehearsal, curves_of, make_report
 from bigqa.rehearse.trace import name_phases, read_trace
 from bigqa.units import MIB
 
@@ -149,6 +149,15 @@ def test_json_has_all_but_the_curves(report: Rehearsal) -> None:
     assert found["fits"] is True and found["gpu"] == "T4" and len(found["runs"]) == 1
     assert found["runs"][0]["largest"][0]["size_bytes"] == report.largest[0].size_bytes
     assert "curves" not in found["runs"][0]
+
+
+def test_a_short_peak_among_many_events_is_in_the_curves() -> None:
+    events = [{"action": "alloc", "addr": n << 20, "size": 512, "user_metadata": "0"} for n in range(5000)]
+    spike = [{"action": name, "addr": 1 << 40, "size": 1 << 30} for name in ("alloc", "free_requested")]
+    trace = read_trace([*events[:3001], *spike, *events[3001:]], [("set-up", 0)], {})
+    curves = curves_of(trace)
+    totals = [sum(sizes) for sizes in zip(*curves.by_kind.values(), strict=True)]
+    assert totals[curves.peak] == max(totals) == 3001 * 512 + (1 << 30) and len(totals) <= 600
 
 
 # ---- the command ----

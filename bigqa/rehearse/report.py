@@ -139,7 +139,7 @@ def make_report(processes: Sequence[Facts], gpu: NullGpu, seconds: float) -> Reh
         is_cut=facts.found["is_cut"],
         torch=facts.found["torch"],
         seconds=round(seconds, 1),
-        curves=_curves(trace),
+        curves=curves_of(trace),
     )
 
 
@@ -234,7 +234,7 @@ def _read(found: Mapping[str, Any], places: Places) -> Read:
     return Read(found["size"], found["times"], found["answer"], name_of(where), _text(where), name_of(own))
 
 
-def _curves(trace: Trace) -> Curves:
+def curves_of(trace: Trace) -> Curves:
     """Sample the trace: of each stretch of events, the moment when most was allocated."""
     count, peak = len(trace.totals), trace.peak_event
     width = max(1, -(-count // POINTS))
