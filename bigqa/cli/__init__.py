@@ -13,9 +13,9 @@ import typer
 from bigqa import __version__
 from bigqa.cli import convert, data
 from bigqa.cli.bench import bench
-from bigqa.cli.configs import configs
 from bigqa.cli.demo import demo
 from bigqa.cli.evaluate import evaluate
+from bigqa.cli.launch_files import launch_files
 from bigqa.cli.predict import predict
 from bigqa.cli.probe import probe
 from bigqa.cli.rehearse import rehearse
@@ -28,7 +28,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 COMMANDS: dict[str, Callable[..., None]] = {
     "probe": probe, "rehearse": rehearse, "train": train, "predict": predict, "evaluate": evaluate,
     "bench": bench, "table": table, "demo": demo,
-    "configs": configs,
+    "launch-files": launch_files,
 }  # fmt: skip
 for name, function in COMMANDS.items():
     app.command(name)(function)

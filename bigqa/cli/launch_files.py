@@ -1,4 +1,4 @@
-"""`bigqa configs`: files for other launchers and trainers."""
+"""`bigqa launch-files`: files for other launchers and trainers."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +8,7 @@ import typer
 from bigqa.console import tell
 
 
-def configs(out: Annotated[Path, typer.Argument(metavar="DIR", help="Where the files go.")]) -> None:
+def launch_files(out: Annotated[Path, typer.Argument(metavar="DIR", help="Where the files go.")]) -> None:
     """Write files for Accelerate, torchrun, SLURM and DeepSpeed, each explained."""
     from bigqa.configs import write_out
 
