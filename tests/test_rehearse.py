@@ -304,3 +304,20 @@ for _ in range(50):
     (other,) = run["other_processes"]
     assert other["rank"] == 0 and run["allocated_bytes"] - other["allocated_bytes"] == 1 << 26
     assert run["steps"] == 3 and run["by_kind"]["gradients"] >= 4 * 1024 * 1025
+
+
+@pytest.mark.nullgpu
+def test_steps_without_data_are_no_steps(tmp_path: Path) -> None:
+    """As `bigqa train` tries its step before it trains."""
+    (tmp_path / "tried.py").write_text("""
+import torch
+torch.cuda.init()
+for device, steps in (("meta", 9), ("cuda", 50)):
+    model = torch.nn.Linear(1024, 1024, device=device)
+    optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
+    for _ in range(steps):
+        model(torch.empty(8, 1024, device=device)).sum().backward()
+        optimizer.step()
+""")
+    run = rehearsed(["python", "tried.py"], tmp_path, "--gpu", "L4", "--steps", "2")["runs"][0]
+    assert run["steps"] == 2 and run["by_kind"]["weights"] == near(4 * 1024 * 1025)

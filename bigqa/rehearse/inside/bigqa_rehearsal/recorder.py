@@ -25,6 +25,13 @@ PATIENCE_S = 60.0
 """How long a process waits for the others of its machine to come as far as it has."""
 
 
+def has_data(optimizer: Any) -> bool:
+    """Whether what an optimizer steps is there: a command may try a step without data before it trains."""
+    groups = getattr(optimizer, "param_groups", None) or []
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    return not parameters or any(not parameter.is_meta for parameter in parameters)
+
+
 class Recorder:
     """Looks on."""
 
@@ -146,11 +153,11 @@ class Recorder:
         return run_watched
 
     def _begin_step(self, optimizer: Any) -> None:
-        if not self.in_engine and self.is_on:
+        if not self.in_engine and self.is_on and has_data(optimizer):
             self._phase("optimizer", tags=self.depth == 0)
 
     def _end_step(self, optimizer: Any) -> None:
-        if self.in_engine or not self.is_on:
+        if self.in_engine or not self.is_on or not has_data(optimizer):
             return
         self.done[id(optimizer)] = self.done.get(id(optimizer), 0) + 1
         self._phase("after step" if self.depth == 0 else "backward", tags=self.depth == 0)
