@@ -123,7 +123,7 @@ def build(model: nn.Module, task: TrainedTask, settings: Settings, processes: Pr
         _change_modules(model, strategy)
         # Rounded in host memory, so that a GPU never holds fp32 weights that it would only give up.
         exact = {name: p.detach().float().clone() for name, p in model.named_parameters() if p.requires_grad}
-        model.to(DTYPES[strategy.precision]).to(processes.device)
+        model.to(DTYPES[strategy.precision])
         sharded = _sharded(model, exact, strategy, settings, processes, undecayed)
         return Parts(
             model=sharded.engine, update=sharded, task=task, packs=packs, offload=make_offload(model, strategy)

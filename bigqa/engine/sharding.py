@@ -88,6 +88,8 @@ class ShardedUpdate(Update):
         deepspeed = _deepspeed()
         _need_group()
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        if strategy.zero_stage == 3:
+            _partition_from_host(deepspeed, model, config)
         optimizer = _optimizer(deepspeed, groups, strategy, lr=lr, eps=eps)
         try:
             self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
@@ -274,6 +276,18 @@ def _optimizer(deepspeed: Any, groups: list[dict[str, Any]], strategy: Strategy,
             "DeepSpeed's CPU Adam does not build here: it needs a C++ compiler (apt-get install g++) and ninja "
             f"(pip install ninja); `ds_report` shows more ({type(error).__name__}: {error})"
         ) from error
+
+
+def _partition_from_host(deepspeed: Any, model: nn.Module, config: dict[str, Any]) -> None:
+    """Partition a model that is in host memory parameter by parameter: the device never holds it as a whole.
+
+    DeepSpeed itself would first place all of it. Buffers it leaves where they are.
+    """
+    device = torch.device(deepspeed.get_accelerator().current_device_name())
+    deepspeed.zero.Init(module=model, config_dict_or_path=config)
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
 
 
 def _need_group() -> None:
