@@ -23,7 +23,7 @@ from cosmic_ray.mutating import use_mutation
 from cosmic_ray.work_db import WorkDB, use_db
 from cosmic_ray.work_item import TestOutcome, WorkerOutcome, WorkItem, WorkResult
 from sample import operator, sample
-from table import write_table
+from table import reasons, write_table
 from trial import in_child, warm
 
 HERE = Path(__file__).parent
@@ -59,7 +59,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--module", default="", help="only modules whose path begins so")
     parser.add_argument("--sample", type=int, default=0, help="places of a module that are broken")
-    parser.add_argument("--again", action="store_true", help="try once more what survived")
+    parser.add_argument("--again", action="store_true", help="try once more what survived without a reason")
     parser.add_argument("--map", action="store_true", help="only find which tests run which lines")
     parser.add_argument("--table", action="store_true", help="write the table of what is known, and try nothing")
     return parser.parse_args()
@@ -105,7 +105,8 @@ def _lines(trials: dict) -> lines.Lines:
 
 
 def _try_all(database: WorkDB, wanted: dict[str, WorkItem], known: lines.Lines, trials: dict, *, again: bool) -> None:
-    done = {job: result for job, result in database.results if not (again and not result.is_killed)}
+    listed = reasons(HERE)
+    done = {job for job, result in database.results if result.is_killed or job in listed or not again}
     left = [item for job, item in wanted.items() if job not in done]
     in_child(_compile, KEPT / "trial.log", limit_s=300, memory_gib=trials["memory_gib"])
     for number, item in enumerate(left, 1):
