@@ -60,6 +60,22 @@ def test_flops_are_those_that_torch_counts_in_a_real_step(packed: bool, recomput
     assert stream.batched_flops < stream.flops
 
 
+@pytest.mark.parametrize("length", [LENGTH, LENGTH - 3])
+@pytest.mark.parametrize("packed", [True, False])
+def test_another_device_has_other_kernels_and_the_same_products(packed: bool, length: int) -> None:
+    found = {}
+    for device in ("cpu", "cuda"):
+        strategy = Strategy(precision="bf16", device=device)  # type: ignore[arg-type]
+        found[device] = trace_step(
+            bert, TASK, lambda: TASK.example(WINDOWS, length, packed=packed), strategy, accumulating=False
+        )
+    cpu, cuda = found["cpu"], found["cuda"]
+    assert cuda.flops - cuda.batched_flops == cpu.flops - cpu.batched_flops
+    operations = {event.operation for event in cuda.events}
+    assert any("flash_attention" in one or "efficient_attention" in one for one in operations)
+    assert packed or any("efficient_attention" in one for one in operations)
+
+
 def _parts(strategy: Strategy) -> tuple[Any, Any]:
     """Return a real model of a strategy and its update, after one step."""
     model = bert().train()
