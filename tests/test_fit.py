@@ -76,6 +76,9 @@ def test_a_run_keeps_what_it_should_and_goes_on_as_if_nothing_was(tmp_path: Path
     def work(processes: Processes) -> dict[str, Any]:
         found: dict[str, Any] = {}
         whole = training(processes, tmp_path / "whole", Kept())
+        feed = whole.feed()
+        found["tokens"] = (feed.tokens, [sum(len(part) for part in feed.parts(list(range(4)))[0])])
+        feed.close()
         outcome = fit(whole)
         found |= {"whole": _weights(whole), "records": whole.recorder.records, "saved": _saved(tmp_path / "whole")}  # type: ignore[attr-defined]
         found["outcome"] = (outcome.steps, outcome.finished, outcome.last_loss)
@@ -98,6 +101,7 @@ def test_a_run_keeps_what_it_should_and_goes_on_as_if_nothing_was(tmp_path: Path
         return found
 
     (found,) = in_processes(work, 1)
+    assert found["tokens"] == (2 * 16, [4])  # two windows of the longest length
     # Every second step and the last; the newest two of them are kept.
     assert found["saved"] == ["step-00000006", "step-00000007"]
     steps, finished, loss = found["outcome"]
