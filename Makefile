@@ -40,9 +40,9 @@ check: install  ## ruff, its formatter, mypy
 slow: install  ## run the tests that take minutes
 	@$(PYTHON) -m pytest -m slow
 
-mutants: install  ## break the code in small ways, see that tests fail; resumable (MODULE=bigqa/tasks SAMPLE=20 AGAIN=1)
+mutants: install  ## break the code in small ways, see that tests fail; resumable (MODULE=bigqa/tasks SAMPLE=20 SEED=2 AGAIN=1)
 	@$(PYTHON) -c 'import cosmic_ray, coverage, pytest_timeout' 2>/dev/null || $(PYTHON) -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[mutants]'
-	@$(PYTHON) tests/mutants/run.py $(addprefix --module ,$(MODULE)) $(addprefix --sample ,$(SAMPLE)) $(if $(AGAIN),--again)
+	@$(PYTHON) tests/mutants/run.py $(addprefix --module ,$(MODULE)) $(addprefix --sample ,$(SAMPLE)) $(addprefix --seed ,$(SEED)) $(if $(AGAIN),--again)
 
 # Not installed: a machine that is lent for minutes has torch already. WHEELS: a folder of wheels that it lacks.
 gpu:  ## measure all on this CUDA GPU; resumable (BUDGET=540 WHEELS=dir DATA=korquad.json)

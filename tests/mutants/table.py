@@ -17,8 +17,8 @@ def reasons(folder: Path) -> set[str]:
     return {one["id"] for one in toml.load(folder / "survivors.toml").get("survivor", [])}
 
 
-def write_table(database: WorkDB, wanted: dict[str, WorkItem], folder: Path) -> int:
-    """Put the table into README.md, print what survives without a reason, and return 1 where that is too much."""
+def write_table(database: WorkDB, wanted: dict[str, WorkItem], folder: Path, *, whole: bool) -> int:
+    """Make the table, print what survives without a reason; return 1 where that is too much. `whole`: README.md takes it."""
     results = dict(database.results)
     listed = reasons(folder)
     rows: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(("mutants", "killed", "survived", "listed"), 0))
@@ -35,8 +35,9 @@ def write_table(database: WorkDB, wanted: dict[str, WorkItem], folder: Path) -> 
     text = _text(rows, total)
     readme = folder / "README.md"
     before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
-    if len(results.keys() & wanted.keys()) == len(wanted) and rest:
+    if whole and wanted.keys() <= results.keys():
         readme.write_text(f"{before}{BEGIN}\n{text}{END}{rest.partition(END)[2]}", encoding="utf-8")
+    print(f"\n{text}")
     tried = total["mutants"] - total["listed"]
     print(
         f"\n{total['mutants']} mutants: {total['killed']} killed, {total['listed']} listed, {total['survived']} survive"
