@@ -18,7 +18,7 @@ def reasons(folder: Path) -> set[str]:
 
 
 def write_table(database: WorkDB, wanted: dict[str, WorkItem], folder: Path, *, whole: bool) -> int:
-    """Make the table, print what survives without a reason; return 1 where that is too much. `whole`: README.md takes it."""
+    """Make the table (`whole`: into README.md), print what survives; return 1 where that is too much."""
     results = dict(database.results)
     listed = reasons(folder)
     rows: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(("mutants", "killed", "survived", "listed"), 0))
