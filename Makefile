@@ -43,9 +43,9 @@ check: install  ## ruff, its formatter, mypy
 slow: install  ## run the tests that take minutes
 	@$(PYTHON) -m pytest -m slow
 
-mutants: install  ## break the code in small ways, see that tests fail; resumable (MODULE=bigqa/tasks SAMPLE=20 AGAIN=1)
+mutants: install  ## break the code in small ways, see that tests fail; resumable (MODULE=bigqa/tasks SAMPLE=20 SEED=2 AGAIN=1)
 	@$(PYTHON) -c 'import cosmic_ray, coverage, pytest_timeout' 2>/dev/null || $(PYTHON) -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[mutants]'
-	@$(PYTHON) tests/mutants/run.py $(addprefix --module ,$(MODULE)) $(addprefix --sample ,$(SAMPLE)) $(if $(AGAIN),--again)
+	@$(PYTHON) tests/mutants/run.py $(addprefix --module ,$(MODULE)) $(addprefix --sample ,$(SAMPLE)) $(addprefix --seed ,$(SEED)) $(if $(AGAIN),--again)
 
 # torch's CUDA build goes into bigqa's cache, beside .venv's other packages: 600 MB to download, 1.4 GB on disk, once.
 test-null-gpu: install  ## run the tests that need torch's CUDA build, on a GPU that is not there

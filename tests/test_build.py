@@ -1,5 +1,6 @@
 """What a strategy becomes on a device: its precision, its kind, and which axes exclude each other."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from bigqa.engine import build
+from bigqa.plan.ladder import AGAIN, plain_ladder
 from bigqa.settings import Settings
 from bigqa.strategy import STRATEGIES, Strategy
 
@@ -58,3 +60,15 @@ def test_axes_that_exclude_each_other_are_named() -> None:
 @pytest.mark.parametrize(("world_size", "asked", "share"), [(1, None, 10), (3, None, 4), (3, 2, 2), (2, 64, 5)])
 def test_a_micro_batch_is_at_most_a_processs_share(world_size: int, asked: int | None, share: int) -> None:
     assert build.share_of_batch(settings(global_batch=10, micro_batch=asked), world_size) == share
+
+
+def test_a_ladder_without_a_plan_goes_down_by_halves() -> None:
+    strategy = Strategy(precision="fp32", device="cpu")
+    rungs = plain_ladder(strategy, 6)
+    assert [rung.micro_batch for rung in rungs[:4]] == [3, 2, 1, 1]
+    assert [rung.strategy.recompute for rung in rungs[:4]] == ["none", "none", "none", "full"]
+    assert all(rung.strategy.optimizer == "adamw" for rung in rungs[:4])
+    sharded = strategy.model_copy(update={"zero_stage": 2, "recompute": "full"})
+    assert plain_ladder(sharded, 1) == ()
+    # What a scheduler takes for a run that is to be started again.
+    assert os.EX_TEMPFAIL == AGAIN

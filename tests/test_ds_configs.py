@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from bigqa.configs import FOLDER as CONFIGS
 from bigqa.engine.sharding import deepspeed_config
@@ -47,3 +48,14 @@ def test_every_field_is_explained_and_known(file: Path) -> None:
 def test_batches_make_up_the_global_batch() -> None:
     config = deepspeed_config(STRATEGIES["zero2"], clip=1.0, global_batch=16, micro_batch=3, world_size=2)
     assert config["train_micro_batch_size_per_gpu"] == 3 and config["gradient_accumulation_steps"] == 3
+
+
+def test_fp16_is_scaled_as_torch_scales_it() -> None:
+    strategy = STRATEGIES["zero2"].model_copy(update={"precision": "fp16"})
+    config = deepspeed_config(strategy, clip=0.5, global_batch=8, micro_batch=4, world_size=2)
+    theirs = torch.amp.GradScaler("cpu")
+    assert 2 ** config["fp16"]["initial_scale_power"] == theirs._init_scale
+    assert config["fp16"]["loss_scale_window"] == theirs.get_growth_interval()
+    # 0: the scale moves; a step that overflows lowers it at once, and never below one.
+    assert (config["fp16"]["loss_scale"], config["fp16"]["hysteresis"], config["fp16"]["min_loss_scale"]) == (0, 1, 1)
+    assert config["fp16"]["enabled"] and "bf16" not in config and config["gradient_clipping"] == 0.5

@@ -9,6 +9,7 @@ from datasets import Dataset
 from transformers import AutoConfig, AutoModelForQuestionAnswering
 
 from bigqa.engine import inference
+from bigqa.engine.attention import kernels
 from bigqa.tasks.qa import QuestionAnswering
 
 LENGTHS = [9, 30, 4, 17, 30, 8, 21]
@@ -26,7 +27,10 @@ def made(family: str) -> tuple[Any, QuestionAnswering]:
         family, vocab_size=100, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         max_position_embeddings=64, pad_token_id=0,
     )  # fmt: skip
-    return AutoModelForQuestionAnswering.from_config(config), QuestionAnswering(0, family == "bert")
+    model = AutoModelForQuestionAnswering.from_config(config)
+    if family == "bert":
+        assert kernels.use(model)
+    return model, QuestionAnswering(0, family == "bert")
 
 
 def alone(model: Any, data: Dataset) -> list[np.ndarray[Any, Any]]:
@@ -50,6 +54,11 @@ def test_logits_are_those_of_each_window_alone(
     def watched(model: Any, inputs: Any, chosen: list[int]) -> Any:
         assert not torch.is_grad_enabled() and not model.training
         sizes.append(sum(LENGTHS[one] for one in chosen))
+        longest = max(LENGTHS[one] for one in chosen)
+        if family == "bert":  # packed: in order, and no token more
+            assert chosen == list(range(chosen[0], chosen[-1] + 1))
+        else:  # padded to the longest, among its like
+            assert longest * len(chosen) <= tokens and longest == LENGTHS[chosen[0]]
         return forward(model, inputs, chosen)
 
     monkeypatch.setattr(inference, "_forward", watched)

@@ -47,6 +47,18 @@ def test_seeds_differ_and_follow_the_generator() -> None:
     assert len(set(seeds)) == 64 and max(seeds) > 2**60  # of 62 bits
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_what_is_kept_is_scaled_and_else_as_it_was(dtype: torch.dtype) -> None:
+    torch.manual_seed(2)
+    x = torch.randn(64, 33).to(dtype).requires_grad_()
+    y = DrawnDropout(0.5).train()(x)
+    kept = y != 0
+    assert 0.4 < float(kept.float().mean()) < 0.6
+    assert torch.equal(y[kept], 2 * x[kept])
+    y.backward(torch.full_like(y, 3.0))
+    assert x.grad is not None and torch.equal(x.grad, torch.where(kept, 6.0, 0.0).to(dtype))
+
+
 @pytest.mark.parametrize(("device", "kind"), [("cpu", DrawnDropout), ("cuda", nn.Dropout)])
 def test_only_a_cpu_gets_the_drawn_dropout(device: str, kind: type) -> None:
     model = nn.Sequential(nn.Dropout(0.25), nn.Sequential(nn.Dropout(0.5)))

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import BertConfig, BertForQuestionAnswering
 
 from bigqa.engine import adapters, recompute
-from bigqa.engine.offload import MIN_BYTES, ON_THEIR_WAY, ActivationOffload
+from bigqa.engine.offload import MIN_BYTES, ON_THEIR_WAY, ActivationOffload, _InPlace
 
 
 def bert(hidden: int, layers: int) -> BertConfig:
@@ -79,6 +79,26 @@ def test_a_storage_that_many_operations_keep_goes_once() -> None:
     loss.backward()
     assert offload.host_bytes == MIN_BYTES  # y alone: each product keeps it twice
     assert x.grad is not None and torch.equal(x.grad, torch.full_like(x, 40.0))
+
+
+def test_a_storage_comes_back_once_for_all_that_want_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    back, came = _InPlace.back, []
+
+    def watched(self: Any, host: torch.Tensor) -> Any:
+        came.append(host.data_ptr())
+        return back(self, host)
+
+    monkeypatch.setattr(_InPlace, "back", watched)
+    x = torch.ones(MIN_BYTES // 4, requires_grad=True)
+    offload = ActivationOffload(nn.Module())
+    with offload.keeping():
+        y = x * 2
+        loss = sum((y * y).sum() for _ in range(5))
+        z = x
+        for _ in range(2 * ON_THEIR_WAY):  # by then y is on the host alone
+            z = z.sin()
+    (loss + z.sum()).backward()
+    assert came and len(came) == len(set(came))
 
 
 def test_merged_qlora_is_the_model_that_was_trained() -> None:

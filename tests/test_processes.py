@@ -1,5 +1,6 @@
 """Two real processes of one run, forked: what they add up, and what the main one tells."""
 
+import time
 from typing import Any
 
 import pytest
@@ -33,6 +34,18 @@ def test_two_processes_agree() -> None:
     for one in found:
         assert one["size"] == (2, 2) and one["sum"] == [2.0, 10.0] and one["told"] == {"step": 7}
         assert one["gradient"] == [[1.5, 1.5]]  # averages: the step multiplies by their number
+
+
+def _wait(processes: Processes) -> float:
+    begun = time.monotonic()
+    if processes.rank == 1:
+        time.sleep(0.5)
+    processes.wait()
+    return time.monotonic() - begun
+
+
+def test_who_waits_waits_for_all() -> None:
+    assert min(in_processes(_wait)) > 0.3
 
 
 def test_one_process_has_nobody_to_ask() -> None:

@@ -1,5 +1,6 @@
 """How data is read and fetched: what goes together, and what is said when a server breaks off."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from bigqa.models.sources import load_tokenizer, resolve
 from bigqa.tasks import download, features
 from bigqa.tasks.inspection import inspect_file
 from bigqa.tasks.published import published_answers
+from bigqa.tasks.scoring import metric_of
 from bigqa.tasks.squad import Answer, Question, read_questions
 from bigqa.tasks.windows import Lengths
 
@@ -91,3 +93,17 @@ def test_the_published_way_back_from_pieces_ends_inside_of_a_word(tmp_path: Path
     assert answer("가 KorQuADs dev", "KorQuAD") == "KorQuAD" and answer("가 KorQuADs dev", "QuAD") == "KorQuADs"
     assert answer("가 KorQuAD dev", "KorQuAD dev", 3) == "KorQuAD dev"
     assert answer("가 KorQuAD dev", "KorQuAD dev", 2) == ""
+
+
+@pytest.mark.parametrize(
+    ("articles", "metric"),
+    [
+        ([{"title": "t", "paragraphs": []}], "korquad1"),
+        ([{"title": "t", "context": "<p>가</p>", "qas": []}], "korquad2"),
+        (["no article"], "korquad1"),
+        ([], "korquad1"),
+    ],
+)
+def test_the_metric_follows_the_form_of_the_first_article(tmp_path: Path, articles: list[Any], metric: str) -> None:
+    (tmp_path / "gold.json").write_text(json.dumps({"data": articles}), encoding="utf-8")
+    assert metric_of(tmp_path / "gold.json") == metric

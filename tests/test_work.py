@@ -60,6 +60,22 @@ def test_flops_are_those_that_torch_counts_in_a_real_step(packed: bool, recomput
     assert stream.batched_flops < stream.flops
 
 
+@pytest.mark.parametrize("length", [LENGTH, LENGTH - 3])
+@pytest.mark.parametrize("packed", [True, False])
+def test_another_device_has_other_kernels_and_the_same_products(packed: bool, length: int) -> None:
+    found = {}
+    for device in ("cpu", "cuda"):
+        strategy = Strategy(precision="bf16", device=device)  # type: ignore[arg-type]
+        found[device] = trace_step(
+            bert, TASK, lambda: TASK.example(WINDOWS, length, packed=packed), strategy, accumulating=False
+        )
+    cpu, cuda = found["cpu"], found["cuda"]
+    assert cuda.flops - cuda.batched_flops == cpu.flops - cpu.batched_flops
+    operations = {event.operation for event in cuda.events}
+    assert any("flash_attention" in one or "efficient_attention" in one for one in operations)
+    assert packed or any("efficient_attention" in one for one in operations)
+
+
 def _parts(strategy: Strategy) -> tuple[Any, Any]:
     """Return a real model of a strategy and its update, after one step."""
     model = bert().train()
@@ -95,6 +111,15 @@ def test_what_is_kept_is_what_a_real_step_keeps(axes: dict[str, Any]) -> None:
     assert of_update <= ({"backward", "optimizer", "clip"} if released else {"clip", "optimizer"}) and of_update
     assert not any(event.of_update for event in stream.events if event.phase in ("model", "set-up", "forward"))
     assert stream.step_bytes > 0
+    if strategy.precision == "fp32" and not released:
+        # bitsandbytes unpacks a parameter on a CPU, five fp32 tensors of its size; the fused step holds nothing.
+        unpacked = sum(event.size_bytes for event in stream.events if event.phase == "optimizer")
+        counts = [parameter.numel() for parameter in bert().parameters()]
+        large = sum(count for count in counts if count >= 4096)  # smaller ones have moments of 32 bits
+        if strategy.optimizer == "adamw":
+            assert unpacked == 0
+        else:
+            assert 5 * 4 * large <= unpacked <= 5 * 4 * sum(counts)
     traced = dict.fromkeys(CATEGORIES, 0)
     for event in stream.events:
         traced[stream.categories[event.storage]] += event.size_bytes

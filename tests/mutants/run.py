@@ -2,6 +2,7 @@
 
     make mutants                                     all modules; goes on where it was interrupted
     make mutants MODULE=bigqa/tasks SAMPLE=30        those whose path begins so, more places of each
+    make mutants SEED=2 SAMPLE=2                     others, that no test was written for
     make mutants AGAIN=1                             also what survived before: after new tests
 
 Works on a copy of the checkout, so that an interrupted run leaves no broken file behind. What was tried is kept in
@@ -23,20 +24,21 @@ from cosmic_ray.mutating import use_mutation
 from cosmic_ray.work_db import WorkDB, use_db
 from cosmic_ray.work_item import TestOutcome, WorkerOutcome, WorkItem, WorkResult
 from sample import operator, sample
-from table import write_table
+from table import reasons, write_table
 from trial import in_child, warm
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 KEPT = ROOT / ".mutants"
 TREE = KEPT / "tree"
+QUICK_S = 0.5
 
 
 def main() -> int:
     """Map, sample, try, and write the table."""
     asked = _arguments()
     config = toml.load(HERE / "config.toml")
-    trials = config["trials"] | ({"sample": asked.sample} if asked.sample else {})
+    trials = config["trials"] | {name: value for name in ("sample", "seed") if (value := getattr(asked, name))}
     KEPT.mkdir(exist_ok=True)
     _copy()
     os.environ.setdefault("BIGQA_SHARED", str(ROOT.parent / "shared"))
@@ -52,14 +54,15 @@ def main() -> int:
             if asked.map:
                 return 0
             _try_all(database, wanted, known, trials, again=asked.again)
-        return write_table(database, wanted, HERE)
+        return write_table(database, wanted, HERE, whole=not asked.module and not asked.seed)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--module", default="", help="only modules whose path begins so")
     parser.add_argument("--sample", type=int, default=0, help="places of a module that are broken")
-    parser.add_argument("--again", action="store_true", help="try once more what survived")
+    parser.add_argument("--seed", type=int, default=0, help="draw others: those that no test was written for")
+    parser.add_argument("--again", action="store_true", help="try once more what survived without a reason")
     parser.add_argument("--map", action="store_true", help="only find which tests run which lines")
     parser.add_argument("--table", action="store_true", help="write the table of what is known, and try nothing")
     return parser.parse_args()
@@ -105,9 +108,11 @@ def _lines(trials: dict) -> lines.Lines:
 
 
 def _try_all(database: WorkDB, wanted: dict[str, WorkItem], known: lines.Lines, trials: dict, *, again: bool) -> None:
-    done = {job: result for job, result in database.results if not (again and not result.is_killed)}
+    listed = reasons(HERE)
+    done = {job for job, result in database.results if result.is_killed or job in listed or not again}
     left = [item for job, item in wanted.items() if job not in done]
-    in_child(_compile, KEPT / "trial.log", limit_s=300, memory_gib=trials["memory_gib"])
+    if left:
+        _see_that_all_passes(known, trials)
     for number, item in enumerate(left, 1):
         begun = time.monotonic()
         result = _try(item, known, trials)
@@ -118,6 +123,16 @@ def _try_all(database: WorkDB, wanted: dict[str, WorkItem], known: lines.Lines, 
         print(
             f"{number}/{len(left)} {outcome} {time.monotonic() - begun:.1f} s {item.job_id} {place} {name}", flush=True
         )
+
+
+def _see_that_all_passes(known: lines.Lines, trials: dict) -> None:
+    """Run the quick tests on the unbroken code: one that fails there would kill every mutant."""
+    log = KEPT / "trial.log"
+    in_child(_compile, log, limit_s=300, memory_gib=trials["memory_gib"])
+    quick = sorted(test for test, seconds in known.seconds.items() if seconds < QUICK_S)
+    status = in_child(lambda: _session(quick, 600.0), log, limit_s=900, memory_gib=trials["memory_gib"])
+    if status != 0:
+        raise SystemExit(f"the tests fail on the unbroken code: see {log}")
 
 
 def _compile() -> int:
@@ -163,10 +178,9 @@ def _affordable(known: lines.Lines, tests: list[str], seconds: float) -> list[st
 def _session(tests: list[str], limit_s: float) -> int:
     import pytest
 
-    status = int(
-        pytest.main([*tests, "-q", "-x", "-n0", "-p", "no:cacheprovider", f"--timeout={limit_s}", "--tb=short"])
-    )
-    # A test that is no more where it was is no test that failed: 4 is pytest's word for what it could not understand.
+    words = ["-q", "-x", "-n0", "-p", "no:cacheprovider", f"--timeout={limit_s}", "--tb=short"]
+    status = int(pytest.main([*tests, *words]))
+    # 5: there was none to run. A mutant that breaks an import ends with 2 or 4, and is noticed.
     return 0 if status == 5 else status
 
 

@@ -45,11 +45,11 @@ class Place:
 
 def sample(tree: Path, module: str, names: list[str], left_out: dict, seed: int, count: int) -> list[WorkItem]:
     """Return the first mutants of a module."""
-    named = tuple(place for kind in ("gpu", "speed", "chosen") for place in left_out[kind])
+    named = tuple(place for kind in ("gpu", "minutes", "speed", "chosen") for place in left_out[kind])
     source = (tree / module).read_text(encoding="utf-8")
     places: dict[Place, list[MutationSpec]] = defaultdict(list)
     for place, spec in _all(source, module, names, set(left_out["arguments"])):
-        wanted = f"{module}:{place.function}" not in named and not f"{module}:{place.text}".startswith(named)
+        wanted = not any(f"{module}:{what}".startswith(named) for what in (place.function, place.text))
         if wanted and not any(word in place.text for word in left_out["words"]):
             places[place].append(spec)
     by_function: dict[str, list[Place]] = defaultdict(list)

@@ -12,17 +12,22 @@ MOST = 0.10
 BEGIN, END = "<!-- table -->", "<!-- end of table -->"
 
 
-def write_table(database: WorkDB, wanted: dict[str, WorkItem], folder: Path) -> int:
-    """Put the table into README.md, print what survives without a reason, and return 1 where that is too much."""
+def reasons(folder: Path) -> set[str]:
+    """Return the mutants whose survival has a reason that is written down."""
+    return {one["id"] for one in toml.load(folder / "survivors.toml").get("survivor", [])}
+
+
+def write_table(database: WorkDB, wanted: dict[str, WorkItem], folder: Path, *, whole: bool) -> int:
+    """Make the table (`whole`: into README.md), print what survives; return 1 where that is too much."""
     results = dict(database.results)
-    reasons = {one["id"]: one for one in toml.load(folder / "survivors.toml").get("survivor", [])}
+    listed = reasons(folder)
     rows: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(("mutants", "killed", "survived", "listed"), 0))
     for job, item in wanted.items():
         if job not in results:
             continue
         row = rows[str(item.mutations[0].module_path)]
         row["mutants"] += 1
-        kind = "killed" if results[job].is_killed else "listed" if job in reasons else "survived"
+        kind = "killed" if results[job].is_killed else "listed" if job in listed else "survived"
         row[kind] += 1
         if kind == "survived":
             print(f"\n{job} survived ({results[job].output.partition(chr(10))[0]})\n{results[job].diff}")
@@ -30,8 +35,9 @@ def write_table(database: WorkDB, wanted: dict[str, WorkItem], folder: Path) -> 
     text = _text(rows, total)
     readme = folder / "README.md"
     before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
-    if len(results.keys() & wanted.keys()) == len(wanted) and rest:
+    if whole and wanted.keys() <= results.keys():
         readme.write_text(f"{before}{BEGIN}\n{text}{END}{rest.partition(END)[2]}", encoding="utf-8")
+    print(f"\n{text}")
     tried = total["mutants"] - total["listed"]
     print(
         f"\n{total['mutants']} mutants: {total['killed']} killed, {total['listed']} listed, {total['survived']} survive"

@@ -1,0 +1,128 @@
+"""The loop itself, on a model of a few weights: what it saves and keeps, when it stops, and that it goes on."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from forked import in_processes
+from transformers import BertConfig, BertForQuestionAnswering, get_linear_schedule_with_warmup
+
+from bigqa.engine.build import build
+from bigqa.engine.loop import checkpoint
+from bigqa.engine.loop.fit import Training, fit
+from bigqa.engine.loop.recorder import Silent
+from bigqa.engine.loop.stop import STOP_FILE, StopRequest
+from bigqa.engine.processes import Processes
+from bigqa.settings import Settings
+from bigqa.strategy import Strategy
+from bigqa.tasks.qa import QuestionAnswering
+
+LENGTHS = [16, 9, 12, 16, 5, 7, 11, 14, 16, 6]
+STEPS = 7
+
+
+class Kept(Silent):
+    """Keeps what it is told, and may ask for a stop."""
+
+    def __init__(self, stop_at: int | None = None, folder: Path | None = None) -> None:
+        self.records: list[dict[str, Any]] = []
+        self.stop_at, self.folder = stop_at, folder
+
+    def step(self, record: dict[str, Any]) -> None:
+        self.records.append(record)
+        if record["step"] == self.stop_at and self.folder is not None:
+            (self.folder / STOP_FILE).touch()
+
+
+def training(processes: Processes, out: Path, recorder: Kept, **options: Any) -> Training:
+    torch.manual_seed(0)
+    config = BertConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=40,
+        max_position_embeddings=32,
+    )  # fmt: skip
+    task = QuestionAnswering(0, True)
+    settings = Settings(
+        model="tiny", train_file=Path("train.json"), out=out, strategy=Strategy(precision="fp32", device="cpu"),
+        precision="fp32", max_steps=STEPS, global_batch=4, seq_len=16, max_query_length=4, doc_stride=4, lr=1e-2,
+        warmup=0.3, save_every=2, keep=2, seed=5,
+    )  # fmt: skip
+    rows = {
+        "input_ids": [[number + 4] * length for number, length in enumerate(LENGTHS)],
+        "token_type_ids": [[0] * length for length in LENGTHS],
+        "start": [1] * len(LENGTHS),
+        "end": [3] * len(LENGTHS),
+    }
+    parts = build(BertForQuestionAnswering(config), task, settings, processes)
+    return Training(
+        settings=settings, micro_batch=2, processes=processes, parts=parts, windows=Dataset.from_dict(rows),
+        lengths=LENGTHS, packs=parts.packs, recorder=recorder, stop=StopRequest(out), **options,
+    )  # fmt: skip
+
+
+def _weights(run: Training) -> dict[str, Any]:
+    return {name: value.detach().tolist() for name, value in run.parts.model.named_parameters()}
+
+
+def _saved(out: Path) -> list[str]:
+    return sorted(path.name for path in (out / "checkpoints").iterdir()) if (out / "checkpoints").is_dir() else []
+
+
+def test_a_run_keeps_what_it_should_and_goes_on_as_if_nothing_was(tmp_path: Path) -> None:
+    for name in ("whole", "broken", "unsaved"):
+        (tmp_path / name).mkdir()
+
+    def work(processes: Processes) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        whole = training(processes, tmp_path / "whole", Kept())
+        feed = whole.feed()
+        found["tokens"] = (feed.tokens, [sum(len(part) for part in feed.parts(list(range(4)))[0])])
+        feed.close()
+        outcome = fit(whole)
+        found |= {"whole": _weights(whole), "records": whole.recorder.records, "saved": _saved(tmp_path / "whole")}  # type: ignore[attr-defined]
+        found["outcome"] = (outcome.steps, outcome.finished, outcome.last_loss)
+        broken = training(processes, tmp_path / "broken", Kept(3, tmp_path / "broken"))
+        outcome = fit(broken)
+        found["stopped"] = (outcome.steps, outcome.finished, _saved(tmp_path / "broken"))
+        again = training(processes, tmp_path / "broken", Kept())
+        again.stop.clear()
+        kept = checkpoint.load_newest(tmp_path / "broken" / "checkpoints", print)
+        assert kept is not None
+        checkpoint.restore(kept, again.parts.update)
+        outcome = fit(again, kept.step)
+        found["again"] = (kept.step, outcome.steps, outcome.finished, [r["step"] for r in again.recorder.records])  # type: ignore[attr-defined]
+        found["resumed"] = _weights(again)
+        unsaved = training(processes, tmp_path / "unsaved", Kept(), saves=False)
+        fit(unsaved, 5)
+        found["unsaved"] = (_saved(tmp_path / "unsaved"), [r["step"] for r in unsaved.recorder.records])  # type: ignore[attr-defined]
+        outcome = fit(unsaved, STEPS)
+        found["nothing"] = (outcome.steps, outcome.finished)
+        return found
+
+    (found,) = in_processes(work, 1)
+    assert found["tokens"] == (2 * 16, [4])  # two windows of the longest length
+    # Every second step and the last; the newest two of them are kept.
+    assert found["saved"] == ["step-00000006", "step-00000007"]
+    steps, finished, loss = found["outcome"]
+    assert (steps, finished) == (STEPS, True) and loss == found["records"][-1]["loss"]
+    # Asked for after step 3 was read, obeyed after the step in progress, saved where it stopped.
+    stopped_at, finished, saved = found["stopped"]
+    assert not finished and stopped_at in (3, 4) and saved[-1] == f"step-{stopped_at:08d}"
+    assert found["again"] == (stopped_at, STEPS, True, list(range(stopped_at + 1, STEPS + 1)))
+    assert found["resumed"] == found["whole"]
+    assert found["unsaved"] == ([], [6, 7]) and found["nothing"] == (STEPS, True)
+    _check_records(found["records"])
+
+
+def _check_records(records: list[dict[str, Any]]) -> None:
+    assert [record["step"] for record in records] == list(range(1, STEPS + 1))
+    assert [record["windows"] for record in records] == [4, 4, 2, 4, 4, 2, 4]
+    assert sum(record["tokens"] for record in records[:3]) == sum(LENGTHS)
+    assert [record["epoch"] for record in records[2::3]] == [1.0, 2.0]
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1e-2)
+    schedule = get_linear_schedule_with_warmup(optimizer, round(0.3 * STEPS), STEPS)
+    for record in records:
+        assert record["lr"] == pytest.approx(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
