@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from bigqa.engine.loop.stop import STOP_FILE
 from bigqa.sample import FOLDER
 
-STEPS, SAVED_EVERY, KILLED_AT = 80, 20, 30
+STEPS, SAVED_EVERY, KILLED_AT = 40, 10, 15
 SMALL = [
     "--model",
     "tiny",
@@ -97,7 +97,7 @@ def test_the_run_folder_explains_itself(unbroken: Path) -> None:
     assert list((unbroken / "tensorboard").iterdir())
     report = json.loads((unbroken / "report.json").read_text())
     assert report["steps"] == STEPS and report["peak_memory_bytes"] > 0
-    assert sorted(path.name for path in (unbroken / "checkpoints").iterdir()) == ["step-00000060", "step-00000080"]
+    assert sorted(path.name for path in (unbroken / "checkpoints").iterdir()) == ["step-00000030", "step-00000040"]
 
 
 KILLED = f"""
