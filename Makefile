@@ -9,16 +9,16 @@ PYTHON  := $(VENV)/bin/python
 STAMP   := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test coverage check slow gpu bench clean
+.PHONY: help install demo test coverage check slow mutants test-null-gpu gpu bench dist clean
 
 help:  ## list these targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
 
 install: $(STAMP)  ## make .venv and install bigqa with its pinned dependencies (once)
 	@:
 
 # torch first: DeepSpeed's build looks for it. DS_BUILD_OPS=0: no compiler and no nvcc needed to install.
-$(STAMP): setup.cfg pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON3) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "bigqa: needs Python 3.10 or later; name one with PYTHON3=")'
 	@echo "bigqa: installing into $(VENV) (some minutes, once)"
 	@$(PYTHON3) -m venv $(VENV)
@@ -43,6 +43,14 @@ check: install  ## ruff, its formatter, mypy
 slow: install  ## run the tests that take minutes
 	@$(PYTHON) -m pytest -m slow
 
+mutants: install  ## break the code in small ways, see that tests fail; resumable (MODULE=bigqa/tasks SAMPLE=20 AGAIN=1)
+	@$(PYTHON) -c 'import cosmic_ray, coverage, pytest_timeout' 2>/dev/null || $(PYTHON) -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[mutants]'
+	@$(PYTHON) tests/mutants/run.py $(addprefix --module ,$(MODULE)) $(addprefix --sample ,$(SAMPLE)) $(if $(AGAIN),--again)
+
+# torch's CUDA build goes into bigqa's cache, beside .venv's other packages: 600 MB to download, 1.4 GB on disk, once.
+test-null-gpu: install  ## run the tests that need torch's CUDA build, on a GPU that is not there
+	@BIGQA_NULL_INSTALL=1 $(PYTHON) -m pytest -m nullgpu --numprocesses 2 --dist load
+
 # Not installed: a machine that is lent for minutes has torch already. WHEELS: a folder of wheels that it lacks.
 gpu:  ## measure all on this CUDA GPU; resumable (BUDGET=540 WHEELS=dir DATA=korquad.json)
 	@$(PYTHON3) -m benchmarks.gpu_session --budget-s $(or $(BUDGET),540) $(addprefix --wheels ,$(WHEELS)) $(addprefix --data ,$(DATA))
@@ -63,6 +71,9 @@ bench: install  ## measure what benchmarks/README.md shows of a CPU (hours; what
 	    --strategies cpu,cpu-recompute,cpu-8bit,cpu-8bit-recompute,cpu-least
 	@$(BENCH) enliple-small --micro-batch 16 --steps 0 --strategies zero1,zero2,zero3,zero2-offload,zero3-offload
 
+dist: install  ## build the wheel and the source archive into dist/
+	@$(PYTHON) -m build --no-isolation
+
 clean:  ## remove .venv and everything that was built or cached
-	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage* htmlcov
+	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage* htmlcov .mutants
 	@find bigqa tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

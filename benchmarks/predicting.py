@@ -22,8 +22,6 @@ from bigqa.tasks.squad import iter_questions
 NAME = "predicting"
 MODEL = {"model": "enliple-small", "max_steps": 150, "lr": 3e-4, "dropout": 0, "precision": "bf16", "device": "cpu"}
 REFERENCE = "padded loop"
-EQUAL_BAR = 0.999
-"""Share of answers of fp32 that are those of the padded loop, at least."""
 
 
 def trained_model(options: argparse.Namespace) -> Path:

@@ -79,9 +79,24 @@ def run_jobs(folder: Path, jobs: list[Job], num_processes: int = 1, timeout_s: i
 
 def losses(run: Path) -> list[float]:
     """Return the loss of each step of a run."""
-    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return _figures(run, "loss")
+
+
+def norms(run: Path) -> list[float]:
+    """Return the norm of each step's gradient, before it is clipped."""
+    return _figures(run, "grad_norm")
+
+
+def _figures(run: Path, name: str) -> list[float]:
+    return [json.loads(line)[name] for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def built(run: Path, rank: int = 0) -> dict[str, Any]:
+    """Return what a run's last start was made of, as its process saw it; see `benchmarks.built`."""
+    found: dict[str, Any] = json.loads((run / f"built-{rank}.json").read_text(encoding="utf-8"))
+    return found
 
 
 def difference(one: list[float], other: list[float]) -> float:
-    """Return the largest relative difference of a step's loss."""
+    """Return the largest relative difference of a step's figure."""
     return max(abs(a - b) / abs(b) for a, b in zip(one, other, strict=True))

@@ -1,17 +1,19 @@
 """Runs many trainings in one process, or in each of several: importing torch takes longer than each of them.
 
 In: a JSON file with a list of jobs, `{"out", "options", "resume"}`, see `benchmarks/strategy_jobs.py`. Out: the run
-folders. As `bigqa/train.py` does.
+folders, as `bigqa/train.py` makes them, and in each, by each process, what the run was made of.
 """
 
 import functools
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
 
 import cpuinfo
 
+from benchmarks.built import watched
 from bigqa.console import quiet_libraries
 from bigqa.engine.processes import Processes
 from bigqa.run.fine_tuning import fine_tune
@@ -33,10 +35,10 @@ def main() -> None:
             shutil.copytree(source, out)
             for later in sorted((out / "checkpoints").iterdir())[1:]:
                 shutil.rmtree(later)
-        if source:
-            fine_tune(settings_from(options, out), resume=True)
-        else:
-            fine_tune(settings_from(options | {"out": out}, None), resume=False)
+        settings = settings_from(options, out) if source else settings_from(options | {"out": out}, None)
+        with watched() as starts:
+            fine_tune(settings, resume=bool(source))
+        (out / f"built-{os.environ.get('RANK', '0')}.json").write_text(json.dumps(starts[-1].facts), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ Public names are those of `__all__`; what else can be imported may change withou
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 PUBLIC = {
     "BigqaError": "bigqa.errors",
@@ -23,7 +23,7 @@ PUBLIC = {
     "fine_tune": "bigqa.run.fine_tuning",
 }
 """Public name -> where it lives; imported when it is asked for, so that `import bigqa` costs nothing."""
-__all__ = ["__version__", *PUBLIC]  # noqa: PLE0604 RUF100
+__all__ = ["__version__", *PUBLIC]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,6 @@
-"""The main job on the embedded sample, offline: plan, train, predict, score, report. Run: `make demo`.
+"""The main job on the embedded sample, offline: plan, train, predict, score, report. Run: `bigqa demo`, `make demo`.
 
-In: nothing. Out: `demo/` with a run folder and predictions, and a table of the scores before and after training. Every
+In: a folder. Out: in it a plan, run folders and predictions, and a table of the scores before and after training. Every
 step is the command that a person would type, and is printed as such. Exit 1 where nothing was learned.
 """
 
@@ -10,10 +10,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from bigqa.console import command, console
-from bigqa.errors import BigqaError
+from bigqa.errors import BigqaError, UsageError
 from bigqa.files import read_json
 from bigqa.sample import FOLDER
 from bigqa.show.scores import scores_table
@@ -21,12 +23,16 @@ from bigqa.units import format_seconds
 
 LEARNED_EM = 70.0
 """What the held-out questions must reach; before training it is at most 10."""
+MADE = {"plan.json", "plan.accelerate.yaml", "plan.deepspeed.json", "untrained", "run"}
+"""What a demo leaves in its folder."""
 
 
-def run(out: Path = Path("demo")) -> None:
-    """Run the whole demo in a folder, which is made anew."""
+def run(
+    out: Annotated[Path, typer.Option(help="A new folder, or that of an earlier demo, which goes.")] = Path("demo"),
+) -> None:
+    """Plan, train, predict and score on the embedded sample, offline, in some minutes."""
     started = time.perf_counter()
-    shutil.rmtree(out, ignore_errors=True)
+    clear(out)
     train, dev = FOLDER / "train.json", FOLDER / "dev.json"
     _bigqa("probe", "tiny", "--train-file", str(train), "--out", str(out / "plan.json"))
     before = _train_and_score(out / "untrained", train, dev, "--max-steps", "1", "--lr", "1e-12")
@@ -35,6 +41,16 @@ def run(out: Path = Path("demo")) -> None:
     console.print(f"{format_seconds(time.perf_counter() - started)} in all; the run explains itself in {out}/run")
     if after["exact_match"] < LEARNED_EM:
         raise BigqaError(f"the demo reached EM {after['exact_match']:.1f}, below {LEARNED_EM:.0f}")
+
+
+def clear(out: Path) -> None:
+    """Remove an earlier demo, and nothing else: the folder is where a person happens to be."""
+    if out.is_file():
+        raise UsageError(f"{out} is a file: name another folder with --out")
+    there = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if there and (there - MADE or "plan.json" not in there):
+        raise UsageError(f"{out} is there and is not an earlier demo's: move it away, or name another with --out")
+    shutil.rmtree(out, ignore_errors=True)
 
 
 def _train_and_score(folder: Path, train: Path, dev: Path, *more: str) -> dict[str, Any]:
@@ -65,4 +81,6 @@ def _bigqa(*words: str, quiet: bool = False) -> str:
 
 
 if __name__ == "__main__":
-    command(run)
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(run)
+    command(app)

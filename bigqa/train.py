@@ -1,6 +1,7 @@
-"""Entry for `accelerate launch bigqa/train.py OPTIONS`: settings -> build -> fit -> score -> report.
+"""Entry for `accelerate launch -m bigqa.train OPTIONS`: settings -> build -> fit -> score -> report.
 
-`bigqa train OPTIONS` launches this same file; see `bigqa/run/options.py` for the options.
+`bigqa train OPTIONS` launches it as a file, as `accelerate launch bigqa/train.py` in a checkout does; see
+`bigqa/run/options.py` for the options.
 """
 
 import functools
@@ -8,9 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__":
-    # The launcher puts this file's folder first on the path, where `models` and `report` would be top-level names.
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+if __name__ == "__main__" and not __package__:
+    # Run as a file: Python puts its folder first on the path (not with -P), where `tasks` and `files` would be names of
+    # the top. The folder above takes its place, so that the code is this file's own, whatever else is installed.
+    ROOM = Path(__file__).resolve().parent
+    sys.path[:] = [str(ROOM.parent), *(entry for entry in sys.path if not entry or Path(entry).resolve() != ROOM)]
 
 import typer
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from bigqa import __version__
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors")
-PACKAGES_IF_THERE = ("deepspeed", "bitsandbytes", "peft", "torchao")
+PACKAGES_IF_THERE = ("deepspeed", "bitsandbytes", "peft")
 
 
 def versions() -> dict[str, str]:
@@ -25,7 +25,10 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """Return the commit of this code, marked where files differ from it; none where it is not in a repository."""
+    """Return the commit of this code, marked where files differ from it; none where no repository holds it.
+
+    An environment may lie within the repository of something else: that one does not hold this file.
+    """
     folder = Path(__file__).parent
 
     def git(*words: str) -> str:
@@ -33,6 +36,7 @@ def commit() -> str | None:
         return done.stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", "--", __file__)
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", str(folder)) else "")
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -76,7 +76,7 @@ class Watch:
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Prove that nothing is left: below this process, and of the whole run where this is its first process."""
         self.left += self._ended(self._below)
-        self.left += self._ended(lambda: guard.marked(self.name))
+        self.left += self._ended(self._of_this_run)
         if self.output is not None:
             self.output["left"] = self.left
         elif self.left and session.exitstatus == pytest.ExitCode.OK:
@@ -91,6 +91,11 @@ class Watch:
         """End the guard: there is nothing left to be guarded."""
         self.guard.kill()
         self.guard.wait()
+
+    def _of_this_run(self) -> dict[int, str]:
+        """Return what carries the run's mark, wherever it runs, with command lines."""
+        found = guard.marked(self.name)
+        return {pid: words for pid, words in found.items() if not any(name in words for name in OF_PYTHON)}
 
     def _below(self) -> dict[int, str]:
         """Return what runs below this process, with command lines."""

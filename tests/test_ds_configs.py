@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from bigqa.configs import FOLDER as CONFIGS
 from bigqa.engine.sharding import deepspeed_config
 from bigqa.strategy import STRATEGIES
 
-FOLDER = Path(__file__).parents[1] / "ds_configs"
+FOLDER = CONFIGS / "deepspeed"
 FILES = sorted(FOLDER.glob("*.json"))
 ROWS = [name for name, row in STRATEGIES.items() if row.needs_deepspeed and "recompute" not in name]
 

@@ -2,6 +2,7 @@
 
 import json
 import weakref
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -159,11 +160,25 @@ def test_a_restored_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
         assert torch.equal(weight, parts.update.weights.masters[name])
 
 
+def _cut(content: bytes) -> bytes:
+    return content[:-5]
+
+
+def _flipped(content: bytes) -> bytes:
+    """One bit is another, in a value: nothing but a checksum can tell."""
+    is_json = content.startswith(b"{")
+    place = max(content.rfind(digit) for digit in b"0123456789") if is_json else len(content) - 1
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+@pytest.mark.parametrize("damage", [_cut, _flipped])
 @pytest.mark.parametrize("name", ["weights.safetensors", "adam.safetensors", "state.json", "checksums.json"])
-def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(tmp_path: Path, name: str) -> None:
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(
+    tmp_path: Path, name: str, damage: Callable[[bytes], bytes]
+) -> None:
     _trained(tmp_path, 2)
     file = tmp_path / "step-00000002" / name
-    file.write_bytes(file.read_bytes()[:-5])
+    file.write_bytes(damage(file.read_bytes()))
     said: list[str] = []
     found = checkpoint.load_newest(tmp_path, said.append)
     assert found is not None and found.step == 1

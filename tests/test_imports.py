@@ -84,7 +84,7 @@ def test_the_engine_knows_no_concrete_task() -> None:
 
 
 def test_no_module_hides_one_of_the_standard_library() -> None:
-    # `accelerate launch bigqa/train.py` puts bigqa/ first on sys.path until train.py takes it off again.
+    # Run as a file, bigqa/train.py puts bigqa/ first on sys.path until train.py takes it off again.
     assert not {path.stem for path in ROOT.iterdir()} & set(sys.stdlib_module_names)
 
 

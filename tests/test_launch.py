@@ -12,9 +12,21 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from commands import LIMIT_S, train_here
 
+from bigqa.configs import FOLDER as CONFIGS
 from bigqa.sample import FOLDER as SAMPLE
 
-FOLDER = Path(__file__).parents[1] / "launch"
+FOLDER = CONFIGS / "launch"
+LATE = """
+import os
+if "RANK" in os.environ:
+    import time, torch, torch.distributed as group
+    leave = group.destroy_process_group
+    def late(of=None):
+        time.sleep(2 if os.environ["RANK"] == "0" else 0)
+        group.all_reduce(torch.ones(1), async_op=True)  # a thread of the group ends it, when its process has gone on
+        leave(of)
+    group.destroy_process_group = late
+"""
 PROCESSES = {"cpu_2.yaml": 2, "gpu_1.yaml": 1, "gpu_2.yaml": 2, "gpu_nodes.yaml": 8}
 SCRIPTS = ("torchrun.sh", "slurm.sbatch")
 
@@ -58,26 +70,34 @@ def test_slurm_starts_torchrun_on_every_node(tmp_path: Path) -> None:
     slurm = {"SLURM_JOB_NODELIST": "node-[a-b]", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "4", "SLURM_JOB_ID": "77"}
     environment = os.environ | slurm | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     command = ["bash", str(FOLDER / "slurm.sbatch"), "--plan", "plan.json"]
-    done = subprocess.run(command, env=environment, cwd=FOLDER.parent, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
     assert len(lines) == 2
     for rank, line in enumerate(lines):
         assert f"--nnodes 2 --node_rank {rank} --nproc_per_node 4 --master_addr node-a --master_port 29577" in line
-        assert line.endswith("bigqa/train.py --plan plan.json")
+        assert line.endswith("-m bigqa.train --plan plan.json")
 
 
 def test_two_launchers_train_as_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two machines, simulated by two launchers on this one; the loss is that of one process."""
+    """Two machines, simulated by two launchers on this one; the loss is that of one process.
+
+    Both end, though threads of the group are still at work when they leave it (see `bigqa.engine.processes.LEFT`).
+    """
     monkeypatch.setenv("BIGQA_CACHE", str(tmp_path / "cache"))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     words = ["--model", "tiny", "--train-file", str(SAMPLE / "train.json"), "--limit", "32", "--device", "cpu"]
     words += ["--max-steps", "3", "--global-batch", "8", "--precision", "fp32", "--dropout", "0"]
+    (tmp_path / "sitecustomize.py").write_text(LATE, encoding="utf-8")
+    environment = os.environ | {
+        "PYTHON": sys.executable,
+        "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+    }
     nodes = [
         subprocess.Popen(
             ["bash", str(FOLDER / "torchrun.sh"), *words, "--out", str(tmp_path / "two")],
-            env=os.environ | {"PYTHON": sys.executable, "NODES": "2", "NODE_RANK": str(rank), "PORT": port},
+            env=environment | {"NODES": "2", "NODE_RANK": str(rank), "PORT": port},
             stderr=subprocess.PIPE,
             text=True,
         )

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from test_models import loss_of_the_library
 from torch import nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForQuestionAnswering
@@ -85,9 +86,11 @@ def test_logits_and_gradients_are_those_of_the_padded_model(family: str) -> None
     task = task_of(model)
     model.set_attn_implementation("eager")
     logits, gradients = results(model, task.collate(rows))
+    loss = sum(loss_of_the_library(model, row) for row in rows)
     assert attention.use(model)
     modules.swap(model, "cpu")
     assert can_pack(model, task, 64)
+    assert task.loss_sum(model, task.pack(rows)).item() == pytest.approx(loss, rel=1e-5)
     packed_logits, packed_gradients = results(model, task.pack(rows))
     torch.testing.assert_close(packed_logits, logits, rtol=1e-5, atol=1e-5)
     for name, gradient in gradients.items():

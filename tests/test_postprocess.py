@@ -92,3 +92,11 @@ def test_questions_keep_their_order_and_their_windows() -> None:
 def test_where_no_span_is_allowed_the_answer_is_empty() -> None:
     answers, nbest = run([row(0, 0, 0, 0, 0)], [(peak(4, 0), peak(4, 0))], Lengths(), [QUESTION], 20)
     assert answers == {"q": ""} and nbest["q"][0]["probability"] == 1.0
+
+
+def test_twenty_candidates_are_kept_unless_another_number_is_asked_for() -> None:
+    rows = [row(0, 0, 20, 0, 20)]
+    logits = np.linspace(0.0, 1.0, 23)
+    stream = [(0, logits, logits[::-1])]
+    _, nbest = decode([QUESTION], datasets.Dataset.from_list(rows), stream, Lengths())
+    assert len(nbest["q"]) == 20

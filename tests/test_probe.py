@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from bs4 import BeautifulSoup
-from commands import TRAIN, bigqa, here, run, train_here
+from commands import bigqa, here, run, train_here
 
 from bigqa.sample import FOLDER
 
@@ -39,7 +39,7 @@ def test_the_table_the_plan_in_words_and_the_command() -> None:
     assert done.returncode == 0, done.stderr
     for text in ("strategy", "tier", "GPU peak / limit", "host peak", "samples/s", "verdict", "Plan: ", "Next: "):
         assert text in done.stdout
-    assert "accelerate launch --config_file plan.accelerate.yaml bigqa/train.py --plan plan.json" in done.stdout
+    assert "accelerate launch --config_file plan.accelerate.yaml -m bigqa.train --plan plan.json" in done.stdout
     assert "predictions" in done.stdout  # never presented as measured
     assert done.stderr == ""
 
@@ -52,7 +52,6 @@ def test_the_plan_runs_as_it_was_printed(tmp_path: Path) -> None:
     assert "<table>" in page.read_text(encoding="utf-8") and "http" not in page.read_text(encoding="utf-8")
     [line] = [line.strip() for line in done.stdout.splitlines() if "accelerate launch" in line]
     words = line.replace("FILE", str(FOLDER / "train.json")).replace("RUN", str(tmp_path / "run")).split()
-    words = [word if word != "bigqa/train.py" else str(TRAIN) for word in words]
     launcher = [sys.executable, "-m", "accelerate.commands.launch", *words[2:]]
     ran = run([*launcher, "--limit", "20", "--max-steps", "2"], BIGQA_CACHE=str(tmp_path / "cache"))
     assert ran.returncode == 0, ran.stderr

@@ -18,9 +18,11 @@ from benchmarks.strategy_jobs import (
     ROUNDED,
     ZERO,
     Job,
+    built,
     difference,
     job,
     losses,
+    norms,
     run_jobs,
     why_no_nvme,
 )
@@ -31,6 +33,41 @@ STEPS, SAVED = 20, 10
 FP32_BAND, LOW_BAND = 1e-5, 0.01
 """Largest relative difference of a step's loss from plain fp32's. Both were measured over 3 seeds, see
 benchmarks/README.md."""
+NORM_BAND = 0.05
+"""The same of the norm of a step's gradient, which low precision rounds as well."""
+PLAIN = {"update": "Update", "optimizer": "AdamW", "moments": ["float32"], "zero_stage": 0, "quantized": 0}
+IN_FP32 = {"weights": ["float32"], "masters": []}
+IN_LOW = {"weights": ["bfloat16"], "masters": ["float32"]}
+IN_8_BITS = {"optimizer": "PiecewiseAdamW8bit", "moments": ["float32", "uint8"]}  # small ones stay as they are
+AT_RANDOM = {"optimizer": "RoundedAdamW", "weights": ["bfloat16"], "masters": [], "moments": ["bfloat16"]}
+AT_RANDOM_8 = AT_RANDOM | {"moments": ["bfloat16", "uint8"]}
+SHARDED = {"update": "ShardedUpdate", "masters": []}  # its masters are DeepSpeed's
+SEEN: dict[str, dict[str, Any]] = {
+    REFERENCE: PLAIN | IN_FP32,
+    **{name: PLAIN | IN_LOW for name in ("plain", "recompute", "selective", "offload-activations", "lora")},
+    **{name: PLAIN | IN_LOW | IN_8_BITS for name in ("8bit", "8bit-recompute")},
+    "stochastic": PLAIN | AT_RANDOM,
+    "stochastic-8bit-recompute": PLAIN | AT_RANDOM_8,
+    "release-recompute": PLAIN | IN_LOW | {"update": "ReleasedUpdate"},
+    "cpu-least": PLAIN | AT_RANDOM_8 | {"update": "ReleasedUpdate"},
+    "qlora-recompute": PLAIN | IN_LOW | {"quantized": 18},  # six linear layers in each of three
+    **{f"zero{stage}": PLAIN | IN_LOW | SHARDED | {"zero_stage": stage} for stage in (1, 2, 3)},
+    **{
+        f"zero{stage}-offload": PLAIN | IN_LOW | SHARDED | {"zero_stage": stage, "optimizer": "DeepSpeedCPUAdam"}
+        for stage in (2, 3)
+    },
+}
+"""What `benchmarks.built` sees of each strategy."""
+RECOMPUTED = (4 / 3 - 0.05, 4 / 3 + 0.05)
+PRODUCTS = {
+    **dict.fromkeys(("recompute", "8bit-recompute", "stochastic-8bit-recompute", "release-recompute"), RECOMPUTED),
+    **dict.fromkeys(("cpu-least", "zero3-offload"), RECOMPUTED),
+    "selective": (1.03, 1.1),  # attention's own products once more
+    "lora": (2 / 3, 0.95),  # no gradients of frozen weights, but adapters beside them
+    "qlora-recompute": (1.0, 4 / 3),
+}
+"""FLOPs of a step's matrix products as a multiple of the plain step's, least and most: a run that goes on is seen in
+a step of other windows."""
 MATRIX = [REFERENCE, "plain", "8bit", "stochastic", "zero2", "zero3-offload"]
 TRAINING = OPTIONS | {"max_steps": STEPS, "save_every": SAVED}
 for library in ("deepspeed", "bitsandbytes", "peft"):
@@ -72,6 +109,30 @@ def _copy_half(source: Path, out: Path) -> None:
     shutil.rmtree(sorted((out / "checkpoints").iterdir())[-1])
 
 
+@pytest.mark.parametrize("name", (*SEEN, *(f"{name}-fp32" for name in EXACT[1:] + ZERO)))
+def test_a_strategy_is_what_was_built(alone: Path, name: str) -> None:
+    assert_built(alone / name, alone, name)
+
+
+def assert_built(run: Path, alone: Path, name: str) -> None:
+    """Compare what the run's first step was seen to be with what its strategy is about, in one process."""
+    row, found, plain = name.removesuffix("-fp32"), built(run), built(alone / REFERENCE)
+    wanted = SEEN["plain-fp32"] if name == REFERENCE else SEEN[row] | (IN_FP32 if name.endswith("-fp32") else {})
+    assert {key: found[key] for key in wanted} == wanted
+    least, most = PRODUCTS.get(row, (0.97, 1.03))
+    assert least < found["flops"] / plain["flops"] < most
+    assert (found["offloaded_bytes"] > 0) == (row == "offload-activations")
+    count = len(found["trained"])
+    released = wanted["update"] == "ReleasedUpdate"
+    assert found["optimizers"] == (count if released else 1)
+    if wanted["zero_stage"] == 0:  # DeepSpeed keeps gradients elsewhere
+        assert found["gradients"] == (0 if released else count)
+    is_adapted = [("lora_" in one or "qa_outputs" in one) for one in found["trained"]]
+    assert all(is_adapted) == (row in ADAPTERS)
+    assert (found["trained_elements"] < 0.2 * plain["trained_elements"]) == (row in ADAPTERS)
+    assert found["moment_elements"] == found["held_elements"] == found["trained_elements"]
+
+
 @pytest.mark.parametrize("name", EXACT[1:] + ZERO)
 def test_what_changes_nothing_gives_plain_fp32_to_its_last_digits(alone: Path, name: str) -> None:
     assert difference(losses(alone / f"{name}-fp32"), losses(alone / REFERENCE)) < FP32_BAND
@@ -79,9 +140,7 @@ def test_what_changes_nothing_gives_plain_fp32_to_its_last_digits(alone: Path, n
 
 @pytest.mark.parametrize("name", EXACT + ZERO + ROUNDED)
 def test_the_loss_curve_is_that_of_plain_fp32(alone: Path, name: str) -> None:
-    found = losses(alone / name)
-    assert difference(found, losses(alone / REFERENCE)) < LOW_BAND
-    assert found != losses(alone / REFERENCE)  # it did run otherwise
+    assert difference(losses(alone / name), losses(alone / REFERENCE)) < LOW_BAND
 
 
 @pytest.mark.parametrize("name", RELEASED)
@@ -104,11 +163,20 @@ def test_a_run_goes_on_under_another_strategy(alone: Path, first: str, then: str
     resumed = losses(alone / f"{first}-{then}")
     assert resumed[:SAVED] == losses(alone / first)[:SAVED]
     assert difference(resumed, losses(alone / REFERENCE)) < LOW_BAND
+    assert_built(alone / f"{first}-{then}", alone, then)
 
 
 @pytest.mark.parametrize("name", ZERO)
 def test_zero_in_two_processes(alone: Path, in_two: Path, name: str) -> None:
     assert difference(losses(in_two / name), losses(alone / REFERENCE)) < LOW_BAND
+    # Adam steps as far whatever gradients are multiplied by; their norm tells whether they were summed.
+    assert difference(norms(in_two / name), norms(alone / REFERENCE)) < NORM_BAND
+    for rank in range(2):
+        found = built(in_two / name, rank)
+        whole = found["trained_elements"]
+        assert found["zero_stage"] == SEEN[name]["zero_stage"]
+        assert found["moment_elements"] == pytest.approx(whole / 2, rel=1e-3)
+        assert found["held_elements"] == pytest.approx(whole / 2 if "zero3" in name else whole, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", [REFERENCE, "zero3"])

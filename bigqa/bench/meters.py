@@ -30,7 +30,8 @@ class DeviceMeter:
     def __enter__(self) -> "DeviceMeter":
         """Begin."""
         if self._nvml is not None:
-            torch.cuda.reset_peak_memory_stats(self.device)
+            if torch.cuda.is_initialized():  # else there are no peaks yet, and asking for them is an error
+                torch.cuda.reset_peak_memory_stats(self.device)
             self._nvml.start()
         return self
 

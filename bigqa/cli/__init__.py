@@ -1,7 +1,8 @@
 """The command line, one file per command. In: arguments. Out: functions called and text printed; no arithmetic here.
 
 A command imports what it runs when it runs, so that help and refusals come at once.
-Imports: errors, files, console, demo, machine, models, tasks, speed, plan, show, run, bench, table. Never: torch.
+Imports: errors, files, units, console, demo, configs, machine, nullgpu, rehearse, models, tasks, speed, plan, show,
+run, bench, table. Never: torch.
 """
 
 from collections.abc import Callable
@@ -14,8 +15,10 @@ from bigqa.cli import convert, data
 from bigqa.cli.bench import bench
 from bigqa.cli.demo import demo
 from bigqa.cli.evaluate import evaluate
+from bigqa.cli.launch_files import launch_files
 from bigqa.cli.predict import predict
 from bigqa.cli.probe import probe
+from bigqa.cli.rehearse import rehearse
 from bigqa.cli.table import table
 from bigqa.cli.train import train
 from bigqa.console import command, say
@@ -23,8 +26,9 @@ from bigqa.machine.heap import hold_tight
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 COMMANDS: dict[str, Callable[..., None]] = {
-    "probe": probe, "train": train, "predict": predict, "evaluate": evaluate,
+    "probe": probe, "rehearse": rehearse, "train": train, "predict": predict, "evaluate": evaluate,
     "bench": bench, "table": table, "demo": demo,
+    "launch-files": launch_files,
 }  # fmt: skip
 for name, function in COMMANDS.items():
     app.command(name)(function)

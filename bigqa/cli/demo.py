@@ -7,11 +7,9 @@ import typer
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Where it works; what is there of an earlier demo is replaced.")] = Path(
-        "demo"
-    ),
+    out: Annotated[Path, typer.Option(help="A new folder, or that of an earlier demo, which goes.")] = Path("demo"),
 ) -> None:
-    """Train a small Korean QA model on a sample that comes along: plan, train, predict, score. Minutes, offline."""
+    """Plan, train, predict and score on the embedded sample, offline, in some minutes."""
     from bigqa.demo import run
 
     run(out)

@@ -118,19 +118,18 @@ def build(model: nn.Module, task: TrainedTask, settings: Settings, processes: Pr
     """Place the model, make its masters and optimizer, and wrap it for the processes. Raises: BigqaError."""
     strategy = possible_strategy(settings, processes)
     undecayed = undecayed_names(model)
+    packs = _packs(model, task, strategy, settings.seq_len, processes.device)
     if strategy.needs_deepspeed:
         _change_modules(model, strategy)
         # Rounded in host memory, so that a GPU never holds fp32 weights that it would only give up.
         exact = {name: p.detach().float().clone() for name, p in model.named_parameters() if p.requires_grad}
         model.to(DTYPES[strategy.precision]).to(processes.device)
-        packs = can_pack(model, task, settings.seq_len)
         sharded = _sharded(model, exact, strategy, settings, processes, undecayed)
         return Parts(
             model=sharded.engine, update=sharded, task=task, packs=packs, offload=make_offload(model, strategy)
         )
     weights = change(model, strategy)
     weights.place(model, processes.device)
-    packs = can_pack(model, task, settings.seq_len)
     wrapped = processes.wrap(model)
     update = make_update(
         wrapped,
@@ -142,6 +141,14 @@ def build(model: nn.Module, task: TrainedTask, settings: Settings, processes: Pr
         world_size=processes.world_size,
     )
     return Parts(model=wrapped, update=update, task=task, packs=packs, offload=make_offload(model, strategy))
+
+
+def _packs(model: nn.Module, task: TrainedTask, strategy: Strategy, seq_len: int, device: torch.device) -> bool:
+    """Whether windows are packed: tried in host memory, with the weights as they are loaded, alike on every process."""
+    attention.use(model)
+    return attention.packs_on(device, DTYPES[strategy.precision], model.config, seq_len) and can_pack(
+        model, task, seq_len
+    )
 
 
 def _sharded(

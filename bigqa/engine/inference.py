@@ -43,10 +43,16 @@ def span_logits(
     lengths: Sequence[int],
     device: torch.device,
     on_progress: Callable[[int, int], None] | None = None,
+    *,
+    packs: bool | None = None,
 ) -> Iterator[Logits]:
-    """Yield (window, start logits, end logits) of every window, in order, padding cut off; fp32."""
+    """Yield (window, start logits, end logits) of every window, in order, padding cut off; fp32.
+
+    `packs`: whether the model takes packed windows, where that is known; else it is tried.
+    """
     model.eval()
-    packs = bool(lengths) and can_pack(model, task, max(lengths))
+    if packs is None:
+        packs = bool(lengths) and can_pack(model, task, max(lengths))
     inputs = Inputs(task, windows, lengths, device, packs)
     for begin in range(0, len(lengths), CHUNK_WINDOWS):
         chunk = range(begin, min(begin + CHUNK_WINDOWS, len(lengths)))

@@ -15,6 +15,10 @@ THREADS_VARIABLE = "BIGQA_THREADS"
 """Threads of each process on a CPU; else the cores that it may use, shared out among the processes."""
 LONGEST_WAIT = timedelta(hours=2)
 """For the process that makes the features, while the others wait."""
+LEFT: list[object] = []
+"""Groups that this process has left, kept until it ends. A wrapped model holds its group too; where it is the last to,
+torch (2.13, gloo) waits for the group's threads with Python's lock in hand, and a thread that is still to let go of a
+tensor waits for that lock: the process never ends."""
 LOST = ("connection closed by peer", "connection reset by peer", "broken pipe", "remote process exited")
 
 
@@ -70,6 +74,8 @@ class Processes:
 
     def close(self) -> None:
         """Leave the group of processes."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            LEFT.append(torch.distributed.group.WORLD)
         self.accelerator.end_training()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

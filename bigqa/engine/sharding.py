@@ -1,7 +1,7 @@
 """ZeRO through DeepSpeed: states sharded over the processes, and offloaded to the host or a disk.
 
 In: a model and a strategy. Out: an `Update` whose canonical state is that of every other one. DeepSpeed is given
-our own configuration (`ds_configs/` holds it as files) and our own optimizer; only its CPU Adam is its own.
+our own configuration (`configs/deepspeed/` holds it as files) and our own optimizer; only its CPU Adam is its own.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ INSTALL = "ZeRO needs DeepSpeed: pip install 'bigqa[deepspeed]'"
 def deepspeed_config(
     strategy: Strategy, *, clip: float, global_batch: int, micro_batch: int, world_size: int, nvme: Path | None = None
 ) -> dict[str, Any]:
-    """Return DeepSpeed's configuration, every field on purpose; `ds_configs/README.md` explains each."""
+    """Return DeepSpeed's configuration, every field on purpose; `configs/deepspeed/README.md` explains each."""
     on_gpu = strategy.device == "cuda"
     # Pinned memory serves copies to a GPU; without one it is only memory that cannot be swapped.
     zero: dict[str, Any] = {

@@ -101,11 +101,6 @@ def detect(disk: Path | None = None) -> Hardware:
     )
 
 
-def with_gpus(hardware: Hardware, gpus: tuple[Gpu, ...]) -> Hardware:
-    """Return the machine with other cards in it."""
-    return hardware.model_copy(update={"gpus": gpus})
-
-
 def planned_gpu(name: str, memory_bytes: int | None = None) -> Gpu:
     """Return a card that is not here. Raises: BigqaError for one that the table does not know."""
     model = find_gpu(name)

@@ -1,4 +1,4 @@
-"""What DeepSpeed keeps, modelled by hand from its source (0.19.8) and our own `ds_configs/`; measured on a CPU alone.
+"""What DeepSpeed keeps, modelled by hand from its source (0.19.8) and our configurations; measured on a CPU alone.
 
 In: a strategy, parameters, processes. Out: bytes on one GPU, on the host, on disk. The states of ZeRO are those of its
 paper (arXiv:1910.02054, section 3): 2 bytes of weights, 2 of gradients, 12 of fp32 master and Adam moments.

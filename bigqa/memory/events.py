@@ -69,14 +69,6 @@ def live_sizes(stream: Stream, rounding_bytes: int) -> Iterator[tuple[Event, int
         yield event, live
 
 
-def phase_peaks(stream: Stream, rounding_bytes: int = 512) -> dict[str, int]:
-    """Return the most bytes that are live in each phase."""
-    peaks: dict[str, int] = {}
-    for event, live in live_sizes(stream, rounding_bytes):
-        peaks[event.phase] = max(peaks.get(event.phase, 0), live)
-    return peaks
-
-
 def find_peak(stream: Stream, rounding_bytes: int = 512, num_largest: int = 5) -> Peak:
     """Return the peak of the whole stream."""
     at, most = 0, -1

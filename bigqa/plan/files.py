@@ -62,7 +62,7 @@ def launch_words(found: Probe, plan: Path | str = "plan.json") -> str:
     words = ["accelerate", "launch", "--config_file", config]
     if found.question.nodes > 1 and found.chosen is not None and found.chosen.strategy.device == "cuda":
         words += ["--machine_rank", "RANK", "--main_process_ip", "ADDRESS"]
-    words += ["bigqa/train.py", "--plan", path]
+    words += ["-m", "bigqa.train", "--plan", path]  # from any folder, with or without a checkout
     words += ["--train-file", question.train_file or "FILE", "--out", "RUN"]
     if not found.has_vocabulary:
         words += ["--tokenizer", "VOCAB"]
@@ -113,7 +113,7 @@ def _accelerate(found: Probe) -> dict[str, Any]:
         "num_processes": processes,
         "mixed_precision": "no",
     }
-    # As launch/gpu_nodes.yaml; address and rank are each machine's own to give on the command line.
+    # As configs/launch/gpu_nodes.yaml; address and rank are each machine's own to give on the command line.
     if nodes > 1:
         config |= {"main_process_ip": "127.0.0.1", "main_process_port": 29500}
         config |= {"rdzv_backend": "static", "same_network": False}

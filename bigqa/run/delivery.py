@@ -13,7 +13,6 @@ from bigqa.engine.loop.meter import MemoryMeter
 from bigqa.files import atomic_folder, write_json
 from bigqa.plan.ladder import switches_of
 from bigqa.run.prediction import LENGTHS_FILE, predict, ready
-from bigqa.settings import Settings
 from bigqa.tasks.scoring import evaluate_files, metric_of
 from bigqa.tasks.windows import Lengths
 from bigqa.versions import versions
@@ -35,7 +34,7 @@ def hand_over(training: Training, outcome: Outcome, model: Any, tokenizer: Any, 
     report["switches"] = switches_of(settings.out)
     if settings.dev_file is not None:
         write_json(settings.out / "report.json", report)  # hours of training are not lost with a score
-        report["scores"] = _score(model, tokenizer, settings, lengths, training.processes.device)
+        report["scores"] = _score(training, model, tokenizer, lengths)
     write_json(settings.out / "report.json", report)
     recorder.say(f"model: {settings.out / 'model'} · report: {settings.out / 'report.json'}")
     if "scores" in report:
@@ -70,11 +69,13 @@ def _report(training: Training, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _score(model: Any, tokenizer: Any, settings: Settings, lengths: Lengths, device: torch.device) -> dict[str, Any]:
+def _score(training: Training, model: Any, tokenizer: Any, lengths: Lengths) -> dict[str, Any]:
+    settings, device = training.settings, training.processes.device
     assert settings.dev_file is not None
     precision = "fp32" if strategy_of(settings, device).precision == "fp32" else "auto"
     with progress("Predicting") as on_progress:
-        found = predict(ready(model, device, precision), tokenizer, settings.dev_file, lengths, device, on_progress)
+        model = ready(model, device, precision)
+        found = predict(model, tokenizer, settings.dev_file, lengths, device, on_progress, packs=training.packs)
     write_json(settings.out / "predictions.json", found.answers)
     score = evaluate_files(settings.dev_file, settings.out / "predictions.json", metric_of(settings.dev_file))
     return dataclasses.asdict(score)

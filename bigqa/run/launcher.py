@@ -20,6 +20,7 @@ from bigqa.errors import UsageError
 from bigqa.plan.ladder import AGAIN, step_down
 
 TRAIN_FILE = Path(__file__).resolve().parents[1] / "train.py"
+"""As a file and not `-m bigqa.train`: workers run this code, whatever lies in the folder that they are started from."""
 KILLED = 128 + signal.SIGKILL
 RANK_VARIABLES = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 

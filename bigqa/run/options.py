@@ -1,4 +1,4 @@
-"""The options of `train`, written once for `bigqa train` and for `accelerate launch bigqa/train.py`.
+"""The options of `train`, written once for `bigqa train` and for `accelerate launch -m bigqa.train`.
 
 In: words of a command line. Out: `TrainOptions`, and from it the settings of a run. Options left out come from the
 model's published recipe, or with `--resume` from the run that goes on.

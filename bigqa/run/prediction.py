@@ -71,13 +71,17 @@ def predict(
     device: torch.device,
     on_progress: Progress | None = None,
     n_best: int = 20,
+    packs: bool | None = None,
 ) -> Predictions:
-    """Answer every question of a data set: one forward pass over its windows, one document in memory at a time."""
+    """Answer every question of a data set: one forward pass over its windows, one document in memory at a time.
+
+    `packs`: whether the model takes packed windows, where training has found that out.
+    """
     windows = build_features(file, tokenizer, lengths, training=False, cache_dir=cache_folder() / "features")
     sizes = window_lengths(windows)
     inputs = windows.select_columns([name for name in COLUMNS if name in windows.column_names])
     task = qa_task(tokenizer, model)
-    logits = span_logits(model, task, inputs.with_format("numpy"), sizes, device, on_progress)
+    logits = span_logits(model, task, inputs.with_format("numpy"), sizes, device, on_progress, packs=packs)
     questions = iter_questions(file, need_answers=False)
     answers, nbest = decode(questions, windows, logits, lengths, n_best=n_best)
     return Predictions(answers, nbest)

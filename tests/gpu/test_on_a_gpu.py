@@ -26,7 +26,7 @@ CHANGES_LITTLE = [
     name for name in ALONE if STRATEGIES[name].tier < 2 and not STRATEGIES[name].release and name != "batch-1"
 ]
 BAND = 0.02
-MEDIAN_ALLOCATED, WORST_ALLOCATED, WORST_RESERVED = 0.005, 0.01, 0.05
+WORST_ALLOCATED, WORST_RESERVED = 0.01, 0.05
 
 
 @pytest.fixture(scope="module")

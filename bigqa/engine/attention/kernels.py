@@ -136,12 +136,31 @@ def _packed_on_gpu(query: Tensor, key: Tensor, value: Tensor, bounds: Bounds, dr
     return context
 
 
+def packs_on(device: torch.device, dtype: torch.dtype, config: Any, seq_len: int) -> bool:
+    """Whether a device has a kernel for a model's packed windows: tokens that look only so far need flash attention."""
+    if device.type != "cuda" or not any(span < seq_len for span in spans_of(config)):
+        return True
+    heads = int(getattr(config, "num_attention_heads", 1))
+    size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    return _flash_on(device, dtype, size)
+
+
+def spans_of(config: Any) -> list[int]:
+    """Return how far the layers of a model look that do not look at the whole window, in tokens."""
+    found = (getattr(config, name, None) for name in ("local_attention", "sliding_window"))
+    return [int(span) for span in found if span]
+
+
 def _has_flash(query: Tensor) -> bool:
     if query.is_meta:
         # Both keep the same for the backward pass; torch's shapes of the other one's backward pass are broken (2.13).
         return True
-    low = query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] <= FLASH_SIZES
-    return low and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    return _flash_on(query.device, query.dtype, query.shape[-1])
+
+
+def _flash_on(device: torch.device, dtype: torch.dtype, size: int) -> bool:
+    low = dtype in (torch.bfloat16, torch.float16) and size <= FLASH_SIZES
+    return low and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def mask(

@@ -47,8 +47,7 @@ def _trial_rows(config: Any, seq_len: int) -> list[Row]:
 
 def _trial_size(config: Any, seq_len: int) -> int:
     """Return tokens enough that layers which look only so far are seen to."""
-    spans = (getattr(config, name, None) or 0 for name in ("local_attention", "sliding_window"))
-    return min(8 + max((span for span in spans if span < seq_len), default=0), seq_len)
+    return min(8 + max((span for span in attention.spans_of(config) if span < seq_len), default=0), seq_len)
 
 
 def packs_without_data(model: nn.Module, task: Any) -> bool:

@@ -1,6 +1,7 @@
 """Checkpoints in one canonical form, whole or absent. In: weights and optimizer by name. Out: `checkpoints/step-N/`.
 
-`weights.safetensors` holds fp32 weights by parameter name, `adam.safetensors` the two moments by parameter name,
+`weights.safetensors` holds fp32 weights by parameter name, `adam.safetensors` the two moments by parameter name (and
+`scales.safetensors` the scales of those that were kept in 8 bits, without which they would not come back to the bit),
 `state.json` the step and the settings that fix data order, schedule and dropout; `checksums.json` seals the folder.
 Random numbers need no state of their own: each step draws from (seed, step, rank). The form knows no strategy,
 precision, device or number of processes.
@@ -48,6 +49,9 @@ def save(folder: Path, step: int, kept: State, settings: Mapping[str, Any]) -> P
         write_tensors(temporary / "weights.safetensors", shapes, kept.weights)
         shapes = {name: shapes[name.partition(".")[2]] for name in kept.moments}
         write_tensors(temporary / "adam.safetensors", shapes, kept.moments)
+        if kept.scales:
+            shapes = {name: tuple(scale.shape) for name, scale in kept.scales.items()}
+            write_tensors(temporary / "scales.safetensors", shapes, kept.scales)
         write_json(temporary / "state.json", state)
         write_json(temporary / "checksums.json", {file.name: _sha256(file) for file in sorted(temporary.iterdir())})
     return path
@@ -91,6 +95,7 @@ def _load(path: Path) -> Checkpoint:
         state=State(
             weights=_tensors(path / "weights.safetensors"),
             moments=_tensors(path / "adam.safetensors"),
+            scales=_tensors(path / "scales.safetensors") if "scales.safetensors" in checksums else {},
             extras=state["extras"],
         ),
         settings=state["settings"],

@@ -1,8 +1,9 @@
 """Adam's two moments in one form, fp32 by parameter, however an optimizer keeps them. In, out: tensors of a parameter.
 
-bitsandbytes keeps them as 8-bit codes with a scale for each block of 256; the largest value of a block is a code of its
-own, so taking them out and putting them back changes nothing. They are made one at a time: as fp32 all of them would
-take eight bytes for each parameter, where the run holds two.
+bitsandbytes keeps them as 8-bit codes with a scale for each block of 256. The scales go along beside the fp32 form: a
+block whose largest value is negative has no code for it, and its scale cannot be told from the values. So taking
+moments out and putting them back changes no bit. Moments are made one at a time: as fp32 all of them would take eight
+bytes for each parameter, where the run holds two.
 """
 
 import functools
@@ -11,6 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+
+from bigqa.engine.optim.pieces import pieces_of
 
 NAMES = ("exp_avg", "exp_avg_sq")
 BLOCK = 256
@@ -25,17 +29,36 @@ def makers(name: str, optimizer: torch.optim.Optimizer, parameter: nn.Parameter)
     return {f"{kind}.{name}": functools.partial(_in_fp32, state, kind, number) for kind, number in pairs}
 
 
-def put(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, moments: tuple[Tensor, Tensor], step: int) -> None:
-    """Put both moments in place, as they are after `step` steps."""
+def scale_makers(
+    name: str, optimizer: torch.optim.Optimizer, parameter: nn.Parameter
+) -> dict[str, Callable[[], Tensor]]:
+    """Return what gives the scales of both moments, fp32 by block, where they are kept in 8 bits."""
+    state = optimizer.state.get(parameter) or {}
+    pairs = zip(NAMES, "12", strict=True)
+    return {
+        f"{kind}.{name}": functools.partial(state.__getitem__, f"absmax{number}")
+        for kind, number in pairs
+        if kind not in state and f"state{number}" in state and state[f"state{number}"].dtype == torch.uint8
+    }
+
+
+def put(
+    optimizer: torch.optim.Optimizer,
+    parameter: nn.Parameter,
+    moments: tuple[Tensor, Tensor],
+    step: int,
+    scales: tuple[Tensor | None, Tensor | None] = (None, None),
+) -> None:
+    """Put both moments in place, as they are after `step` steps; `scales`: of moments that were kept in 8 bits."""
     first, second = (moment.to(parameter.device, torch.float32) for moment in moments)
     if hasattr(optimizer, "make_state"):  # of `engine.rounding`
         state = optimizer.make_state(parameter)
         state["step"] = step
-        for name, number, moment in ((NAMES[0], "1", first), (NAMES[1], "2", second)):
+        for name, number, moment, scale in zip(NAMES, "12", (first, second), scales, strict=True):
             if name in state:
                 state[name].copy_(moment)
             else:
-                _encode(state, number, moment)
+                _encode(state, number, moment, scale)
         return
     if not hasattr(optimizer, "init_state"):
         count = torch.tensor(float(step), device=parameter.device)
@@ -45,8 +68,8 @@ def put(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, moments: tupl
     _make_state(optimizer, parameter)
     state = optimizer.state[parameter]
     state["step"] = step
-    for number, moment in (("1", first), ("2", second)):
-        _encode(state, number, moment)
+    for number, moment, scale in zip("12", (first, second), scales, strict=True):
+        _encode(state, number, moment, scale)
 
 
 def _in_fp32(state: dict[str, Any], kind: str, number: str) -> Tensor:
@@ -70,15 +93,35 @@ def _decoded(state: dict[str, Any], number: str) -> Tensor:
     return values
 
 
-def _encode(state: dict[str, Any], number: str, moment: Tensor) -> None:
-    if state[f"state{number}"].dtype == torch.float32:
-        state[f"state{number}"].copy_(moment)
+def _encode(state: dict[str, Any], number: str, moment: Tensor, scale: Tensor | None) -> None:
+    kept: Tensor = state[f"state{number}"]
+    if kept.dtype == torch.float32:
+        kept.copy_(moment)
         return
-    from bitsandbytes.functional import quantize_blockwise
+    code, flat, codes, scales = state[f"qmap{number}"], moment.reshape(-1), kept.view(-1), state[f"absmax{number}"]
+    for piece in pieces_of(flat):
+        part, at = flat[piece], slice(piece.start // BLOCK, -(-piece.stop // BLOCK))
+        blocks = functional.pad(part, (0, -part.numel() % BLOCK)).view(-1, BLOCK)
+        scales[at].copy_(_scale_of(blocks, code) if scale is None else scale[at])
+        codes[piece].copy_(_codes_of(blocks, scales[at, None], code).view(-1)[: part.numel()])
 
-    codes, scale = quantize_blockwise(moment.contiguous(), code=state[f"qmap{number}"], blocksize=BLOCK)
-    state[f"state{number}"].copy_(codes.view_as(state[f"state{number}"]))
-    state[f"absmax{number}"].copy_(scale.absmax)
+
+def _scale_of(blocks: Tensor, code: Tensor) -> Tensor:
+    """Return the scale of each row at which its largest value has a code.
+
+    bitsandbytes' own way takes the largest size as the scale. But the signed codes go from -0.993 to 1: where the
+    largest value is negative, the row would come back smaller.
+    """
+    highest = blocks.amax(1) / code[-1]
+    return torch.maximum(highest, (blocks / code[0]).amax(1)) if code[0] < 0 else highest
+
+
+def _codes_of(blocks: Tensor, scale: Tensor, code: Tensor) -> Tensor:
+    """Return the code that is nearest to each value at its row's scale."""
+    codes = torch.bucketize(blocks / scale, (code[1:] + code[:-1]) / 2)
+    # Where a scale is zero, a sign is all that is left of a code.
+    zero = torch.where(blocks.signbit(), 0, int(torch.argmin(code.abs())))
+    return torch.where(scale == 0, zero, codes).to(torch.uint8)
 
 
 def _make_state(optimizer: Any, parameter: nn.Parameter) -> None:

@@ -58,7 +58,12 @@ class Weights:
                 parameter.copy_(self.masters[name])
 
     def hand_back(self, model: nn.Module) -> None:
-        """Make the masters the model's own weights, without a copy: after training, what is saved is what is used."""
+        """Make the masters the model's own weights: after training, what is saved is what is used.
+
+        In host memory, for a model in fp32 may be larger than all that training held on a GPU; on a CPU without a copy.
+        """
+        model.to("cpu")
         for name, parameter in self.model_parameters.items():
-            parameter.data = self.masters[name].detach()
+            parameter.data = self.masters[name].detach().to("cpu")
+        self.masters = {}
         model.float()

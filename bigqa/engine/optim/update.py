@@ -25,6 +25,8 @@ class State:
     weights: Mapping[str, Tensor]
     moments: Mapping[str, Tensor]
     """`exp_avg.NAME` and `exp_avg_sq.NAME`; none before the first step."""
+    scales: Mapping[str, Tensor] = field(default_factory=dict)
+    """Of the moments that are kept in 8 bits, by the same names; see `moments`."""
     extras: Mapping[str, Any] = field(default_factory=dict)
     """`scaler` of fp16, `last_norm` of released gradients."""
 
@@ -122,9 +124,11 @@ class Update:
     def state(self) -> State:
         """Return the canonical state; a collective call where states are sharded. What is not read is not copied."""
         makers: dict[str, Callable[[], Tensor]] = {}
+        scales: dict[str, Callable[[], Tensor]] = {}
         for name, master in self.weights.masters.items():
             makers |= moments.makers(name, self.optimizer_of(master), master)
-        return State(weights=self.weights.masters, moments=Lazy(makers), extras=self._extras())
+            scales |= moments.scale_makers(name, self.optimizer_of(master), master)
+        return State(weights=self.weights.masters, moments=Lazy(makers), scales=Lazy(scales), extras=self._extras())
 
     def load(self, state: State, step: int) -> None:
         """Take a canonical state, as it was after `step` steps."""
@@ -133,15 +137,23 @@ class Update:
         for name, master in self.weights.masters.items():
             if f"{moments.NAMES[0]}.{name}" in state.moments:
                 first, second = (state.moments[f"{kind}.{name}"] for kind in moments.NAMES)
-                moments.put(self.optimizer_of(master), master, (first, second), step - self.skipped)
+                of_first, of_second = (state.scales.get(f"{kind}.{name}") for kind in moments.NAMES)
+                optimizer, after = self.optimizer_of(master), step - self.skipped
+                moments.put(optimizer, master, (first, second), after, (of_first, of_second))
 
     def names(self) -> set[str]:
         """Return the names of all trained parameters."""
         return set(self.weights.masters)
 
     def finish(self) -> nn.Module:
-        """Return the trained model with fp32 weights, out of its wrappers. The update cannot be used afterwards."""
+        """Return the trained model with fp32 weights, out of its wrappers, in host memory.
+
+        The update cannot be used afterwards: what it kept on a device is freed, since scoring wants the room.
+        """
         model: nn.Module = getattr(self.model, "module", self.model)
+        self.forget_gradients()
+        for master in self.weights.masters.values():
+            self.optimizer_of(master).state.clear()
         self.weights.hand_back(model)
         return model
 

@@ -1,0 +1,79 @@
+"""Which card is not there. In: a name of the table, and what differs. Out: its description for the libraries."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from bigqa.errors import UsageError
+from bigqa.machine.chips import chip_of, multiprocessor_of
+from bigqa.machine.gpus import GPUS, GpuModel, find_gpu
+from bigqa.units import MIB
+
+Bound = Literal["least", "most"]
+
+OLDEST = (7, 5)
+"""CUDA 13 makes no code for older cards, so torch's builds for it have none (CUDA 13.0 release notes)."""
+CONTEXT_BYTES = 430 * MIB
+"""What a CUDA context with torch's kernels takes, as for predictions (`memory.estimate`)."""
+
+
+@dataclass(frozen=True)
+class NullGpu:
+    """Cards of one kind, and when what they do is done."""
+
+    card: GpuModel
+    count: int = 1
+    memory_bytes: int | None = None
+    """Total memory as CUDA reports it; none: the card's own."""
+    context_bytes: int = CONTEXT_BYTES
+    bound: Bound = "least"
+
+    @property
+    def total_bytes(self) -> int:
+        """What CUDA reports as total memory."""
+        return self.memory_bytes if self.memory_bytes is not None else chip_of(self.card).cuda_mib * MIB
+
+    @property
+    def free_bytes(self) -> int:
+        """What is left of it for torch."""
+        return self.total_bytes - self.context_bytes
+
+    def description(self) -> str:
+        """Return what `src/card.c` reads."""
+        chip, per = chip_of(self.card), multiprocessor_of(self.card)
+        fields = {
+            "name": chip.cuda_name,
+            "capability": "{}.{}".format(*self.card.capability),
+            "memory": self.total_bytes,
+            "context": self.context_bytes,
+            "sms": chip.multiprocessors,
+            "l2": chip.l2_kib * 1024,
+            "bus": chip.bus_bits,
+            "shared_sm": per.shared_kib * 1024,
+            "shared_block": per.block_shared_kib * 1024,
+            "threads_sm": per.threads,
+            "blocks_sm": per.blocks,
+        }
+        return ";".join(f"{name}={value}" for name, value in fields.items())
+
+
+def find_card(name: str) -> GpuModel:
+    """Return the card that a name means.
+
+    Raises: UsageError where the table has no such card, or torch's builds no code for it.
+    """
+    card = find_gpu(name)
+    if card is None:
+        raise UsageError(f"--gpu {name}: no such card; one of {', '.join(c.name for c in GPUS if runs(c))}")
+    if not runs(card):
+        capability = "{}.{}".format(*card.capability)
+        raise UsageError(
+            f"--gpu {name}: since CUDA 13 torch has no code for the {card.name} (compute capability {capability}, the "
+            f"oldest is 7.5); it runs torch built for CUDA 12.6, which cannot be rehearsed: "
+            f"`bigqa probe --gpu {card.name!r}` predicts"
+        )
+    return card
+
+
+def runs(card: GpuModel) -> bool:
+    """Whether torch's builds for CUDA 13 have code for it."""
+    return card.capability >= OLDEST

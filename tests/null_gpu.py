@@ -1,0 +1,35 @@
+"""What the tests of the null GPU share: a program run on it, in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bigqa.errors import BigqaError
+from bigqa.nullgpu.build import libraries_for
+from bigqa.nullgpu.cards import NullGpu, find_card
+from bigqa.nullgpu.environment import variables
+from bigqa.nullgpu.python import ask
+from bigqa.nullgpu.torch_build import cuda_build
+
+INSTALL = bool(os.environ.get("BIGQA_NULL_INSTALL"))
+
+
+def on_null_gpu(program: str, card: str = "A100-80", environment: dict[str, str] | None = None, **fields: Any) -> Any:
+    """Run a program with torch's CUDA build on a card; return the JSON value that its last line prints."""
+    python = ask(Path(sys.executable))
+    try:
+        torch = cuda_build(python, install=INSTALL)
+        libraries = libraries_for(python, torch, install=INSTALL)
+    except BigqaError as error:
+        pytest.fail(f"{error} (make test-null-gpu)")
+    gpu = NullGpu(find_card(card), **{"context_bytes": 0, **fields})
+    paths = () if python.torch == torch else (torch.folder,)
+    env = variables(gpu, libraries, paths, os.environ) | (environment or {})
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])

@@ -1,0 +1,60 @@
+"""What a strategy becomes on a device: its precision, its kind, and which axes exclude each other."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bigqa.engine import build
+from bigqa.settings import Settings
+from bigqa.strategy import STRATEGIES, Strategy
+
+CPU = torch.device("cpu")
+
+
+def settings(**changes: Any) -> Settings:
+    return Settings(model="tiny", train_file=Path("train.json"), out=Path("run"), **changes)
+
+
+def test_a_cpu_multiplies_bf16_where_torch_says_so() -> None:
+    expected = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    assert build.cpu_multiplies_bf16() is bool(expected)
+
+
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_the_best_precision_of_a_cpu_is_bf16_where_it_multiplies_it(
+    has_bf16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "cpu_multiplies_bf16", lambda: has_bf16)
+    assert build.choose_precision("auto", CPU) == ("bf16" if has_bf16 else "fp32")
+    assert build.choose_precision("fp32", CPU) == "fp32"
+    assert build.choose_precision("fp16", CPU) == "fp16"
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_strategy_is_of_the_device_that_runs_it(device: Any) -> None:
+    for asked in (None, Strategy(precision="bf16", device="cpu"), Strategy(precision="bf16", device="cuda")):
+        found = build.strategy_of(settings(precision="bf16", strategy=asked), torch.device(device))
+        assert found.device == device and found.precision == "bf16"
+
+
+def test_axes_that_exclude_each_other_are_named() -> None:
+    released = Strategy(precision="bf16", device="cpu", release=True)
+    assert build.not_together(released) is None
+    assert "one process" in str(build.not_together(released, 2))
+    assert "fp16" in str(build.not_together(released.model_copy(update={"precision": "fp16"})))
+    sharded = Strategy(precision="bf16", device="cpu", zero_stage=3)
+    assert build.not_together(sharded, 2) is None
+    for axes in (
+        {"release": True}, {"precision": "bf16-sr"}, {"recompute": "selective"}, {"optimizer": "adamw8bit"},
+        {"adapters": "lora"},
+    ):  # fmt: skip
+        assert build.not_together(sharded.model_copy(update=axes)) is not None
+    assert build.not_together(sharded.model_copy(update={"zero_stage": 2, "recompute": "selective"})) is None
+    assert all(build.not_together(one) is None for one in STRATEGIES.values())
+
+
+@pytest.mark.parametrize(("world_size", "asked", "share"), [(1, None, 10), (3, None, 4), (3, 2, 2), (2, 64, 5)])
+def test_a_micro_batch_is_at_most_a_processs_share(world_size: int, asked: int | None, share: int) -> None:
+    assert build.share_of_batch(settings(global_batch=10, micro_batch=asked), world_size) == share

@@ -1,0 +1,109 @@
+"""Logits of many windows: those of each window alone, in order, whatever is computed together."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoConfig, AutoModelForQuestionAnswering
+
+from bigqa.engine import inference
+from bigqa.tasks.qa import QuestionAnswering
+
+LENGTHS = [9, 30, 4, 17, 30, 8, 21]
+
+
+def windows() -> Dataset:
+    generator = torch.Generator().manual_seed(0)
+    ids = [torch.randint(4, 100, (length,), generator=generator).tolist() for length in LENGTHS]
+    return Dataset.from_dict({"input_ids": ids, "token_type_ids": [[0] * length for length in LENGTHS]})
+
+
+def made(family: str) -> tuple[Any, QuestionAnswering]:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        family, vocab_size=100, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=64, pad_token_id=0,
+    )  # fmt: skip
+    return AutoModelForQuestionAnswering.from_config(config), QuestionAnswering(0, family == "bert")
+
+
+def alone(model: Any, data: Dataset) -> list[np.ndarray[Any, Any]]:
+    found = [model.eval()(input_ids=torch.tensor([row["input_ids"]])) for row in data]
+    return [torch.stack([one.start_logits[0], one.end_logits[0]]).detach().numpy() for one in found]
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert"])
+@pytest.mark.parametrize("tokens", [40, 8192])
+@pytest.mark.parametrize("chunk", [3, 512])
+def test_logits_are_those_of_each_window_alone(
+    family: str, tokens: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inference, "BATCH_TOKENS", tokens)
+    monkeypatch.setattr(inference, "CHUNK_WINDOWS", chunk)
+    model, task = made(family)
+    expected = alone(model, windows())
+    sizes: list[int] = []
+    forward = inference._forward
+
+    def watched(model: Any, inputs: Any, chosen: list[int]) -> Any:
+        assert not torch.is_grad_enabled() and not model.training
+        sizes.append(sum(LENGTHS[one] for one in chosen))
+        return forward(model, inputs, chosen)
+
+    monkeypatch.setattr(inference, "_forward", watched)
+    told: list[tuple[int, int]] = []
+    found = list(
+        inference.span_logits(
+            model.train(), task, windows(), LENGTHS, torch.device("cpu"), lambda a, b: told.append((a, b))
+        )
+    )
+    assert [number for number, *_ in found] == list(range(len(LENGTHS)))
+    for (_, start, end), one in zip(found, expected, strict=True):
+        np.testing.assert_allclose(np.stack([start, end]), one, atol=1e-5)
+    assert max(sizes) <= tokens and sum(sizes) == sum(LENGTHS)
+    assert len(sizes) == len(told) and told[-1] == (len(LENGTHS), len(LENGTHS))
+    assert [one for one, _ in told] == sorted({one for one, _ in told})
+    if tokens == 8192:
+        assert len(sizes) == -(-len(LENGTHS) // chunk)  # as many at once as there is room for
+
+
+def test_what_has_no_room_is_halved_and_other_errors_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, task = made("bert")
+    expected = alone(model, windows())
+    forward, refused = inference._forward, []
+
+    def small(model: Any, inputs: Any, chosen: list[int]) -> Any:
+        if len(chosen) > 2:
+            refused.append(len(chosen))
+            raise errors[0]
+        return forward(model, inputs, chosen)
+
+    monkeypatch.setattr(inference, "_forward", small)
+    errors: list[Exception] = [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("shapes")]
+    while len(errors) > 1:
+        refused.clear()
+        found = list(inference.span_logits(model, task, windows(), LENGTHS, torch.device("cpu")))
+        assert refused == [7, 3, 4]
+        for (_, start, _), one in zip(found, expected, strict=True):
+            np.testing.assert_allclose(start, one[0], atol=1e-5)
+        errors.pop(0)
+    with pytest.raises(RuntimeError, match="shapes"):
+        list(inference.span_logits(model, task, windows(), LENGTHS, torch.device("cpu")))
+
+
+def test_one_window_that_has_no_room_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, task = made("bert")
+
+    def never(*_: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(inference, "_forward", never)
+    with pytest.raises(MemoryError):
+        list(inference.span_logits(model, task, windows(), LENGTHS, torch.device("cpu")))
+
+
+def test_no_windows_have_no_logits() -> None:
+    model, task = made("bert")
+    assert list(inference.span_logits(model, task, windows(), [], torch.device("cpu"))) == []

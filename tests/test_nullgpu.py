@@ -1,0 +1,438 @@
+"""The null GPU: what is said where it cannot be, its clock and its memory by themselves, and torch on it.
+
+What torch must find there are facts of real cards: workspaces and attention kernels by capability, the bytes of an
+optimizer's state, and figures that others measured on an A100 and an H100 (Liger Kernel's published benchmark).
+"""
+
+import ctypes
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from null_gpu import on_null_gpu
+
+from bigqa.errors import BigqaError, UsageError
+from bigqa.machine.chips import CHIPS, MULTIPROCESSORS
+from bigqa.machine.gpus import GPUS
+from bigqa.memory.estimate import CONTEXT_BYTES
+from bigqa.nullgpu import build, cards, torch_build
+from bigqa.nullgpu.cards import NullGpu, find_card
+from bigqa.nullgpu.environment import variables
+from bigqa.nullgpu.python import Interpreter, TorchBuild, ask, interpreter_of, read_build
+from bigqa.nullgpu.stubs import stub_source
+from bigqa.units import MIB
+
+
+def python_with(version: str, cuda: str | None = None, hip: str | None = None) -> Interpreter:
+    torch = TorchBuild(Path("/nowhere"), version, cuda, hip)
+    return Interpreter(Path(sys.executable), (3, 12), (), torch)
+
+
+# ---- cards ----
+
+
+def test_every_card_of_the_table_has_a_chip() -> None:
+    assert CHIPS.keys() == {card.name for card in GPUS}
+    assert {card.capability for card in GPUS} <= MULTIPROCESSORS.keys()
+    for card in GPUS:
+        assert 0.93 * card.memory_mib < CHIPS[card.name].cuda_mib <= card.memory_mib, card.name
+
+
+def test_a_card_is_described_for_the_libraries() -> None:
+    fields = dict(field.split("=") for field in NullGpu(find_card("T4")).description().split(";"))
+    assert fields["name"] == "Tesla T4" and fields["capability"] == "7.5" and fields["sms"] == "40"
+    assert int(fields["memory"]) == 15095 * MIB and int(fields["shared_sm"]) == 65536
+    assert int(fields["context"]) == CONTEXT_BYTES == cards.CONTEXT_BYTES
+
+
+@pytest.mark.parametrize(("name", "says"), [("V100", "7.0, the oldest is 7.5"), ("GTX 9", "no such card; one of T4")])
+def test_a_card_that_torch_has_no_code_for_is_refused(name: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        find_card(name)
+
+
+# ---- which torch ----
+
+
+@pytest.mark.parametrize(
+    ("version", "cuda", "hip", "says"),
+    [
+        ("2.13.0+cu126", "12.6", None, "built for CUDA 12.6, and the null GPU for CUDA 13"),
+        ("2.13.0+rocm7.0", None, "7.0", "built for ROCm"),
+        ("2.10.0+cpu", None, None, "2.11, 2.12, 2.13 and 2.14 can"),
+        ("2.15.0", "13.0", None, "2.11, 2.12, 2.13 and 2.14 can"),
+        ("2.13.0+cpu", None, None, "is a CPU build; .* --install .*600 MB"),
+    ],
+)
+def test_other_builds_are_refused_with_a_reason(
+    version: str, cuda: str | None, hip: str | None, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BIGQA_CACHE", str(tmp_path))
+    with pytest.raises(BigqaError, match=says) as error:
+        torch_build.cuda_build(python_with(version, cuda, hip), install=False)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cuda_build_that_is_here_is_used_as_it_is() -> None:
+    python = python_with("2.14.1+cu130", "13.0")
+    assert torch_build.cuda_build(python, install=True) == python.torch
+
+
+def test_a_build_is_read_without_importing_it(tmp_path: Path) -> None:
+    (tmp_path / "torch").mkdir()
+    text = "from typing import Optional\n__version__ = '2.13.0+cu130'\ncuda: Optional[str] = '13.0'\nhip = None\n"
+    (tmp_path / "torch" / "version.py").write_text(text)
+    (tmp_path / "torch" / "__init__.py").write_text("raise SystemExit('imported')")
+    found = read_build(tmp_path / "torch")
+    assert (found.version, found.public, found.cuda, found.hip) == ("2.13.0+cu130", "2.13.0", "13.0", None)
+
+
+def test_the_installation_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A pip that gives a CPU build after all, as where the index has no other: nothing of it may stay.
+    monkeypatch.setenv("BIGQA_CACHE", str(tmp_path))
+    asked: list[list[str]] = []
+
+    def pip(words: list[str], python: Interpreter) -> None:
+        asked.append(words)
+        folder = Path(words[words.index("--target") + 1]) / "torch"
+        folder.mkdir()
+        (folder / "version.py").write_text("__version__ = '2.13.0+cpu'\ncuda = None\nhip = None\n")
+
+    monkeypatch.setattr(torch_build, "run_pip", pip)
+    with pytest.raises(BigqaError, match=r"gives torch 2.13.0\+cpu"):
+        torch_build.cuda_build(python_with("2.13.0+cpu"), install=True)
+    assert "torch===2.13.0" in asked[0] and "--no-deps" in asked[0]
+    assert [path.name for path in (tmp_path / "nullgpu").iterdir()] == [".lock"]
+
+
+def test_the_python_of_a_command_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = ask(Path(sys.executable))
+    script = tmp_path / "launcher"
+    script.write_text(f"#!{sys.executable}\nprint('not run')\n")
+    script.chmod(0o755)
+    assert interpreter_of([str(script), "x.py"]) == here
+    bare = tmp_path / "python"
+    bare.write_text('#!/bin/sh\necho "[\\"$0\\", [3, 11], [], null]"\n')
+    bare.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert interpreter_of(["python", "x.py"]) == here  # the first in PATH has no torch
+    assert interpreter_of([str(bare), "x.py"]).torch is None  # named by its path: it is meant
+    with pytest.raises(UsageError, match="no such command: nothing-here"):
+        interpreter_of(["nothing-here"])
+
+
+# ---- building ----
+
+
+def test_a_missing_compiler_is_told_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BIGQA_CACHE", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    python = python_with("2.13.0+cu130", "13.0")
+    assert python.torch is not None
+    with pytest.raises(BigqaError, match="gcc, readelf, nm; install them"):
+        build.libraries_for(python, python.torch)
+
+
+def test_missing_headers_are_told_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BIGQA_CACHE", str(tmp_path))
+    monkeypatch.setattr(build, "TOOLKITS", ())
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    with pytest.raises(BigqaError, match=r"install the package nvidia-cuda-runtime \(3 MB\)"):
+        build.find_headers(python_with("2.13.0+cu130", "13.0"))
+    for version, fits in (("12080", False), ("13000", True)):
+        include = tmp_path / version / "include"
+        include.mkdir(parents=True)
+        (include / "cuda.h").write_text(f"#define CUDA_VERSION {version}\n")
+        (include / "cuda_runtime_api.h").touch()
+        monkeypatch.setenv("CUDA_HOME", str(include.parent))
+        if fits:
+            assert build.find_headers(python_with("2.13.0+cu130", "13.0")) == include
+        else:
+            with pytest.raises(BigqaError, match="headers of CUDA 13"):
+                build.find_headers(python_with("2.13.0+cu130", "13.0"))
+
+
+def test_a_stub_gives_a_handle_or_says_that_it_cannot() -> None:
+    text = stub_source(["cusolverDnCreate", "nvmlDeviceGetPowerUsage", "cudnnGetStream", "cublasDestroy_v2"])
+    answers = {line.split("(")[0].split()[1]: line for line in text.splitlines()[1:]}
+    assert "*out = null_handle()" in answers["cusolverDnCreate"]
+    assert "return 3;" in answers["nvmlDeviceGetPowerUsage"]
+    assert "return 3000;" in answers["cudnnGetStream"]
+    assert "return 0;" in answers["cublasDestroy_v2"]
+
+
+def test_the_environment_leads_to_the_null_gpu_and_to_no_other(tmp_path: Path) -> None:
+    (tmp_path / "libcuda.so.1").touch()
+    gpu = NullGpu(find_card("L4"), count=4, bound="most")
+    inherited = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "PYTHONPATH": "/a", "LD_PRELOAD": "libx.so"}
+    found = variables(gpu, tmp_path, (Path("/torch"),), inherited)
+    assert "CUDA_VISIBLE_DEVICES" not in found and found["DS_ACCELERATOR"] == "cuda"
+    assert found["PYTHONPATH"] == "/torch:/a" and found["LD_PRELOAD"] == "libcuda.so.1:libx.so"
+    assert found["LD_LIBRARY_PATH"] == str(tmp_path)
+    assert (found["BIGQA_NULL_COUNT"], found["BIGQA_NULL_BOUND"]) == ("4", "most")
+
+
+# ---- the libraries by themselves, without torch ----
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return libcuda, libcudart and NVML, of what is written by hand alone; every warning is an error."""
+    try:
+        build.need_tools()
+        include = build.find_headers(ask(Path(sys.executable)))
+    except BigqaError as error:
+        pytest.skip(str(error))
+    place = tmp_path_factory.mktemp("libraries")
+    for soname in ("libcuda.so.1", "libcudart.so.13", "libnvidia-ml.so.1"):
+        build.build_library(place, soname, set(), None, ("-Werror", *build.include_flags(include)))
+    return place
+
+
+BASE = """
+import ctypes, json, os
+cuda = ctypes.CDLL("libcuda.so.1", ctypes.RTLD_GLOBAL)
+rt = ctypes.CDLL("libcudart.so.13")
+cuda.null_most.restype = cuda.null_most_of.restype = ctypes.c_size_t
+def made(function, *arguments):
+    out = ctypes.c_void_p()
+    return function(ctypes.byref(out), *arguments), out
+def malloc(size):
+    return made(rt.cudaMalloc, ctypes.c_size_t(size))
+"""
+MIBS = 1 << 20
+
+
+def alone(libraries: Path, program: str, card: str = "T4", visible: str | None = None, **fields: object) -> object:
+    gpu = NullGpu(find_card(card), **{"context_bytes": 0, **fields})  # type: ignore[arg-type]
+    env = variables(gpu, libraries, (), {"PATH": "/usr/bin"}) | ({"CUDA_VISIBLE_DEVICES": visible} if visible else {})
+    done = subprocess.run([sys.executable, "-c", BASE + program], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_memory_ends_where_the_card_does(libraries: Path) -> None:
+    program = """
+size = 100 << 20
+got = []
+while True:
+    status, at = malloc(size)
+    if status: break
+    got.append(at)
+rt.cudaFree(got[0])
+again = malloc(size)[0]
+free, total = ctypes.c_size_t(), ctypes.c_size_t()
+rt.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total))
+print(json.dumps([status, len(got), len({a.value for a in got}), again, free.value, total.value, cuda.null_most(0)]))
+"""
+    status, count, places, again, free, total, most = alone(  # type: ignore[misc]
+        libraries, program, memory_bytes=1000 * MIBS, context_bytes=50 * MIBS
+    )
+    assert (status, count, places, again) == (2, 9, 9, 0)  # cudaErrorMemoryAllocation; 950 MiB hold nine of 100
+    assert (free, total, most) == (50 * MIBS, 1000 * MIBS, 950 * MIBS)
+
+
+def test_the_host_reads_what_it_wrote_until_a_kernel_runs(libraries: Path) -> None:
+    program = """
+asked = []
+answer = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_size_t)(lambda size: asked.append(size) or 1)
+cuda.null_on_read(answer)
+at = malloc(1 << 21)[1]
+back = (ctypes.c_char * 4)()
+def read(size=4):
+    back.raw = b"xxxx"
+    rt.cudaMemcpy(back, at, ctypes.c_size_t(size), 2)
+    return back.raw.decode("latin1")
+rt.cudaMemcpy(at, b"abcd", ctypes.c_size_t(4), 1)
+found = [read()]
+cuda.null_ran()
+found += [read(), read(1)]
+print(json.dumps([found, asked]))
+"""
+    found, asked = alone(libraries, program)  # type: ignore[misc]
+    assert found == ["abcd", "\0\0\0\0", "\1xxx"]  # one byte is a question, which the callback answered with yes
+    assert asked == [4, 1]
+
+
+CLOCK = """
+a, b = (made(rt.cudaStreamCreateWithFlags, 1)[1] for _ in range(2))
+e, f, g = (made(rt.cudaEventCreateWithFlags, 2)[1] for _ in range(3))
+rt.cudaEventRecord(e, a)
+rt.cudaStreamWaitEvent(b, e, 0)
+rt.cudaEventRecord(f, b)
+rt.cudaEventRecord(g, a)
+states = [[rt.cudaEventQuery(x) == 0 for x in (e, f, g)]]
+rt.cudaEventSynchronize(f)
+states.append([rt.cudaEventQuery(x) == 0 for x in (e, f, g)])
+rt.cudaStreamSynchronize(b)
+states.append([rt.cudaEventQuery(x) == 0 for x in (e, f, g)])
+rt.cudaDeviceSynchronize()
+states.append([rt.cudaEventQuery(x) == 0 for x in (e, f, g)])
+rt.cudaEventRecord(g, a)
+states.append(next((n for n in range(10_000) if rt.cudaEventQuery(g) == 0), None))
+print(json.dumps(states))
+"""
+
+
+def test_what_is_done_when_nothing_is_until_the_host_waits(libraries: Path) -> None:
+    before, after_f, after_b, after_all, polls = alone(libraries, CLOCK, bound="most")  # type: ignore[misc]
+    assert before == [False, False, False]
+    assert after_f == after_b == [True, True, False]  # b waits for e of a, so e is done; g, later on a, is not
+    assert after_all == [True, True, True]
+    assert polls  # a host that does nothing but ask is waiting
+
+
+def test_everything_is_done_at_once_in_the_other_bound(libraries: Path) -> None:
+    *states, polls = alone(libraries, CLOCK, bound="least")  # type: ignore[misc]
+    assert all(all(state) for state in states) and polls == 0
+
+
+def test_a_copy_to_ordinary_memory_waits_and_one_to_pinned_memory_does_not(libraries: Path) -> None:
+    program = """
+at, a, e = malloc(1 << 21)[1], made(rt.cudaStreamCreateWithFlags, 1)[1], made(rt.cudaEventCreateWithFlags, 2)[1]
+pinned = made(rt.cudaHostAlloc, ctypes.c_size_t(3 << 20), 0)[1]
+found = []
+for to in (pinned, (ctypes.c_char * 8)()):
+    rt.cudaEventRecord(e, a)
+    rt.cudaMemcpyAsync(to, at, ctypes.c_size_t(8), 2, a)
+    found.append(rt.cudaEventQuery(e) == 0)
+print(json.dumps([found, cuda.null_most_of(2)]))
+"""
+    assert alone(libraries, program, bound="most") == [[False, True], 3 << 20]
+
+
+def test_nvml_counts_all_cards_and_cuda_the_visible_ones(libraries: Path) -> None:
+    program = """
+nvml = ctypes.CDLL("libnvidia-ml.so.1")
+count, cards = ctypes.c_int(), ctypes.c_uint()
+rt.cudaGetDeviceCount(ctypes.byref(count)); nvml.nvmlDeviceGetCount_v2(ctypes.byref(cards))
+malloc(8 << 20)
+used = []
+for i in range(cards.value):
+    memory = (ctypes.c_ulonglong * 3)()
+    handle = ctypes.c_void_p()
+    nvml.nvmlDeviceGetHandleByIndex_v2(i, ctypes.byref(handle))
+    nvml.nvmlDeviceGetMemoryInfo(handle, memory)
+    used.append(memory[2] >> 20)
+print(json.dumps([count.value, cards.value, used]))
+"""
+    assert alone(libraries, program, count=4, visible="2,1,9,0") == [
+        2,
+        4,
+        [0, 0, 8, 0],
+    ]  # CUDA stops at what is no card
+    assert alone(libraries, program, count=4, visible="GPU-44444444-4444-4444") == [1, 4, [0, 0, 0, 8]]
+
+
+# ---- torch on it ----
+
+
+@pytest.mark.nullgpu
+@pytest.mark.parametrize(
+    ("card", "workspace", "attention"),
+    [
+        ("T4", 8 * MIB + 128 * 1024, "ToCopy"),  # the mathematical form: no flash attention in bf16 before 8.0
+        ("A100-80", 8 * MIB + 128 * 1024, "ScaledDotProductFlashAttention"),
+        ("H100", 32 * MIB, "ScaledDotProductCudnnAttention"),
+    ],
+)
+def test_torch_chooses_by_the_card(card: str, workspace: int, attention: str) -> None:
+    program = """
+import json, torch
+import torch.nn.functional as F
+square = torch.empty(64, 64, device="cuda")
+before = torch.cuda.memory_allocated()
+product = square @ square
+workspace = torch.cuda.memory_allocated() - before - 64 * 64 * 4
+q = torch.empty(2, 4, 128, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+out = F.scaled_dot_product_attention(q, q, q)
+out.backward(torch.empty_like(out))
+layer = torch.nn.Linear(1024, 1024, device="cuda")
+optimizer = torch.optim.AdamW(layer.parameters(), fused=True)
+layer(torch.empty(8, 1024, device="cuda")).sum().backward()
+before = torch.cuda.memory_allocated()
+optimizer.step()
+state = torch.cuda.memory_allocated() - before
+read = torch.ones(3, device="cuda").sum().item()
+print(json.dumps([torch.cuda.get_device_name(), workspace, out.grad_fn.name(), state, read]))
+"""
+    name, got, kernel, state, read = on_null_gpu(program, card)
+    assert name == CHIPS[card].cuda_name and got == workspace and kernel.startswith(attention)
+    assert state == 2 * (1024 * 1024 + 1024) * 4 + 2 * 512  # two moments, and a step count each, rounded up
+    assert read == 0
+
+
+@pytest.mark.nullgpu
+def test_figures_that_others_measured_on_an_a100() -> None:
+    # Liger Kernel's benchmark_data/all_benchmark_data.csv, A100-SXM4-80GB, plain torch: cross entropy of 8 x 2048 rows,
+    # SwiGLU of width 4096 and 11008 in bf16, 4 x 1024 rows; forward and backward, MiB of max_memory_allocated.
+    program = """
+import json, torch
+def most(run):
+    for _ in range(3):
+        torch.cuda.reset_peak_memory_stats()
+        run()
+    return torch.cuda.max_memory_allocated() / 2**20
+found = []
+logits = torch.randn(8 * 2048, 4096, requires_grad=True, device="cuda")
+target = torch.randint(4096, (8 * 2048,), device="cuda")
+loss = torch.nn.CrossEntropyLoss()
+found.append(most(lambda: loss(logits, target).backward()))
+print(json.dumps(found))
+"""
+    assert on_null_gpu(program)[0] == pytest.approx(1280.1260, abs=0.0011)
+
+
+@pytest.mark.nullgpu
+@pytest.mark.parametrize(("bound", "reserved"), [("least", 64), ("most", 256)])
+def test_memory_that_waits_for_a_stream_is_free_at_once_or_when_the_host_waits(bound: str, reserved: int) -> None:
+    program = """
+import json, torch
+stream = torch.cuda.Stream()
+def once():
+    tensor = torch.empty(64 << 20, device="cuda", dtype=torch.uint8)
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        tensor.add_(1)
+    tensor.record_stream(stream)
+for _ in range(4):
+    once()
+first = torch.cuda.memory_reserved() >> 20
+stream.synchronize()
+for _ in range(4):
+    once()
+print(json.dumps([first, torch.cuda.memory_reserved() >> 20]))
+"""
+    assert on_null_gpu(program, bound=bound) == [reserved, reserved]
+
+
+@pytest.mark.nullgpu
+def test_out_of_memory_is_torchs_own_error() -> None:
+    program = """
+import json, torch
+try:
+    torch.empty(2 << 30, device="cuda", dtype=torch.uint8)
+except torch.OutOfMemoryError as error:
+    print(json.dumps(str(error)))
+"""
+    text = on_null_gpu(program, "T4", memory_bytes=1 << 30)
+    assert "Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 1024.00 MiB" in text
+
+
+@pytest.mark.nullgpu
+def test_two_builds_at_once_make_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = ask(Path(sys.executable))
+    torch = torch_build.cuda_build(python, install=False)
+    monkeypatch.setattr(build, "folder", lambda: tmp_path)
+    found: list[Path] = []
+    threads = [threading.Thread(target=lambda: found.append(build.libraries_for(python, torch))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(found)) == 1 and len(list(tmp_path.glob("libraries-*"))) == 1
+    assert ctypes.CDLL(str(found[0] / "libcuda.so.1")).null_count() == 0  # no card is described here

@@ -1,0 +1,323 @@
+"""`bigqa rehearse`: figures from a recorded run, the command around it, and whole commands on a null GPU.
+
+The recorded run (`recorded/rehearsal.json.gz`) is two steps of two linear layers, 1000 x 4000 x 1000 with biases, 100
+rows of input, fp32 and AdamW: every size of it can be worked out by hand.
+"""
+
+import gzip
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from null_gpu import INSTALL
+from rich.console import Console
+from typer.testing import CliRunner
+
+from bigqa.cli.rehearse import as_object, rehearse
+from bigqa.errors import BigqaError, UsageError
+from bigqa.nullgpu.cards import NullGpu, find_card
+from bigqa.rehearse import run as running
+from bigqa.rehearse.facts import Facts
+from bigqa.rehearse.page import rehearsal_page
+from bigqa.rehearse.render import headline, read_lines, show_rehearsals
+from bigqa.rehearse.report import Rehearsal, curves_of, make_report
+from bigqa.rehearse.trace import name_phases, read_trace
+from bigqa.units import MIB
+
+T4 = NullGpu(find_card("T4"))
+RECORDED = Path(__file__).parent / "recorded" / "rehearsal.json.gz"
+IN_BLOCKS = 4 * (4000 + 1000) + 2 * 16 * MIB
+"""As torch takes them: of a segment of 16 MiB, 16,000,000 bytes leave too little to be split off."""
+ROUNDED = 8 * 512
+
+
+def near(size: float) -> Any:
+    return pytest.approx(size, abs=ROUNDED)
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> Facts:
+    """Return the facts of the recorded run."""
+    found = json.loads(gzip.decompress(RECORDED.read_bytes()))
+    monkeypatch.setattr(Facts, "snapshot", lambda self: {"device_traces": [found["events"]]})
+    return Facts(found["facts"], Path("nowhere.pickle"))
+
+
+@pytest.fixture
+def report(recorded: Facts) -> Rehearsal:
+    return make_report([recorded], T4, 1.0)
+
+
+# ---- the recorded run ----
+
+
+def test_the_peak_is_told_by_kind(report: Rehearsal) -> None:
+    # The first step, and the second as much: weights, gradients, two moments, and what the update makes on its way.
+    assert report.by_kind["weights"] == near(IN_BLOCKS)
+    assert report.by_kind["optimizer"] == near(2 * IN_BLOCKS)
+    assert report.by_kind["workspaces"] // (8 * MIB + 128 * 1024) == 2  # of the main thread and of autograd's
+    total = sum(report.by_kind.values())
+    assert total == report.allocated_bytes  # torch's own figure
+    assert (report.step, report.phase) == (1, "optimizer")
+    assert 2 * 16_000_000 < report.by_kind["gradients"] <= IN_BLOCKS  # some rests are of use to others
+    assert report.nvml_bytes == report.reserved_bytes + T4.context_bytes
+    assert report.fits and report.steps == 2
+
+
+def test_every_allocation_is_told_by_kind_at_the_end_of_a_forward_pass(recorded: Facts) -> None:
+    trace = read_trace(recorded.snapshot()["device_traces"][0], recorded.marks, recorded.tags)
+    backward = next(n for n, phase in enumerate(trace.phases) if phase.name == "backward" and phase.step == 2)
+    event = next(n for n, mark in enumerate(trace.mark_of_event) if mark == backward) - 1
+    sizes: dict[str, int] = {}
+    for allocation in trace.live_at(event):
+        sizes[allocation.kind] = sizes.get(allocation.kind, 0) + allocation.size
+    hidden, inputs, outputs = 100 * 4000 * 4, 100 * 1000 * 4, 100 * 1000 * 4
+    assert sizes["activations"] == near(inputs + hidden + outputs + 512)  # the loss too; relu keeps its output alone
+    assert sizes["weights"] == near(IN_BLOCKS) and sizes["optimizer"] == near(2 * IN_BLOCKS)
+    assert "gradients" not in sizes and sizes.get("temporaries", 0) <= 4096
+
+
+def test_the_largest_are_told_with_the_persons_own_lines(report: Rehearsal) -> None:
+    by_line = {group.own.split(" ")[0]: group for group in report.largest}
+    first = by_line["me/tiny.py:3"]
+    assert (first.kind, first.count) == ("weights", 4) and first.size_bytes == near(IN_BLOCKS)
+    assert by_line["me/tiny.py:11"].kind in ("optimizer", "temporaries")
+    assert all("site-packages" not in group.where for group in report.largest)
+    assert [g.size_bytes for g in report.largest] == sorted((g.size_bytes for g in report.largest), reverse=True)
+    assert any(not group.where and group.kind == "gradients" for group in report.largest)  # autograd's own thread
+
+
+def test_a_question_to_the_gpu_is_told_with_the_switch(report: Rehearsal) -> None:
+    (question,) = (read for read in report.reads if read.is_question)
+    assert (question.text, question.times, question.answer) == ("if loss > 1:", 2, 0)
+    assert any("--true me/tiny.py:9 answers yes" in line for line in read_lines(report.reads))
+
+
+def test_phases_behind_a_backward_pass_are_known_by_what_follows() -> None:
+    marks = [("set-up", 0), ("forward", 0), ("backward", 0), ("after backward", 0), ("forward", 0), ("backward", 0)]
+    marks += [("after backward", 0), ("optimizer", 0), ("after step", 1), ("forward", 1)]
+    found = [(phase.name, phase.step) for phase in name_phases(marks)]
+    assert found[3] == ("between", 1) and found[6] == ("before the step", 1)
+    assert found[0] == ("set-up", 0) and found[7:] == [("optimizer", 1), ("between", 2), ("forward", 2)]
+
+
+def test_the_buckets_of_ddp_are_gradients(recorded: Facts) -> None:
+    frame = {"filename": "/venv/site-packages/torch/nn/parallel/distributed.py", "line": 1, "name": "_ddp_init_helper"}
+    events = [{"action": "alloc", "addr": 512, "size": 100, "user_metadata": "0", "frames": [frame]}]
+    assert read_trace(events, [("set-up", 0)], {}).allocations[0].kind == "gradients"
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_terminal_shows_it_in_so_many_columns(report: Rehearsal, width: int) -> None:
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    show_rehearsals([report], T4, console)
+    text = console.export_text()
+    tables = [line for line in text.splitlines() if re.match(r" *[\d.]+ (MiB|GiB)  ", line)]
+    assert len(tables) == len(report.largest) and all(len(line) <= width for line in tables)
+    assert text.startswith("Fits: T4 (14.74 GiB), 618 MiB at most as NVML shows it (4%).")
+    assert "tiny.py:3" in text and "kernels were not run" in text
+
+
+def test_both_bounds_stand_side_by_side(report: Rehearsal) -> None:
+    import dataclasses
+
+    worse = dataclasses.replace(report, bound="most", nvml_bytes=900 * MIB)
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    show_rehearsals([report, worse], T4, console)
+    text = console.export_text()
+    assert "at least" in text and "at most" in text
+    assert re.search(r"as NVML shows it.* 618 MiB +900 MiB", text)
+    assert headline(worse, T4) in text  # the worse one in full
+
+
+def test_the_page_shows_memory_over_the_steps(report: Rehearsal) -> None:
+    page = rehearsal_page([report], T4, ["python", "tiny.py"])
+    assert page.count("<polygon") == len([kind for kind, sizes in report.curves.by_kind.items() if any(sizes)])
+    assert "step 1" in page and "step 2" in page and 'class="peak"' in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+    totals = [sum(sizes) for sizes in zip(*report.curves.by_kind.values(), strict=True)]
+    assert totals[report.curves.peak] == max(totals) == sum(report.by_kind.values())
+
+
+def test_json_has_all_but_the_curves(report: Rehearsal) -> None:
+    found = json.loads(json.dumps(as_object([report], T4, ["python", "x.py"])))
+    assert found["fits"] is True and found["gpu"] == "T4" and len(found["runs"]) == 1
+    assert found["runs"][0]["largest"][0]["size_bytes"] == report.largest[0].size_bytes
+    assert "curves" not in found["runs"][0]
+
+
+def test_a_short_peak_among_many_events_is_in_the_curves() -> None:
+    events = [{"action": "alloc", "addr": n << 20, "size": 512, "user_metadata": "0"} for n in range(5000)]
+    spike = [{"action": name, "addr": 1 << 40, "size": 1 << 30} for name in ("alloc", "free_requested")]
+    trace = read_trace([*events[:3001], *spike, *events[3001:]], [("set-up", 0)], {})
+    curves = curves_of(trace)
+    totals = [sum(sizes) for sizes in zip(*curves.by_kind.values(), strict=True)]
+    assert totals[curves.peak] == max(totals) == 3001 * 512 + (1 << 30) and len(totals) <= 600
+
+
+# ---- the command ----
+
+APP = typer.Typer()
+APP.command()(rehearse)
+
+
+def asked(*words: str) -> Exception | None:
+    found = CliRunner().invoke(APP, list(words))
+    assert found.exit_code
+    return found.exception if isinstance(found.exception, Exception) else None
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--", "python", "x.py"], "--gpu is missing"),
+        (["--gpu", "T4"], "no command to rehearse"),
+        (["--gpu", "T4", "--gpu-memory", "much", "--", "python", "x.py"], "not a size"),
+        (["--gpu", "T4", "--gpu-memory", "400MiB", "--", "python", "x.py"], "alone takes 430 MiB"),
+        (["--gpu", "P100", "--", "python", "x.py"], "no code for the P100"),
+    ],
+)
+def test_wrong_words_are_told_in_a_line(words: list[str], says: str) -> None:
+    error = asked(*words)
+    assert isinstance(error, UsageError) and says in str(error)
+
+
+def stage() -> running.Stage:
+    python = running.interpreter_of([sys.executable])
+    assert python.torch is not None
+    return running.Stage(python, python.torch, Path("/nowhere"))
+
+
+@pytest.mark.parametrize(("code", "exit_code"), [(7, 7), (3, 1), (0, 1)])
+def test_a_commands_own_failure_is_not_taken_for_too_little_memory(code: int, exit_code: int) -> None:
+    with pytest.raises(running.CommandError) as error:
+        running.rehearse([sys.executable, "-c", f"raise SystemExit({code})"], T4, stage())
+    assert error.value.exit_code == exit_code
+    assert ("without using the GPU" if code == 0 else f"exit code {code}") in str(error.value)
+
+
+def test_what_the_command_prints_does_not_mix_with_the_report(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(BigqaError):
+        running.rehearse([sys.executable, "-c", "print('a line of its own')"], T4, stage())
+    out, err = capfd.readouterr()
+    assert out == "" and "a line of its own" in err
+
+
+def test_the_environments_own_sitecustomize_is_started_too(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import builtins\nbuiltins.WAS_STARTED = True\n")
+    program = "import sys, sitecustomize; print(WAS_STARTED, sitecustomize.__file__)"
+    env = {"PYTHONPATH": f"{running.INSIDE}:{tmp_path}"}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", str(tmp_path / "sitecustomize.py")]
+
+
+# ---- whole commands ----
+
+
+def rehearsed(words: list[str], tmp_path: Path, *options: str, exit_code: int = 0) -> dict[str, Any]:
+    install = ("--install",) if INSTALL else ()
+    program = "import typer; from bigqa.cli.rehearse import rehearse as c; typer.run(c)"
+    command = [sys.executable, "-c", program, "--json", *install, *options, "--", *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == exit_code, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+PROGRAM = """
+import sys, torch
+wide, keep = int(sys.argv[1]), len(sys.argv) > 2
+first, second = torch.nn.Linear(wide, 4 * wide).cuda(), torch.nn.Linear(4 * wide, wide).cuda()
+optimizer = torch.optim.AdamW([*first.parameters(), *second.parameters()], foreach=False)
+for step in range(50):
+    loss = second(first(torch.empty(64, wide, device="cuda")).relu()).square().mean()
+    loss.backward()
+    if keep and loss == 0:
+        raise SystemExit(9)
+    optimizer.step()
+    optimizer.zero_grad()
+raise SystemExit("was not ended")
+"""
+
+
+@pytest.mark.nullgpu
+def test_a_plain_loop_is_ended_after_its_steps_and_told(tmp_path: Path) -> None:
+    (tmp_path / "loop.py").write_text(PROGRAM)
+    options = ("--gpu", "T4", "--steps", "2", "--html", "page.html", "--snapshot", "memory.pickle")
+    found = rehearsed(["python", "loop.py", "1024"], tmp_path, *options)
+    run = found["runs"][0]
+    weights = 4 * (2 * 1024 * 4096 + 4096 + 1024)
+    assert found["fits"] and run["steps"] == 2
+    assert run["by_kind"]["weights"] == near(weights) and run["by_kind"]["optimizer"] == near(2 * weights)
+    assert sum(run["by_kind"].values()) == run["allocated_bytes"]
+    assert any(group["own"].endswith("loop.py:4 <module>") for group in run["largest"])
+    assert "<polygon" in (tmp_path / "page.html").read_text()
+    assert (tmp_path / "memory.pickle").stat().st_size > 10_000
+
+
+@pytest.mark.nullgpu
+def test_too_small_a_card_is_told_with_torchs_message(tmp_path: Path) -> None:
+    (tmp_path / "loop.py").write_text(PROGRAM)
+    # 256 MiB of weights, of gradients and of the first moments; the second moments do not fit.
+    options = ("--gpu", "T4", "--gpu-memory", "1330MiB")
+    run = rehearsed(["python", "loop.py", "2896"], tmp_path, *options, exit_code=3)["runs"][0]
+    assert not run["fits"] and run["shortage"]["is_end"]
+    assert run["shortage"]["message"].startswith("CUDA out of memory. Tried to allocate 128.00 MiB")
+    assert (run["shortage"]["phase"], run["shortage"]["step"]) == ("optimizer", 1)
+    assert run["shortage"]["own"].endswith("loop.py:11 <module>")
+    assert run["by_kind"]["weights"] == run["by_kind"]["gradients"]
+
+
+@pytest.mark.nullgpu
+def test_an_answer_can_be_changed_by_its_place(tmp_path: Path) -> None:
+    (tmp_path / "loop.py").write_text(PROGRAM)
+    run = rehearsed(["python", "loop.py", "64", "keep"], tmp_path, "--gpu", "T4")["runs"][0]
+    (question,) = (read for read in run["reads"] if read["size_bytes"] == 1)
+    assert question["where"].split(" ")[0].endswith("loop.py:9") and question["answer"] == 0
+    words = ["--gpu", "T4", "--true", "loop.py:9", "--", "python", "loop.py", "64", "keep"]
+    program = "import typer; from bigqa.cli.rehearse import rehearse as c; typer.run(c)"
+    done = subprocess.run([sys.executable, "-c", program, *words], cwd=tmp_path, capture_output=True, check=False)
+    assert b"exit code 9" in done.stderr
+
+
+@pytest.mark.nullgpu
+def test_two_processes_of_torchrun_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "ddp.py").write_text("""
+import os, torch
+torch.distributed.init_process_group("nccl")
+rank = int(os.environ["LOCAL_RANK"])
+torch.cuda.set_device(rank)
+held = torch.empty(rank << 26, dtype=torch.uint8, device="cuda")
+model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(1024, 1024).cuda())
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for _ in range(50):
+    model(torch.empty(8, 1024, device="cuda")).sum().backward()
+    optimizer.step()
+""")
+    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "ddp.py"]
+    run = rehearsed(words, tmp_path, "--gpu", "L4", "--gpus", "2")["runs"][0]
+    (other,) = run["other_processes"]
+    assert other["rank"] == 0 and run["allocated_bytes"] - other["allocated_bytes"] == 1 << 26
+    assert run["steps"] == 3 and run["by_kind"]["gradients"] >= 4 * 1024 * 1025
+
+
+@pytest.mark.nullgpu
+def test_steps_without_data_are_no_steps(tmp_path: Path) -> None:
+    """As `bigqa train` tries its step before it trains."""
+    (tmp_path / "tried.py").write_text("""
+import torch
+torch.cuda.init()
+for device, steps in (("meta", 9), ("cuda", 50)):
+    model = torch.nn.Linear(1024, 1024, device=device)
+    optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
+    for _ in range(steps):
+        model(torch.empty(8, 1024, device=device)).sum().backward()
+        optimizer.step()
+""")
+    run = rehearsed(["python", "tried.py"], tmp_path, "--gpu", "L4", "--steps", "2")["runs"][0]
+    assert run["steps"] == 2 and run["by_kind"]["weights"] == near(4 * 1024 * 1025)
