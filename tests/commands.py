@@ -5,7 +5,6 @@
 """
 
 import contextlib
-import copy
 import io
 import os
 import signal
@@ -15,18 +14,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import NoReturn
 from unittest.mock import patch
 
 import psutil
 
-import bigqa.plan.need
-import bigqa.plan.probe
-from bigqa import cli, console, plan
+from bigqa import cli, console
 from bigqa.console import DEBUG_VARIABLE
 from bigqa.engine.loop.stop import PARENT_VARIABLE
-from bigqa.memory.estimate import Estimator
-from bigqa.plan.planner import estimator_for
 from bigqa.train import main as train_main
 
 LIMIT_S = 1800.0
@@ -78,17 +73,6 @@ def runs(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
-_estimators: dict[str, Estimator] = {}
-
-
-def _known_estimator(config: Any) -> Estimator:
-    """As `estimator_for`, whose traces serve every command that asks of the same model in this process."""
-    key = config.to_json_string(use_diff=False)
-    if key not in _estimators:
-        _estimators[key] = estimator_for(copy.deepcopy(config))
-    return _estimators[key]
-
-
 class _Exit(BaseException):
     """In the place of `os._exit`, by which an error ends a command at once."""
 
@@ -120,9 +104,7 @@ def _as_a_process(words: list[str]) -> Iterator[tuple[io.StringIO, io.StringIO]]
             patch.object(sys, "argv", words),
             # Not in `os` itself: forks of this process end by it.
             patch.object(console, "os", SimpleNamespace(**vars(os) | {"_exit": leave})),
-            patch.object(plan.probe, "estimator_for", _known_estimator),
-            patch.object(plan.need, "estimator_for", _known_estimator),
-            patch.dict(os.environ, BIGQA_WORKERS="1"),  # forks would keep their traces for themselves
+            patch.dict(os.environ, BIGQA_WORKERS="1"),  # forks would keep for themselves what they trace
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
         ):
