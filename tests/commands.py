@@ -104,7 +104,7 @@ def _as_a_process(words: list[str]) -> Iterator[tuple[io.StringIO, io.StringIO]]
             patch.object(sys, "argv", words),
             # Not in `os` itself: forks of this process end by it.
             patch.object(console, "os", SimpleNamespace(**vars(os) | {"_exit": leave})),
-            patch.dict(os.environ),
+            patch.dict(os.environ, BIGQA_WORKERS="1"),  # forks would keep for themselves what they trace
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
         ):

@@ -16,6 +16,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from commands import LIMIT_S
+
 CGROUP = Path("/sys/fs/cgroup")
 ENTER = 'echo $BASHPID > "$1" || exit 125; shift; exec "$@"'
 """What a shell does to become a command in a group."""
@@ -27,7 +29,7 @@ def why_none() -> str | None:
         return "limits of memory are tested on Linux alone"
     try:
         with limited(2**28) as words:
-            tried = subprocess.run([*words, "true"], capture_output=True, text=True, timeout=30, check=False)
+            tried = subprocess.run([*words, "true"], capture_output=True, text=True, timeout=LIMIT_S, check=False)
     except (OSError, subprocess.SubprocessError) as error:
         return f"no group of processes with a limit of memory: {error}"
     return None if tried.returncode == 0 else f"no group of processes with a limit of memory: {tried.stderr.strip()}"

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import LIMIT_S
 
 from bigqa.demo import LEARNED_EM
 
@@ -19,7 +20,7 @@ def test_the_demo_learns_and_explains_itself(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": path, "BIGQA_CACHE": str(tmp_path / "cache")}
     command = [sys.executable, "-m", "bigqa.demo"]
     done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1800, check=False
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=LIMIT_S, check=False
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     out = tmp_path / "demo"

@@ -1,15 +1,15 @@
 """A lack of memory is seen in time: told from other errors, watched for, met under the kernel's limits, planned for."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
+from commands import LIMIT_S, Done, run, until
 from memory_limits import limited, place_of, why_none
 from small_runs import metrics
 from transformers import AutoConfig
@@ -24,14 +24,13 @@ from bigqa.sample import FOLDER
 from bigqa.strategy import STRATEGIES
 
 
-@pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
-    return os.environ | {"BIGQA_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BIGQA_CACHE", str(tmp_path / "cache"))
 
 
-def bigqa(under: list[str], environment: dict[str, str], *words: object) -> "subprocess.CompletedProcess[str]":
-    command = [*under, sys.executable, "-m", "bigqa.cli", *map(str, words)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+def bigqa(under: list[str], *words: object) -> Done:
+    return run([*under, sys.executable, "-m", "bigqa.cli", *map(str, words)])
 
 
 @pytest.mark.parametrize(
@@ -57,8 +56,7 @@ def test_the_host_is_watched() -> None:
     with pytest.raises(OutOfMemory, match="about to run out"), HostWatch(lambda: (20 * 2**30, free[0])):
         time.sleep(0.1)
         free[0] = 100 * 2**20
-        for _ in range(500):
-            time.sleep(0.01)
+        until(lambda: False)
 
 
 def test_the_plans_ladder_needs_less_from_rung_to_rung() -> None:
@@ -75,7 +73,7 @@ def test_the_plans_ladder_needs_less_from_rung_to_rung() -> None:
     assert all(rung.strategy.seq_len is None for rung in ladder)
 
 
-def test_under_a_limit_of_the_kernel(tmp_path: Path, environment: dict[str, str]) -> None:
+def test_under_a_limit_of_the_kernel(tmp_path: Path) -> None:
     """What does not fit is refused; tried all the same, the run steps down before the kernel kills it, and finishes."""
     if why := why_none():
         pytest.skip(why)
@@ -89,10 +87,10 @@ def test_under_a_limit_of_the_kernel(tmp_path: Path, environment: dict[str, str]
     words = ["train", "--model", "tiny", "--train-file", long, "--device", "cpu", "--strategy", "cpu-fp32"]
     words += ["--max-steps", 1, "--global-batch", 64, "--micro-batch", 64, "--out", tmp_path / "run"]
     with limited(900 * 2**20) as under:
-        refused = bigqa(under, environment, *words)
+        refused = bigqa(under, *words)
         assert refused.returncode == 1 and "of host memory" in refused.stderr and "--no-check" in refused.stderr
         assert not (tmp_path / "run").exists()
-        done = bigqa(under, environment, *words, "--no-check")
+        done = bigqa(under, *words, "--no-check")
     assert done.returncode == 0, done.stdout + done.stderr
     switches = switches_of(tmp_path / "run")
     assert switches and all("about to run out" in switch["reason"] for switch in switches), switches
@@ -130,36 +128,26 @@ def test_where_a_group_with_a_limit_may_be_made(
     assert list(limits) == [] if place is None else next(iter(limits)) in ("memory.max", "memory.limit_in_bytes")
 
 
-def test_a_worker_that_the_kernel_kills_is_followed_by_the_next_rung(
-    tmp_path: Path, environment: dict[str, str]
-) -> None:
+def test_a_worker_that_the_kernel_kills_is_followed_by_the_next_rung(tmp_path: Path) -> None:
     out = tmp_path / "run"
     words = ["--model", "tiny", "--train-file", str(FOLDER / "train.json"), "--device", "cpu", "--precision", "fp32"]
     words += ["--max-steps", "40", "--save-every", "5", "--global-batch", "8", "--out", str(out), "--limit", "32"]
     words += ["--seq-len", "64", "--doc-stride", "16", "--max-query-length", "24"]
     launcher = subprocess.Popen(
         [sys.executable, "-m", "bigqa.cli", "train", *words],
-        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
-    deadline = time.monotonic() + 120
-    while not list((out / "checkpoints").glob("step-*")):
-        assert launcher.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    [worker] = [int(pid) for pid in _children(launcher.pid)]
-    os.kill(worker, signal.SIGKILL)
-    said, _ = launcher.communicate(timeout=200)
+    until(lambda: bool(list((out / "checkpoints").glob("step-*"))), launcher)
+    [worker] = psutil.Process(launcher.pid).children()
+    worker.kill()
+    said, _ = launcher.communicate(timeout=LIMIT_S)
     assert launcher.returncode == 0, said
     assert "A worker was killed" in said
     assert [line["step"] for line in metrics(out)] == list(range(1, 41))
     [switch] = switches_of(out)
     assert "SIGKILL" in switch["reason"] and switch["micro_batch"] == 4
-
-
-def _children(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
 
 
 def test_limits_of_the_process_count(tmp_path: Path) -> None:
@@ -168,7 +156,7 @@ def test_limits_of_the_process_count(tmp_path: Path) -> None:
         "import resource; resource.setrlimit(resource.RLIMIT_DATA, (700 * 2**20,) * 2);"
         "from bigqa.machine.hardware import host_memory; print(*host_memory())"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = run([sys.executable, "-c", code])
     limited_total, limited_free = map(int, done.stdout.split())
     assert limited_total == 700 * 2**20 < total and 0 < limited_free < limited_total
     assert free <= total

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from commands import LIMIT_S
 from packaging.requirements import Requirement
 
 import bigqa
@@ -46,7 +47,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def build(tree: Path, kind: str, out: Path) -> Path:
     code = f"import sys; from setuptools import build_meta; print(build_meta.build_{kind}(sys.argv[1]))"
     done = subprocess.run(
-        [sys.executable, "-c", code, str(out)], cwd=tree, capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-c", code, str(out)], cwd=tree, capture_output=True, text=True, check=False, timeout=LIMIT_S
     )
     assert done.returncode == 0, done.stderr
     return out / done.stdout.splitlines()[-1]
@@ -58,7 +59,7 @@ def site(built: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Pa
     folder = tmp_path_factory.mktemp("site")
     words = ["install", "--no-deps", "--no-index", "--no-compile", "--quiet", "--disable-pip-version-check"]
     subprocess.run(
-        [sys.executable, "-m", "pip", *words, "--target", str(folder), str(built["wheel"])], check=True, timeout=120
+        [sys.executable, "-m", "pip", *words, "--target", str(folder), str(built["wheel"])], check=True, timeout=LIMIT_S
     )
     return folder
 
@@ -76,7 +77,7 @@ def run(site: Path, folder: Path, *words: str | Path) -> "subprocess.CompletedPr
     environment |= {"PYTHONPATH": str(site), "HF_HUB_OFFLINE": "1", "BIGQA_CACHE": str(folder / "cache")}
     command = [str(word) for word in words]
     done = subprocess.run(
-        command, env=environment, cwd=folder, capture_output=True, text=True, check=False, timeout=1200
+        command, env=environment, cwd=folder, capture_output=True, text=True, check=False, timeout=LIMIT_S
     )
     assert done.returncode == 0, f"{command}: {done.stderr[-3000:]}"
     return done
@@ -168,7 +169,7 @@ def test_run_as_a_file_the_trainer_is_that_files_own(site: Path, tmp_path: Path,
     (tmp_path / "sitecustomize.py").write_text(told, encoding="utf-8")
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "PYTHONSAFEPATH": safe}
     command = [sys.executable, str(site / "bigqa" / "train.py"), "--help"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=LIMIT_S)
     assert "--train-file" in done.stdout
     path = done.stderr.splitlines()
     assert path[0] == str(site) and str(site / "bigqa") not in path
@@ -241,12 +242,12 @@ def test_a_commit_is_told_only_of_a_repository_that_holds_the_code(
     file.parent.mkdir(parents=True)
     file.write_text("", encoding="utf-8")
     for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "of something else"]):
-        subprocess.run([*git, *words], check=True, timeout=60)
+        subprocess.run([*git, *words], check=True, timeout=LIMIT_S)
     monkeypatch.setattr(versions, "__file__", str(file))
     assert versions.commit() is None
     for words in (["add", "-A"], ["commit", "-q", "-m", "the code itself"]):
-        subprocess.run([*git, *words], check=True, timeout=60)
-    found = subprocess.run([*git, "rev-parse", "HEAD"], check=True, timeout=60, capture_output=True, text=True)
+        subprocess.run([*git, *words], check=True, timeout=LIMIT_S)
+    found = subprocess.run([*git, "rev-parse", "HEAD"], check=True, timeout=LIMIT_S, capture_output=True, text=True)
     assert versions.commit() == found.stdout[:12]
     file.write_text("changed", encoding="utf-8")
     assert versions.commit() == found.stdout[:12] + "+"

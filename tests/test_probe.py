@@ -28,12 +28,6 @@ LLAMA_7B = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No forks: the shapes that one test works out in this process serve the next."""
-    monkeypatch.setenv("BIGQA_WORKERS", "1")
-
-
 def as_json(*words: str | Path) -> Any:
     done = here(*words, "--json")
     assert done.returncode == 0, done
@@ -117,7 +111,7 @@ def test_what_cannot_be_planned_is_refused_in_a_line(words: tuple[str, ...], sai
 def test_several_machines_are_launched_with_rank_and_address(tmp_path: Path) -> None:
     """As Accelerate reads it: it takes no configuration of several machines without an address."""
     plan = tmp_path / "plan.json"
-    done = here("probe", "enliple-small", "--gpu", "A100-40", "--gpus", "4", "--nodes", "2", "--out", plan)
+    done = here("probe", "enliple-large-v1", "--gpu", "A100-40", "--gpus", "4", "--nodes", "2", "--out", plan)
     assert done.returncode == 0, done.stderr
     assert "--machine_rank RANK --main_process_ip ADDRESS" in done.stdout and "--tokenizer VOCAB" in done.stdout
     config = load_config_from_file(str(tmp_path / "plan.accelerate.yaml"))

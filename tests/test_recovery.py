@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from commands import LIMIT_S
 from small_runs import BATCH, STEPS, metrics, train
 
 from benchmarks.built import Start, watched
@@ -230,10 +231,9 @@ def test_a_run_is_interrupted_when_the_hosts_memory_is_about_to_run_out(
         return 20 * 2**30, 100 * 2**20 if short else 10 * 2**30
 
     def slow(*args: Any) -> Any:
-        found, waited = loss_sum(*args), 0
-        while not is_prediction(args) and too_large(starts, FAILS_AT) and waited < 500:
+        found, deadline = loss_sum(*args), time.monotonic() + LIMIT_S
+        while not is_prediction(args) and too_large(starts, FAILS_AT) and time.monotonic() < deadline:
             time.sleep(0.01)
-            waited += 1
         return found
 
     monkeypatch.setattr(recovery.HostWatch, "__init__", lambda watch, _: begin(watch, memory))

@@ -3,14 +3,13 @@
 import csv
 import io
 import json
-import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 from bs4 import BeautifulSoup
 from click.testing import Result
+from commands import run
 from hand_made import report, row, write
 from typer.testing import CliRunner
 
@@ -186,7 +185,8 @@ def test_the_page_sorts_in_a_browser(tmp_path: Path, clicks: int) -> None:
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
     flags += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
     command = [str(BROWSER), *flags, page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, env=dict(os.environ))
+    done = run(command)
+    assert done.returncode == 0, done.stderr
     soup = BeautifulSoup(done.stdout, "lxml")
     found = [str(line.find_all("td")[column]["data-key"]) for line in soup.select("#runs tbody tr")]
     assert found == (["10.0", "11.0", "120.0", "inf"] if clicks == 1 else ["120.0", "11.0", "10.0", "inf"])

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from commands import LIMIT_S
 from torch import nn
 from transformers import BertConfig, BertForQuestionAnswering
 
@@ -185,6 +186,6 @@ def test_the_watch_interrupts_where_no_memory_is_free_and_only_there() -> None:
     with HostWatch(lambda: (1 << 40, 1 << 39)):
         time.sleep(0.1)
     with pytest.raises(OutOfMemory, match="about to run out") as caught, HostWatch(lambda: (1 << 40, 1 << 10)):
-        time.sleep(10)
+        time.sleep(LIMIT_S)
     assert caught.value.where == "host" and caught.value.step is None
     assert all(thread.name != "host memory" for thread in threading.enumerate())

@@ -11,7 +11,7 @@ from bigqa.bench.report import Case, Predicted, RunReport
 from bigqa.machine.hardware import Gpu, Hardware, capped
 from bigqa.memory.estimate import Estimator
 from bigqa.models.sources import load_config, resolve
-from bigqa.plan.planner import estimator_for
+from bigqa.plan.planner import known_estimator
 from bigqa.speed.throughput import Rates, Shape, speed_of
 
 
@@ -36,7 +36,7 @@ class Predictor:
     def estimator(self, model: str) -> Estimator:
         """Return a model's estimator."""
         if model not in self._estimators:
-            self._estimators[model] = estimator_for(load_config(resolve(model)))
+            self._estimators[model] = known_estimator(load_config(resolve(model)))
         return self._estimators[model]
 
     def of(self, case: Case) -> Predicted:
@@ -90,7 +90,7 @@ def estimator_of(report: RunReport) -> Estimator:
 def _estimator(frozen: str) -> Estimator:
     from transformers import AutoConfig
 
-    return estimator_for(AutoConfig.for_model(**json.loads(frozen)))
+    return known_estimator(AutoConfig.for_model(**json.loads(frozen)))
 
 
 def _frozen(config: dict[str, Any]) -> str:

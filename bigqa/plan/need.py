@@ -6,7 +6,7 @@ from bigqa.engine.build import not_together
 from bigqa.machine.gpus import GPUS, GpuModel
 from bigqa.memory.estimate import Estimator
 from bigqa.plan.machine import HEADROOM
-from bigqa.plan.planner import estimator_for
+from bigqa.plan.planner import known_estimator
 from bigqa.plan.question import Question, wanted
 from bigqa.strategy import STRATEGIES, Strategy, can_be_traced, with_low_precision
 
@@ -28,7 +28,7 @@ class Need:
 def need(question: Question) -> list[Need]:
     """Return the least GPU memory for each strategy on one GPU."""
     _, config, workload = wanted(question)
-    estimator = estimator_for(config)
+    estimator = known_estimator(config)
     rows = {
         name: row
         for name, row in STRATEGIES.items()

@@ -4,6 +4,7 @@ The plan is the fastest of the lowest tier that fits. The predictor runs the tra
 predicted from the moment that it can run.
 """
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,6 +38,17 @@ def estimator_for(config: Any) -> Estimator:
         return model
 
     return Estimator(config, make_model, task)
+
+
+_known: dict[str, Estimator] = {}
+
+
+def known_estimator(config: Any) -> Estimator:
+    """As `estimator_for`; one for all who ask of the same model in this process, with the traces made so far."""
+    key = config.to_json_string(use_diff=False)
+    if key not in _known:
+        _known[key] = estimator_for(copy.deepcopy(config))
+    return _known[key]
 
 
 class Planner:

@@ -11,7 +11,7 @@ from bigqa.memory.estimate import Estimator
 from bigqa.memory.timeline import Timeline
 from bigqa.plan.candidates import Candidate, Workload, choose
 from bigqa.plan.machine import Machine
-from bigqa.plan.planner import Planner, estimator_for
+from bigqa.plan.planner import Planner, known_estimator
 from bigqa.plan.question import Question, there, wanted
 from bigqa.strategy import STRATEGIES
 
@@ -69,7 +69,7 @@ def probe(question: Question) -> Probe:
         raise UsageError(f"no strategy {question.strategy}; choose one of {', '.join(STRATEGIES)}")
     source, config, workload = wanted(question)
     hardware, machine = there(question)
-    estimator = estimator_for(config)
+    estimator = known_estimator(config)
     precision = None if question.precision == "auto" else question.precision
     names = None if question.strategy is None else [question.strategy]
     candidates = Planner(estimator, workload, machine, precision, on_all_cores=True).candidates(names, question.tier)

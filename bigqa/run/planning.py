@@ -14,7 +14,7 @@ from bigqa.models.sources import check_lengths, load_config, resolve
 from bigqa.plan.candidates import Candidate, Workload, choose
 from bigqa.plan.ladder import ladder_of, plain_ladder
 from bigqa.plan.machine import machine_for
-from bigqa.plan.planner import Planner, estimator_for
+from bigqa.plan.planner import Planner, known_estimator
 from bigqa.settings import Rung, Settings
 
 
@@ -91,4 +91,4 @@ def _planner(settings: Settings, processes: Processes) -> Planner:
         host_bytes=hardware.host_free_bytes + psutil.Process().memory_info().rss,
     )
     workload = Workload(seq_len=settings.seq_len, global_batch=settings.global_batch)
-    return Planner(estimator_for(config), workload, machine)
+    return Planner(known_estimator(config), workload, machine)
