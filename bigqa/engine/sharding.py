@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bigqa.engine.extensions import drop_stale_locks
 from bigqa.engine.optim.moments import NAMES
 from bigqa.engine.optim.optimizers import BETAS
 from bigqa.engine.optim.update import State, Update
@@ -263,6 +264,7 @@ def _deepspeed() -> Any:
         import deepspeed
     except ImportError:
         raise BigqaError(INSTALL) from None
+    drop_stale_locks()
     return deepspeed
 
 
