@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForQuestionAnswering
 
 from bigqa.engine.attention import kernels as attention
@@ -50,3 +51,29 @@ def _run(model: Any, ids: torch.Tensor, open_BS: torch.Tensor) -> list[torch.Ten
     logits.square().sum().backward()
     gradients = [p.grad.clone() for _, p in sorted(model.named_parameters()) if p.grad is not None]
     return [logits.detach(), *gradients]
+
+
+class Asked(TorchDispatchMode):
+    """Keeps what the memory-efficient kernel is given as its bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.biases: list[torch.Tensor | None] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ == "_scaled_dot_product_efficient_attention":
+            self.biases.append(args[3])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("length", [24, 29])
+def test_a_mask_comes_to_a_gpus_kernel_in_rows_that_it_can_read(length: int) -> None:
+    with torch.device("meta"):
+        query, mask = torch.empty(3, 4, length, 8), torch.empty(3, 1, 1, length, dtype=torch.bool)
+    with attention.standing_in_for("cuda"), Asked() as asked:
+        for given in (mask, None):
+            context, _ = attention.attention(torch.nn.Module(), query, query, query, given)
+            assert context.shape == (3, length, 4, 8)
+    bias, none = asked.biases
+    assert none is None and bias is not None and bias.shape == (3, 4, length, length)
+    assert bias.stride(2) % 8 == 0 and bias.stride(3) == 1

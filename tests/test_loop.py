@@ -12,7 +12,7 @@ from datasets import Dataset
 from rich.console import Console
 
 from bigqa.engine.attention.packing import fill, split_padded
-from bigqa.engine.loop.checkpoint import keep_last
+from bigqa.engine.loop.checkpoint import _tensors, keep_last
 from bigqa.engine.loop.feed import Feed
 from bigqa.engine.loop.meter import MemoryMeter, SpeedMeter, peak_resident_bytes
 from bigqa.engine.loop.order import DataOrder, mix_seed
@@ -20,6 +20,7 @@ from bigqa.engine.loop.reader import StepReader
 from bigqa.engine.loop.recorder import Recorder, Silent
 from bigqa.engine.loop.stop import PARENT_VARIABLE, StopRequest, tell_end
 from bigqa.engine.optim.scaling import LossScaler
+from bigqa.errors import BigqaError
 from bigqa.tasks.qa import QuestionAnswering
 
 CPU = torch.device("cpu")
@@ -244,6 +245,12 @@ def test_micro_batches_are_filled_to_the_last_token() -> None:
     assert fill([4, 4], 8) == [[0, 1]] and fill([3], 8) == [[0]]
     assert fill([4, 5], 8) == [[1], [0]]
     assert split_padded([4, 2], 8) == [[0, 1]] and split_padded([2, 5, 1], 8) == [[1], [0, 2]]
+
+
+def test_a_file_that_holds_no_tensors_is_named(tmp_path: Path) -> None:
+    (tmp_path / "weights.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(BigqaError, match=r"weights\.safetensors cannot be read"):
+        _tensors(tmp_path / "weights.safetensors")
 
 
 def test_what_cannot_be_removed_stops_no_run(tmp_path: Path) -> None:

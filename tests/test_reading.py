@@ -91,6 +91,7 @@ def test_the_published_way_back_from_pieces_ends_inside_of_a_word(tmp_path: Path
     # Lower case and brackets are seen through; a part of a word that has other pieces alone is not.
     assert answer("가 (KorQuAD) dev", "KorQuAD") == "KorQuAD"
     assert answer("가 KorQuADs dev", "KorQuAD") == "KorQuAD" and answer("가 KorQuADs dev", "QuAD") == "KorQuADs"
+    assert answer("KorQuADs dev", "QuAD") == "KorQuADs" and answer("dev KorQuADs", "QuAD") == "KorQuADs"
     assert answer("가 KorQuAD dev", "KorQuAD dev", 3) == "KorQuAD dev"
     assert answer("가 KorQuAD dev", "KorQuAD dev", 2) == ""
 
@@ -107,3 +108,28 @@ def test_the_published_way_back_from_pieces_ends_inside_of_a_word(tmp_path: Path
 def test_the_metric_follows_the_form_of_the_first_article(tmp_path: Path, articles: list[Any], metric: str) -> None:
     (tmp_path / "gold.json").write_text(json.dumps({"data": articles}), encoding="utf-8")
     assert metric_of(tmp_path / "gold.json") == metric
+
+
+def test_a_short_context_is_the_tokenizers_own_pair(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(resolve("tiny"))
+    questions = [
+        {"id": str(number), "question": text, "answers": [{"text": "서울", "answer_start": 0}]}
+        for number, text in enumerate(("수도는 어디인가?", "어디"))
+    ]
+    context = "서울은 대한민국의 수도이다."
+    document = {"data": [{"title": "t", "paragraphs": [{"context": context, "qas": questions}]}]}
+    (tmp_path / "train.json").write_text(json.dumps(document), encoding="utf-8")
+    rows = features.build_features(
+        tmp_path / "train.json", tokenizer, Lengths(seq_len=256), training=True, cache_dir=tmp_path
+    )
+    for row, one in zip(rows, questions, strict=True):
+        theirs = tokenizer(one["question"], context)
+        assert row["input_ids"] == theirs["input_ids"] and row["token_type_ids"] == theirs["token_type_ids"]
+        first, last = row["start"], row["end"]
+        begin, end = theirs.token_to_chars(first).start, theirs.token_to_chars(last).end
+        assert context[begin:end] == "서울" or context[begin:end].startswith("서울")
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BigqaError, match=r"cannot read .*: Is a directory"):
+        download._sha256(tmp_path)

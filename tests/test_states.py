@@ -225,6 +225,21 @@ def test_what_comes_before_the_step_is_the_devices_own_unless_it_is_made_on_the_
     assert Scaling(fake_trace, 12, made_on_host=True).at(1).phase != "set-up"
 
 
+def test_a_first_trace_that_makes_something_of_its_own_is_made_again() -> None:
+    calls: list[int] = []
+
+    def trace(layers: int, batch: int) -> Stream:
+        made = fake_trace(layers, batch)
+        if not calls:  # as where a library is imported, and makes tensors
+            made.categories[9001] = "temporaries"
+            made.events.append(Event(9001, 1 << 30, "optimizer", "empty"))
+        calls.append(layers)
+        return made
+
+    assert Scaling(trace, 12).at(4) == Scaling(fake_trace, 12).at(4)
+    assert calls == [2, 2, 2, 2, 3, 3]
+
+
 def test_other_events_at_another_micro_batch_are_no_line() -> None:
     def trace(layers: int, batch: int) -> Stream:
         return fake_trace(layers + batch, batch)

@@ -189,3 +189,25 @@ def test_the_watch_interrupts_where_no_memory_is_free_and_only_there() -> None:
         time.sleep(LIMIT_S)
     assert caught.value.where == "host" and caught.value.step is None
     assert all(thread.name != "host memory" for thread in threading.enumerate())
+
+
+def test_what_is_not_finished_is_forgotten() -> None:
+    model = net()
+    update = plain(model, "bf16")
+    x = torch.linspace(-1, 1, 12).view(3, 4).bfloat16()
+    update.backward(model(x).float().square().sum())
+    update.weights.gather_gradients()
+    update.backward(model(x).float().square().sum())
+    update.forget_gradients()
+    assert all(one.grad is None for one in (*model.parameters(), *update.weights.masters.values()))
+
+
+def test_a_model_is_handed_back_in_fp32_whatever_it_was_trained_in() -> None:
+    model = net()
+    model.register_buffer("table", torch.ones(3))
+    update = plain(model, "bf16-sr")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    rounded = [parameter.detach().float() for parameter in model.parameters()]
+    found = update.finish()
+    assert {value.dtype for value in found.state_dict().values()} == {torch.float32}
+    assert all(torch.equal(a, b) for a, b in zip(rounded, found.parameters(), strict=True))

@@ -13,7 +13,7 @@ from bigqa.engine.build import make_offload, make_update
 from bigqa.engine.loop.step import Parts, train_step
 from bigqa.engine.optim.optimizers import make_optimizer, parameter_groups, undecayed_names
 from bigqa.memory import shapes
-from bigqa.memory.events import CATEGORIES
+from bigqa.memory.events import CATEGORIES, live_sizes
 from bigqa.memory.trace import Recorder, trace_step
 from bigqa.strategy import Strategy
 from bigqa.tasks.qa import QuestionAnswering
@@ -123,6 +123,8 @@ def test_what_is_kept_is_what_a_real_step_keeps(axes: dict[str, Any]) -> None:
     traced = dict.fromkeys(CATEGORIES, 0)
     for event in stream.events:
         traced[stream.categories[event.storage]] += event.size_bytes
+    # What is dropped when the trace is over is still there at the end of the step.
+    assert [live for _, live in live_sizes(stream, 1)][-1] >= traced["weights"]
     model, update = _parts(strategy)
     optimizers = {id(one): one for one in map(update.optimizer_of, update.weights.masters.values())}
     states = [state for optimizer in optimizers.values() for state in optimizer.state.values()]
