@@ -1,7 +1,7 @@
 """Locks of builds that were killed. In: torch's folder of compiled extensions. Out: the same, without them.
 
-DeepSpeed compiles parts of itself at their first use, under a lock that is a file (torch's `FileBaton`). A build that is
-killed leaves the file behind, and whoever wants that part afterwards waits for it for ever and says nothing.
+DeepSpeed compiles parts of itself at their first use, under a lock that is a file (torch's `FileBaton`). A build that
+is killed leaves the file behind, and whoever wants that part afterwards waits for it for ever and says nothing.
 """
 
 import contextlib
