@@ -55,11 +55,10 @@ def _spans(row: dict[str, Any], start_S: Array, end_S: Array, lengths: Lengths, 
     size_SE = ends[None, :] - starts[:, None] + 1
     allowed_SE = wide[:, None] & (size_SE >= 1) & (size_SE <= lengths.max_answer_length)
     score_SE = start_S[begin:stop][starts][:, None] + end_S[begin:stop][ends][None, :]
-    offset_start, offset_end = row["offset_start"], row["offset_end"]
-    return [
-        (float(score_SE[i, j]), int(offset_start[starts[i]]), int(offset_end[ends[j]]))
-        for i, j in zip(*np.nonzero(allowed_SE), strict=True)
-    ]
+    first, last = np.nonzero(allowed_SE)
+    offset_start, offset_end = np.asarray(row["offset_start"]), np.asarray(row["offset_end"])
+    found = score_SE[first, last], offset_start[starts[first]], offset_end[ends[last]]
+    return list(zip(*(values.tolist() for values in found), strict=True))
 
 
 def _best(logits: Array, count: int) -> Array:

@@ -92,8 +92,10 @@ def max_context_ranges(starts: Sequence[int], sizes: Sequence[int]) -> list[tupl
     A token's surroundings in a slice are min(tokens to its left, tokens to its right) + 0.01 x the slice's length, and
     the first slice wins a tie, as in BERT's published code. The choice moves rightwards only, so ranges are contiguous.
     """
-    ranges: list[tuple[int, int]] = []
     total = starts[-1] + sizes[-1]
+    if len(starts) == 1:
+        return [(0, total)]
+    ranges: list[tuple[int, int]] = []
     begin = 0
     for index in range(len(starts)):
         end = total if index == len(starts) - 1 else begin
