@@ -72,3 +72,15 @@ def test_a_ladder_without_a_plan_goes_down_by_halves() -> None:
     assert plain_ladder(sharded, 1) == ()
     # What a scheduler takes for a run that is to be started again.
     assert os.EX_TEMPFAIL == AGAIN
+
+
+def test_bf16_is_refused_on_a_card_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    turing = torch.device("cuda", 0)
+    assert "Tesla T4 has no bf16" in str(build._has_no_bf16(Strategy(precision="bf16"), turing))
+    assert "Tesla T4 has no bf16" in str(build._has_no_bf16(Strategy(precision="bf16-sr"), turing))
+    assert build._has_no_bf16(Strategy(precision="fp16"), turing) is None
+    assert build._has_no_bf16(Strategy(precision="bf16"), torch.device("cpu")) is None
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    assert build._has_no_bf16(Strategy(precision="bf16"), turing) is None

@@ -77,11 +77,20 @@ def possible_strategy(settings: Settings, processes: Processes) -> Strategy:
     """
     strategy = strategy_of(settings, processes.device)
     problem = not_together(strategy, processes.world_size) or missing_package(strategy)
+    problem = problem or _has_no_bf16(strategy, processes.device)
     if problem:
         raise BigqaError(f"this strategy cannot be had: {problem}")
     if "nvme" in (strategy.offload_optimizer, strategy.offload_parameters) and settings.nvme is None:
         raise BigqaError("this strategy offloads to a disk: say where with --nvme DIR")
     return strategy
+
+
+def _has_no_bf16(strategy: Strategy, device: torch.device) -> str | None:
+    if device.type != "cuda" or not strategy.precision.startswith("bf16"):
+        return None
+    if torch.cuda.get_device_capability(device) >= (8, 0):
+        return None
+    return f"{torch.cuda.get_device_name(device)} has no bf16: use fp16 or fp32"
 
 
 def change(model: nn.Module, strategy: Strategy) -> Weights:

@@ -23,6 +23,8 @@ class Need:
     """At the published batch in one micro-batch."""
     cards: tuple[str, ...]
     """Of the table, those that have the least."""
+    is_whole: bool = True
+    """Whether all that it holds is in the figures: of what DeepSpeed makes for itself, a part is not."""
 
 
 def need(question: Question) -> list[Need]:
@@ -45,7 +47,8 @@ def need(question: Question) -> list[Need]:
             for size in (1, workload.global_batch)
         )
         cards = (card.name for card in GPUS if card.memory_bytes * (1 - HEADROOM) >= least and _can_run(card, strategy))
-        found.append(Need(name, strategy.tier, least, published, tuple(cards)))
+        whole = not strategy.needs_deepspeed
+        found.append(Need(name, strategy.tier, least, published, tuple(cards), whole))
     return sorted(found, key=lambda row: (row.tier, row.least_bytes))
 
 
