@@ -41,9 +41,7 @@ def need_text(rows: Sequence[Need]) -> str:
     if whole:
         lines.append(f"With nothing saved, at the published batch: {format_bytes(whole[0].published_bytes)} (plain).")
     if not all(row.is_whole for row in rows):
-        lines.append(
-            "ZeRO's rows want more than that: a part of what DeepSpeed makes for itself is not in them."
-        )
+        lines.append("ZeRO's rows want more than that: a part of what DeepSpeed makes for itself is not in them.")
     lines.append("As NVML shows it, on one GPU. These are predictions; none has been measured on a GPU yet.")
     return "\n".join(lines)
 
