@@ -64,7 +64,7 @@ with HostWatch(lambda: (20 * 2**30, free[0])):
         time.sleep(0.05)
     time.sleep(0.2)
     trimmed = resident()
-    later = [torch.ones(2**20) for _ in range(32)]
+    later = [torch.ones(3 * 2**19) for _ in range(32)]  # too large for the holes
     grown = resident()
     later = None
     print(full - trimmed, grown - resident())
@@ -75,9 +75,9 @@ with HostWatch(lambda: (20 * 2**30, free[0])):
 def test_what_was_kept_is_given_back_when_memory_runs_short() -> None:
     """256 MiB, half of it freed and kept, until memory runs short; what comes later goes back as it is freed.
 
-    The other half lies in the heap among small blocks: how much of it can go when it is freed is theirs to say.
+    The other half, and what fits the holes, lies in the heap among small blocks: how much of it goes is theirs to say.
     """
     done = run([sys.executable, "-c", RUNS_SHORT])
     assert done.returncode == 0, done.stderr
     holes, later = (int(word) for word in done.stdout.split())
-    assert holes > 0.9 * 32 * 4 * 2**20 and later > 0.9 * 32 * 4 * 2**20
+    assert holes > 0.9 * 32 * 4 * 2**20 and later > 0.9 * 32 * 6 * 2**20
