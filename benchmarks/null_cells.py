@@ -14,8 +14,8 @@ from benchmarks.common import REPORTS
 from bigqa.bench.cases import rows_on
 from bigqa.bench.report import Case
 from bigqa.engine.build import not_together
-from bigqa.machine.chips import chip_of
 from bigqa.machine.gpus import GpuModel, find_gpu
+from bigqa.memory.cards import card_for
 from bigqa.memory.estimate import Estimator, MemoryEstimate
 from bigqa.strategy import Strategy
 
@@ -122,11 +122,6 @@ def predicted(estimator: Estimator, cell: Cell, *, whole: bool = True) -> Memory
         cell.micro_batch,
         cell.seq_len,
         accumulating=cell.accumulating,
-        capability=card.capability,
+        card=card_for(card.name, card.capability),
         whole=whole,
     )
-
-
-def multiprocessors(cell: Cell) -> int:
-    """Return those of the cell's card."""
-    return chip_of(card_of(cell.card)).multiprocessors

@@ -15,7 +15,6 @@ from collections import defaultdict
 from pathlib import Path
 
 from benchmarks.null_cells import CARDS, FOLDER, MODELS, WHAT, Cell, card_of, predicted, read_cells, wanted
-from bigqa.machine.chips import chip_of
 from bigqa.memory.estimate import Estimator
 from bigqa.models.sources import load_config, resolve
 from bigqa.nullgpu.cards import NullGpu

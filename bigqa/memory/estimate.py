@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict
 from bigqa.engine.attention import kernels as attention
 from bigqa.engine.attention.packing import packs_without_data
 from bigqa.memory import deepspeed, host
-from bigqa.memory.events import Stream
+from bigqa.memory.cards import A100, Card
+from bigqa.memory.events import Stream, on_card
 from bigqa.memory.forks import in_forks
 from bigqa.memory.scaling import Footprint, NoLineError, Scaling
 from bigqa.memory.timeline import Timeline, timeline_of
@@ -28,9 +29,6 @@ MIB = 2**20
 CONTEXT_BYTES = 430 * MIB
 """A CUDA context with torch's kernels loaded, as NVML shows it: 300-500 MiB by card and driver. A datasheet has no such
 figure; `bigqa bench` measures it."""
-WORKSPACE_BYTES = 8_519_680
-"""cuBLAS' workspace per handle and stream. Source: torch, `getChosenWorkspaceSize` (4096 KiB x 2 + 16 KiB x 8)."""
-WORKSPACE_HOPPER_BYTES = 32 * MIB
 
 
 Key = tuple[Strategy, int, bool]
@@ -73,7 +71,7 @@ class Estimator:
         self.make_model = make_model
         self.task = task
         self._scalings: dict[Key, Scaling] = {}
-        self._wholes: dict[tuple[Key, int], Footprint] = {}
+        self._wholes: dict[tuple[Key, int], Stream] = {}
         self._counts: tuple[int, int] | None = None
 
     @property
@@ -93,23 +91,25 @@ class Estimator:
         """Parameters of the largest module that ZeRO-3 gathers at once: a layer, or the embeddings."""
         return self._count()[1]
 
-    def footprint(self, strategy: Strategy, micro_batch: int, seq_len: int, *, accumulating: bool) -> Footprint:
+    def footprint(
+        self, strategy: Strategy, micro_batch: int, seq_len: int, *, accumulating: bool, card: Card = A100
+    ) -> Footprint:
         """Return what one process holds and does in a step of one micro-batch."""
         key = (_traced(strategy), seq_len, accumulating)
         if key not in self._scalings:
             self._scalings[key] = self._scaling(*key)
         try:
-            return self._scalings[key].at(micro_batch)
+            return self._scalings[key].at(micro_batch, card)
         except NoLineError:  # as where only what is large enough is offloaded
-            return self._whole(key, micro_batch)
+            return self._whole(key, micro_batch, card)
 
-    def _whole(self, key: Key, micro_batch: int) -> Footprint:
+    def _whole(self, key: Key, micro_batch: int, card: Card) -> Footprint:
         """Return the footprint of all layers traced at the micro-batch itself."""
+        strategy, seq_len, accumulating = key
         if (key, micro_batch) not in self._wholes:
-            strategy, seq_len, accumulating = key
             stream = self._trace(strategy, int(self.config.num_hidden_layers), micro_batch, seq_len, accumulating)
-            self._wholes[key, micro_batch] = whole_footprint(stream, made_on_host=strategy.device == "cuda")
-        return self._wholes[key, micro_batch]
+            self._wholes[key, micro_batch] = stream
+        return whole_footprint(self._wholes[key, micro_batch], made_on_host=strategy.device == "cuda", card=card)
 
     def trace_ahead(self, wanted: Iterable[tuple[Strategy, int, bool]]) -> None:
         """Make the traces of many (strategy, sequence length, accumulating) at once, on all cores."""
@@ -146,7 +146,7 @@ class Estimator:
         *,
         accumulating: bool,
         world_size: int = 1,
-        capability: tuple[int, int] = (8, 0),
+        card: Card = A100,
         whole: bool = False,
     ) -> MemoryEstimate:
         """Return the peaks of one process.
@@ -154,17 +154,16 @@ class Estimator:
         `whole`: trace all layers, which is exact in what the allocator reserves and takes about a second.
         """
         if whole:
-            found = self._whole((_traced(strategy), seq_len, accumulating), micro_batch)
+            found = self._whole((_traced(strategy), seq_len, accumulating), micro_batch, card)
         else:
-            found = self.footprint(strategy, micro_batch, seq_len, accumulating=accumulating)
+            found = self.footprint(strategy, micro_batch, seq_len, accumulating=accumulating, card=card)
         states = None
         if strategy.needs_deepspeed:
             states = deepspeed.states(strategy, self.num_parameters, self.largest_layer, world_size)
             found = deepspeed.with_states(found, states)
         if strategy.device == "cpu":
             return _on_cpu(found, strategy, states)
-        workspace = WORKSPACE_HOPPER_BYTES if capability >= (9, 0) else WORKSPACE_BYTES
-        allocated, reserved = found.allocated_bytes + workspace, found.reserved_bytes + _segment(workspace)
+        allocated, reserved = found.allocated_bytes, found.reserved_bytes
         pinned = (states.pinned_bytes if states else 0) + found.offloaded_bytes
         return MemoryEstimate(
             allocated_bytes=allocated,
@@ -175,14 +174,16 @@ class Estimator:
             pinned_bytes=pinned,
             disk_bytes=states.disk_bytes if states else 0,
             phase=found.phase,
-            by_category=found.by_category | {"workspaces": workspace, "context": CONTEXT_BYTES},
+            by_category=found.by_category | {"context": CONTEXT_BYTES},
             largest=found.largest,
         )
 
-    def timeline(self, strategy: Strategy, micro_batch: int, seq_len: int, *, accumulating: bool) -> Timeline:
+    def timeline(
+        self, strategy: Strategy, micro_batch: int, seq_len: int, *, accumulating: bool, card: Card = A100
+    ) -> Timeline:
         """Return the memory of one step over time, of the whole model; DeepSpeed's own states are not in it."""
         stream = self._trace(_traced(strategy), int(self.config.num_hidden_layers), micro_batch, seq_len, accumulating)
-        return timeline_of(stream)
+        return timeline_of(on_card(stream, card))
 
     def _scaling(self, strategy: Strategy, seq_len: int, accumulating: bool) -> Scaling:
         num_layers = int(self.config.num_hidden_layers)
@@ -264,6 +265,3 @@ def _on_cpu(found: Footprint, strategy: Strategy, states: deepspeed.States | Non
         largest=found.largest,
     )
 
-
-def _segment(size_bytes: int) -> int:
-    return 20 * MIB if size_bytes < 10 * MIB else -(-size_bytes // (2 * MIB)) * 2 * MIB

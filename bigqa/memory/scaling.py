@@ -12,6 +12,7 @@ import numpy as np
 
 from bigqa.machine.heap import TIGHT_BYTES
 from bigqa.memory.allocator import peak_reserved
+from bigqa.memory.cards import A100, Card
 from bigqa.memory.events import CATEGORIES, Stream
 
 Trace = Callable[[int, int], Stream]
@@ -93,17 +94,17 @@ class Scaling:
         self.traced_layers = traced_layers
         self.made_on_host = made_on_host
         self.pairs = [_pair(trace, layers) for layers in traced_layers]
-        self._known: dict[int, Footprint] = {}
+        self._known: dict[tuple[int, Card], Footprint] = {}
 
-    def at(self, micro_batch: int) -> Footprint:
+    def at(self, micro_batch: int, card: Card = A100) -> Footprint:
         """Return the footprint of a micro-batch."""
-        if micro_batch not in self._known:
-            self._known[micro_batch] = self._at(micro_batch)
-        return self._known[micro_batch]
+        if (micro_batch, card) not in self._known:
+            self._known[micro_batch, card] = self._at(micro_batch, card)
+        return self._known[micro_batch, card]
 
-    def _at(self, micro_batch: int) -> Footprint:
+    def _at(self, micro_batch: int, card: Card) -> Footprint:
         # On a CPU nothing is reserved: there is no allocator to replay.
-        low, high = (_point(pair, micro_batch, replayed=self.made_on_host) for pair in self.pairs)
+        low, high = (_point(pair, micro_batch, card, replayed=self.made_on_host) for pair in self.pairs)
         allocated, phase, low_at, high_at = max(
             self._phase_peak(low, high, phase) for phase in high.phases if not (self.made_on_host and phase in BEFORE)
         )
@@ -175,8 +176,8 @@ def _middle(low: _Point, high: _Point, inside: tuple[int, int], other: tuple[int
     return [(at, other_at)] if low.marks[at] == high.marks[other_at] else []
 
 
-def _point(pair: list[Stream], micro_batch: int, *, replayed: bool) -> _Point:
-    stream, exact = pair[0], _sizes(pair, micro_batch)
+def _point(pair: list[Stream], micro_batch: int, card: Card, *, replayed: bool) -> _Point:
+    stream, exact = pair[0], _sizes(pair, micro_batch, card)
     size_of: dict[int, int] = {}
     sizes = -(-exact // ROUNDING) * ROUNDING
     for index, event in enumerate(stream.events):
@@ -198,13 +199,21 @@ def _point(pair: list[Stream], micro_batch: int, *, replayed: bool) -> _Point:
     )
 
 
-def _sizes(pair: list[Stream], micro_batch: int) -> Vector:
-    """Return the size of each allocation at a micro-batch: a line through two traces."""
+def _sizes(pair: list[Stream], micro_batch: int, card: Card) -> Vector:
+    """Return the size of each allocation at a micro-batch: a line through two traces, or what a rule makes of lines."""
     first, second = (np.array([event.size_bytes for event in stream.events], np.int64) for stream in pair)
     if len(first) != len(second):
         raise NoLineError("the events of a step depend on the micro-batch")
     sizes = first + (second - first) * (micro_batch - BATCHES[0])
-    return np.where(first > 0, np.maximum(sizes, 1), 0)
+    sizes = np.where(first > 0, np.maximum(sizes, 1), 0)
+    for index, event in enumerate(pair[0].events):
+        if event.scratch is not None:
+            other = pair[1].events[index].scratch
+            assert other is not None
+            lines = zip(event.scratch.shape, other.shape, strict=True)
+            shape = tuple(a + (b - a) * (micro_batch - BATCHES[0]) for a, b in lines)
+            sizes[index] = event.scratch.size(card, shape)
+    return sizes
 
 
 def _live_events(point: _Point, at: int) -> dict[int, int]:

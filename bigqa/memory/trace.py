@@ -21,7 +21,7 @@ from bigqa.engine.build import change, make_offload, make_update
 from bigqa.engine.loop.step import Parts, train_step
 from bigqa.engine.optim.optimizers import parameter_groups, undecayed_names
 from bigqa.engine.quantized import QuantizedLinear
-from bigqa.memory import shapes
+from bigqa.memory import scratch, shapes
 from bigqa.memory.events import Category, Event, Stream
 from bigqa.memory.optimizers import stand_in, state_tensors
 from bigqa.memory.work import Work
@@ -43,7 +43,7 @@ def trace_step(
     the step instead of by a step before it, which leaves one pass to trace. `make_model` and `make_batch` are
     called on the meta device.
     """
-    recorder = Recorder()
+    recorder = Recorder(on_gpu=strategy.device == "cuda")
     with (
         _collected_on_demand(),
         attention.standing_in_for(strategy.device),
@@ -88,8 +88,9 @@ def trace_step(
 class Recorder(TorchDispatchMode):
     """Writes down the birth and the end of every storage, and counts the work of the operations."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, on_gpu: bool = False) -> None:
         super().__init__()
+        self.on_gpu = on_gpu
         self.phase = "model"
         self.events: list[Event] = []
         self.categories: dict[int, Category] = {}
@@ -101,14 +102,20 @@ class Recorder(TorchDispatchMode):
         self._known: dict[int, int] = {}
         self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self._count = 0
+        self._multiplied: set[str] = set()
+        """Threads that have a workspace of cuBLAS: it is never given back."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run an operation and look at what it made."""
+        if self.on_gpu and self._is_added_up(func, args):
+            func = torch.ops.aten.add_.Tensor
         result, key = shapes.run(func, args, kwargs or {})
-        made = sum(self._see(tensor, func) for tensor in shapes.tensors_in(result))
+        made = sum(self._see(tensor, func) for tensor in self._in_order(func, result))
         self.work.add(func, key, args, result, made)
+        if self.on_gpu:
+            self._see_scratch(func, args, result)
         return result
 
     @classmethod
@@ -154,6 +161,40 @@ class Recorder(TorchDispatchMode):
         # Half the price of `weakref.finalize`; the reference must be kept for its callback to come.
         self._alive[number] = weakref.ref(storage, lambda _: self._end(key, number))
         return size_bytes
+
+    def _is_added_up(self, func: Any, args: tuple[Any, ...]) -> bool:
+        """Whether autograd, which adds gradients of one tensor up, would do so in place.
+
+        Source: torch, `input_buffer.cpp`, `accumulate`: where it holds the last reference, and not under a dispatch
+        mode such as this one. What is left of a storage's references here is the tensor's and the one looked through.
+        """
+        if func is not torch.ops.aten.add.Tensor or self.phase != "backward" or torch.is_grad_enabled():
+            return False
+        first, second = args[:2]
+        if not isinstance(second, Tensor) or first.shape != second.shape or not first.is_contiguous():
+            return False
+        storage = first.untyped_storage()
+        return storage.nbytes() == first.nbytes and torch._C._storage_Use_Count(storage._cdata) <= 2
+
+    def _in_order(self, func: Any, result: Any) -> Iterator[Tensor]:
+        """Yield what an operation made, in the order in which it does: CUDA's dropout has its mask first."""
+        made = shapes.tensors_in(result)
+        return reversed(list(made)) if func is torch.ops.aten.native_dropout.default else made  # type: ignore[return-value]
+
+    def _see_scratch(self, func: Any, args: tuple[Any, ...], result: Any) -> None:
+        """Write down what an operation holds beside its results: all at once, and freed in the opposite order."""
+        name = func.overloadpacket.__name__
+        thread = "backward" if self.phase == "backward" else "main"
+        if name in scratch.PRODUCTS and thread not in self._multiplied:
+            self._multiplied.add(thread)
+            self._begin_scratch(scratch.Scratch("workspace"), "workspace")
+        held = [self._begin_scratch(one, name) for one in scratch.beside(func, args, result)]
+        self.events.extend(Event(number, 0, self.phase, "") for number in reversed(held))
+
+    def _begin_scratch(self, one: scratch.Scratch, name: str) -> int:
+        self._count += 1
+        self.events.append(Event(self._count, 1, self.phase, name, of_update=self.updating, scratch=one))
+        return self._count
 
     def _end(self, key: int, number: int) -> None:
         del self._alive[number]

@@ -4,12 +4,14 @@ In: a stream at full depth. Out: a `Footprint`. For candidates so near a limit t
 """
 
 from bigqa.memory.allocator import peak_reserved
-from bigqa.memory.events import Event, Stream, find_peak
+from bigqa.memory.cards import A100, Card
+from bigqa.memory.events import Event, Stream, find_peak, on_card
 from bigqa.memory.scaling import BEFORE, Footprint
 
 
-def whole_footprint(stream: Stream, *, made_on_host: bool) -> Footprint:
+def whole_footprint(stream: Stream, *, made_on_host: bool, card: Card = A100) -> Footprint:
     """Return what a traced step holds and does."""
+    stream = on_card(stream, card)
     events = _on_device(stream.events) if made_on_host else stream.events
     device = Stream(events=events, categories=stream.categories)
     peak = find_peak(device)
