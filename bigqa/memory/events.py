@@ -11,6 +11,10 @@ Category = Literal["weights", "gradients", "optimizer", "activations", "temporar
 CATEGORIES: tuple[Category, ...] = ("weights", "gradients", "optimizer", "activations", "temporaries")
 
 
+BEFORE = ("model", "set-up", "states", "ready")
+"""Phases before the first step. For a GPU they pass in host memory, and only what they leave behind counts."""
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """A storage is allocated (size > 0), or freed (size 0)."""
@@ -48,6 +52,15 @@ class Stream:
     """Read and written once in an optimizer step: norms, clipping, masters."""
     offloaded_bytes: int = 0
     """Activations of one micro-batch that are sent to the host."""
+    states: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
+    """Event before which an optimizer steps, and the storages of its states: a first step makes them there."""
+    added_to: dict[int, int] = field(default_factory=dict)
+    """Storage of a gradient -> that of the gradient of an earlier micro-batch that it is added to."""
+
+
+def sizes_on(stream: Stream, card: Card) -> list[int]:
+    """Return the size of each allocation on a card; zero for what it has not, and for frees."""
+    return [event.size_bytes if event.scratch is None else event.scratch.size(card) for event in stream.events]
 
 
 def on_card(stream: Stream, card: Card) -> Stream:

@@ -60,12 +60,12 @@ class StandIn(torch.optim.Optimizer):
     def _state(self, parameter: Tensor) -> Iterator[tuple[str, Tensor]]:
         if self.kept_elsewhere:
             return
+        if self.kind == "adamw":  # as `torch.optim.AdamW` makes them
+            yield "step", torch.zeros((), dtype=torch.float32)
         if self.kind == "adamw" or parameter.numel() < SMALLEST_8BIT:
             dtype = parameter.dtype if self.kind == "adamw" else torch.float32
             for name in ("exp_avg", "exp_avg_sq"):
                 yield name, torch.zeros_like(parameter, dtype=dtype)
-            if self.kind == "adamw":
-                yield "step", torch.zeros((), dtype=torch.float32)
         else:
             blocks = -(-parameter.numel() // BLOCK)
             for number in ("1", "2"):

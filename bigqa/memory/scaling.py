@@ -13,7 +13,7 @@ import numpy as np
 from bigqa.machine.heap import TIGHT_BYTES
 from bigqa.memory.allocator import peak_reserved
 from bigqa.memory.cards import A100, Card
-from bigqa.memory.events import CATEGORIES, Stream
+from bigqa.memory.events import BEFORE, CATEGORIES, Stream
 
 Trace = Callable[[int, int], Stream]
 """(layers, micro-batch) -> stream."""
@@ -24,8 +24,6 @@ NUM_LARGEST = 5
 HUGE_PAGE = 2**21
 """Of Linux with pages of 4 KiB. A block begins where it may: what lies around whole huge pages comes in small ones."""
 Vector = np.ndarray[Any, np.dtype[np.int64]]
-BEFORE = ("model", "set-up")
-"""Phases before the first step. For a GPU they pass in host memory, and only what they leave behind counts."""
 
 
 @dataclass(frozen=True)

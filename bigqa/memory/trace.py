@@ -8,7 +8,7 @@ named by the engine (see `engine.attention`), and dropout is turned into the for
 import contextlib
 import gc
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -61,11 +61,14 @@ def trace_step(
             optimizers.append(stand_in(groups, strategy))
             return optimizers[-1]
 
+        recorder.phase = "states" if recorder.on_gpu else "set-up"
         groups = parameter_groups(weights.masters, undecayed, 0.01)
         update = make_update(model, strategy, weights, make, groups=groups, clip=1.0)
+        recorder.phase = "ready" if recorder.on_gpu else "set-up"
         if accumulating:
             for parameter in model.parameters():
                 parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+            recorder.find_added([p.grad for p in model.parameters() if p.grad is not None])
         recorder.mark("weights", [*model.parameters(), *model.buffers()])
         packed = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
         recorder.mark("weights", [tensor for module in packed for tensor in module.state_tensors()])
@@ -77,7 +80,7 @@ def trace_step(
         with torch.device("meta"):
             batch = make_batch()
         micro_work = recorder.work = Work()
-        with _phases(recorder, parts):
+        with _phases(recorder, parts), _states_of(recorder, optimizers):
             train_step(parts, [batch], 1)
         recorder.closed = True
     stream = recorder.stream(micro_work)
@@ -99,6 +102,9 @@ class Recorder(TorchDispatchMode):
         """Whether what runs is the update's."""
         self.closed = False
         """Set at the step's end: what is dropped afterwards is no part of it."""
+        self.states: list[tuple[int, tuple[int, ...]]] = []
+        self._gradients: set[int] = set()
+        self._added_to: dict[int, int] = {}
         self._known: dict[int, int] = {}
         self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self._count = 0
@@ -115,6 +121,9 @@ class Recorder(TorchDispatchMode):
         made = sum(self._see(tensor, func) for tensor in self._in_order(func, result))
         self.work.add(func, key, args, result, made)
         if self.on_gpu:
+            if func is torch.ops.aten.add_.Tensor and self._gradients and len(numbers := self.numbers(args[:2])) == 2:
+                if numbers[0] in self._gradients:
+                    self._added_to[numbers[1]] = numbers[0]
             self._see_scratch(func, args, result)
         return result
 
@@ -130,6 +139,15 @@ class Recorder(TorchDispatchMode):
             if number is not None:
                 self.categories[number] = category
 
+    def find_added(self, gradients: list[Tensor]) -> None:
+        """Note from now on what is added to gradients of an earlier micro-batch."""
+        self._gradients = set(self.numbers(gradients))
+
+    def numbers(self, tensors: Iterable[Tensor]) -> list[int]:
+        """Return the storages of tensors."""
+        found = (self._known.get(tensor.untyped_storage()._cdata) for tensor in tensors)
+        return [number for number in found if number is not None]
+
     def stream(self, work: Work) -> Stream:
         """Return what was seen."""
         for event in self.events:
@@ -144,6 +162,8 @@ class Recorder(TorchDispatchMode):
             moved_bytes=work.moved_bytes,
             operations=work.operations,
             step_bytes=self.work.moved_bytes,
+            states=self.states,
+            added_to=self._added_to,
         )
 
     def _see(self, tensor: Tensor, func: Any) -> int:
@@ -266,6 +286,27 @@ def _phases(recorder: Recorder, parts: Parts) -> Iterator[None]:
     finally:
         del update.step, weights.gather_gradients, optimizer.step, task.loss_sum
         vars(update).pop("release", None)
+
+
+@contextlib.contextmanager
+def _states_of(recorder: Recorder, optimizers: list[torch.optim.Optimizer]) -> Iterator[None]:
+    """Note when each optimizer steps, which is when a first step makes its states."""
+
+    def noted(optimizer: torch.optim.Optimizer, step: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any, **options: Any) -> Any:
+            recorder.states.append((len(recorder.events), tuple(recorder.numbers(state_tensors(optimizer)))))
+            return step(*args, **options)
+
+        return wrapped
+
+    steps = [optimizer.step for optimizer in optimizers]
+    for optimizer, step in zip(optimizers, steps, strict=True):
+        optimizer.step = noted(optimizer, step)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for optimizer, step in zip(optimizers, steps, strict=True):
+            optimizer.step = step  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager
