@@ -49,6 +49,8 @@ class MemoryEstimate(BaseModel):
     host_bytes: int
     """Resident, pinned memory included."""
     pinned_bytes: int
+    managed_bytes: int = 0
+    """Of paged optimizers' states, beside torch's: on the device as far as there is room, else on the host."""
     disk_bytes: int
     phase: str
     by_category: dict[str, int]
@@ -164,14 +166,17 @@ class Estimator:
         if strategy.device == "cpu":
             return _on_cpu(found, strategy, states)
         allocated, reserved = found.allocated_bytes, found.reserved_bytes
-        pinned = (states.pinned_bytes if states else 0) + found.offloaded_bytes
+        pinned = (states.pinned_bytes if states else 0) + found.pinned_bytes
         return MemoryEstimate(
             allocated_bytes=allocated,
             reserved_bytes=reserved,
             device_bytes=reserved + CONTEXT_BYTES,
             host_bytes=host.CUDA_BASELINE_BYTES
-            + max((states.host_bytes if states else 0) + pinned, host.loading_bytes(strategy, self.num_parameters)),
+            + max(
+                (states.host_bytes if states else 0) + pinned + found.managed_bytes, host.loading_bytes(strategy, self.num_parameters),
+            ),
             pinned_bytes=pinned,
+            managed_bytes=found.managed_bytes,
             disk_bytes=states.disk_bytes if states else 0,
             phase=found.phase,
             by_category=found.by_category | {"context": CONTEXT_BYTES},
@@ -244,7 +249,7 @@ def _traced(strategy: Strategy) -> Strategy:
     update: dict[str, Any] = {"micro_batch": None, "seq_len": None}
     if strategy.needs_deepspeed:
         update |= {"zero_stage": 0, "offload_optimizer": "none", "offload_parameters": "none", "precision": "bf16-sr"}
-    if strategy.optimizer == "paged-adamw8bit":
+    if strategy.optimizer == "paged-adamw8bit" and strategy.device == "cpu":
         update["optimizer"] = "adamw8bit"
     return strategy.model_copy(update=update)
 

@@ -52,6 +52,10 @@ class Stream:
     """Read and written once in an optimizer step: norms, clipping, masters."""
     offloaded_bytes: int = 0
     """Activations of one micro-batch that are sent to the host."""
+    offloaded: tuple[int, ...] = ()
+    """Bytes of each of these storages."""
+    managed_bytes: int = 0
+    """Of paged optimizers' states: CUDA's managed memory, which torch does not count."""
     states: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
     """Event before which an optimizer steps, and the storages of its states: a first step makes them there."""
     added_to: dict[int, int] = field(default_factory=dict)

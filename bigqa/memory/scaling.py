@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from bigqa.machine.heap import TIGHT_BYTES
-from bigqa.memory.allocator import peak_reserved
 from bigqa.memory.cards import A100, Card
 from bigqa.memory.events import BEFORE, CATEGORIES, Stream
+from bigqa.memory.host import pinned_block
+from bigqa.memory.replay import peaks
 
 Trace = Callable[[int, int], Stream]
 """(layers, micro-batch) -> stream."""
@@ -41,6 +42,10 @@ class Footprint:
     step_bytes: int
     offloaded_bytes: int = 0
     """Kept on the host for the backward pass."""
+    pinned_bytes: int = 0
+    """What pinned memory takes for that."""
+    managed_bytes: int = 0
+    """Of paged optimizers' states."""
     batched_flops: int = 0
     """The part of the FLOPs that is attention's."""
     drawn: int = 0
@@ -64,6 +69,8 @@ class _Point:
     """Bytes that are live after each event."""
     phases: dict[str, tuple[int, int]]
     """First event of each phase, and the one after its last."""
+    allocated: int
+    """At most, with what blocks hold that is too little to be split off."""
     reserved: int
     work: tuple[int, ...]
 
@@ -75,7 +82,17 @@ class _Point:
     @property
     def gap(self) -> int:
         """Bytes reserved beyond the allocated peak."""
-        return self.reserved - int(self.live.max())
+        return self.reserved - self.allocated
+
+    @property
+    def unsplit(self) -> int:
+        """Bytes allocated beyond those that were asked for."""
+        return self.allocated - int(self.live[self.first :].max(initial=0))
+
+    @property
+    def first(self) -> int:
+        """The first event of the step itself."""
+        return min((begin for phase, (begin, _) in self.phases.items() if phase not in BEFORE), default=0)
 
 
 class NoLineError(Exception):
@@ -108,7 +125,9 @@ class Scaling:
         )
         low_categories, high_categories = (_categories(p, at) for p, at in ((low, low_at), (high, high_at)))
         work = (self._line(a, b) for a, b in zip(low.work, high.work, strict=True))
-        flops, moved, operations, step_bytes, offloaded, batched, drawn, swing, *fresh = work
+        flops, moved, operations, step_bytes, offloaded, batched, drawn, pinned, managed, swing, *fresh = work
+        if self.made_on_host:
+            allocated += max(low.unsplit, high.unsplit)
         return Footprint(
             allocated_bytes=allocated,
             # What is reserved beyond the peak hardly changes with depth: segments are reused from layer to layer.
@@ -121,6 +140,8 @@ class Scaling:
             operations=operations,
             step_bytes=step_bytes,
             offloaded_bytes=offloaded,
+            pinned_bytes=pinned,
+            managed_bytes=managed,
             batched_flops=batched,
             drawn=drawn,
             swing_bytes=swing,
@@ -187,12 +208,14 @@ def _point(pair: list[Stream], micro_batch: int, card: Card, *, replayed: bool) 
     names = [event.phase for event in stream.events]
     phases = {name: (names.index(name), len(names) - names[::-1].index(name)) for name in dict.fromkeys(names)}
     live = np.cumsum(sizes * signs)
+    allocated, reserved = peaks(stream, exact.tolist()) if replayed else (int(live.max()),) * 2
     return _Point(
         stream=stream,
         sizes=sizes,
         live=live,
         phases=phases,
-        reserved=peak_reserved(stream, exact.tolist()) if replayed else int(live.max()),
+        allocated=allocated,
+        reserved=reserved,
         work=(*_work(pair, micro_batch), _swing(live, phases), *_fresh(pair, exact, micro_batch)),
     )
 
@@ -254,7 +277,16 @@ def _work(pair: list[Stream], micro_batch: int) -> tuple[int, ...]:
         line(a.offloaded_bytes, b.offloaded_bytes),
         line(a.batched_flops, b.batched_flops),
         line(a.drawn, b.drawn),
+        _pinned(a.offloaded, b.offloaded, micro_batch),
+        a.managed_bytes,
     )
+
+
+def _pinned(first: tuple[int, ...], second: tuple[int, ...], micro_batch: int) -> int:
+    """Return what pinned memory takes for what is sent to the host at a micro-batch."""
+    if len(first) != len(second):
+        raise NoLineError("what is sent to the host depends on the micro-batch")
+    return sum(pinned_block(a + (b - a) * (micro_batch - BATCHES[0])) for a, b in zip(first, second, strict=True))
 
 
 def _fresh(pair: list[Stream], sizes: Vector, micro_batch: int) -> list[int]:

@@ -85,6 +85,8 @@ def trace_step(
         recorder.closed = True
     stream = recorder.stream(micro_work)
     stream.offloaded_bytes = 0 if offload is None else offload.host_bytes
+    stream.offloaded = () if offload is None else offload.sent
+    stream.managed_bytes = sum(getattr(optimizer, "managed_bytes", 0) for optimizer in optimizers)
     return stream
 
 
