@@ -19,6 +19,7 @@ from bigqa.memory.cards import A100, Card
 from bigqa.memory.events import Stream, on_card
 from bigqa.memory.forks import in_forks
 from bigqa.memory.scaling import Footprint, NoLineError, Scaling
+from bigqa.memory.scratch import workspace_bytes
 from bigqa.memory.timeline import Timeline, timeline_of
 from bigqa.memory.trace import trace_step
 from bigqa.memory.whole import whole_footprint
@@ -166,6 +167,8 @@ class Estimator:
         if strategy.device == "cpu":
             return _on_cpu(found, strategy, states)
         allocated, reserved = found.allocated_bytes, found.reserved_bytes
+        workspaces = min(2 * workspace_bytes(card), found.by_category["temporaries"])
+        parts = {"temporaries": found.by_category["temporaries"] - workspaces, "workspaces": workspaces}
         pinned = (states.pinned_bytes if states else 0) + found.pinned_bytes
         return MemoryEstimate(
             allocated_bytes=allocated,
@@ -179,7 +182,7 @@ class Estimator:
             managed_bytes=found.managed_bytes,
             disk_bytes=states.disk_bytes if states else 0,
             phase=found.phase,
-            by_category=found.by_category | {"context": CONTEXT_BYTES},
+            by_category=found.by_category | parts | {"context": CONTEXT_BYTES},
             largest=found.largest,
         )
 

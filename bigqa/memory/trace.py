@@ -80,6 +80,7 @@ def trace_step(
         with torch.device("meta"):
             batch = make_batch()
         micro_work = recorder.work = Work()
+        recorder.phase = "forward" if recorder.on_gpu else recorder.phase  # the loss is made before the pass begins
         with _phases(recorder, parts), _states_of(recorder, optimizers):
             train_step(parts, [batch], 1)
         recorder.closed = True
@@ -123,9 +124,8 @@ class Recorder(TorchDispatchMode):
         made = sum(self._see(tensor, func) for tensor in self._in_order(func, result))
         self.work.add(func, key, args, result, made)
         if self.on_gpu:
-            if func is torch.ops.aten.add_.Tensor and self._gradients and len(numbers := self.numbers(args[:2])) == 2:
-                if numbers[0] in self._gradients:
-                    self._added_to[numbers[1]] = numbers[0]
+            if func is torch.ops.aten.add_.Tensor and self._gradients:
+                self._see_added(args)
             self._see_scratch(func, args, result)
         return result
 
@@ -202,6 +202,11 @@ class Recorder(TorchDispatchMode):
         """Yield what an operation made, in the order in which it does: CUDA's dropout has its mask first."""
         made = shapes.tensors_in(result)
         return reversed(list(made)) if func is torch.ops.aten.native_dropout.default else made  # type: ignore[return-value]
+
+    def _see_added(self, args: tuple[Any, ...]) -> None:
+        numbers = self.numbers(shapes.tensors_in(args))
+        if len(numbers) == 2 and numbers[0] in self._gradients:
+            self._added_to[numbers[1]] = numbers[0]
 
     def _see_scratch(self, func: Any, args: tuple[Any, ...], result: Any) -> None:
         """Write down what an operation holds beside its results: all at once, and freed in the opposite order."""
