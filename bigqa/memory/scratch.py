@@ -20,6 +20,7 @@ WORKSPACE_BYTES = 8_519_680
 WORKSPACE_HOPPER_BYTES = 32 * MIB
 CHUNK = 65536
 """Elements of a block of torch's multi-tensor kernels (`MultiTensorApply.cuh`, `kChunkSize`)."""
+FEW_INDICES, ROWS_PER_THREAD, WARP = 3072, 10, 32
 TURN_BYTES = 64 * 64 * 4 + 16
 """fp32 values of 64 queries, a lock and a counter."""
 
@@ -82,6 +83,17 @@ def _power(number: int, most: int) -> int:
     return 1 << max(0, number.bit_length() - 1) if number < most else most
 
 
+def segment_bytes(card: Card, rows: int, size: int, indices: int) -> int:
+    """Return the sums of parts of each row's gradients, in the backward pass of an embedding; few indices need none.
+
+    Source: torch, `Embedding.cu`, `embedding_dense_backward_cuda`, and `EmbeddingBackwardKernel.cu`, where the number
+    of parts is bounded by that of rows and of indices (`NROWS_PER_THREAD`), not read from the device.
+    """
+    if indices <= FEW_INDICES:
+        return 0
+    return 4 * -(-size // WARP) * WARP * (indices // ROWS_PER_THREAD + min(rows, indices))
+
+
 def workspace_bytes(card: Card) -> int:
     """Return cuBLAS' workspace of one thread."""
     return WORKSPACE_HOPPER_BYTES if card.capability >= (9, 0) else WORKSPACE_BYTES
@@ -90,6 +102,7 @@ def workspace_bytes(card: Card) -> int:
 RULES: dict[str, Callable[..., int]] = {
     "reduction": reduction_bytes,
     "semaphores": semaphore_bytes,
+    "segments": segment_bytes,
     "workspace": workspace_bytes,
     "flash": lambda card, size: size if card.capability >= (8, 0) else 0,
     "efficient": lambda card, size, always: size if always or card.capability < (8, 0) else 0,
@@ -134,6 +147,10 @@ def _of_packed_backward(args: tuple[Any, ...], result: Any) -> list[Scratch]:
     return [*held, Scratch("efficient", (4 * heads * tokens, 0)), Scratch("efficient", (blocks * TURN_BYTES, 0))]
 
 
+def _of_embedding_backward(args: tuple[Any, ...], result: Any) -> list[Scratch]:
+    return [Scratch("segments", (*result.shape, args[1].numel()))]
+
+
 def _of_norms(args: tuple[Any, ...], result: Any) -> list[Scratch]:
     """Source: torch, `ForeachReduceOp.cu`: a number for each block of every tensor."""
     tensors: list[Tensor] = args[0]
@@ -144,5 +161,6 @@ def _of_norms(args: tuple[Any, ...], result: Any) -> list[Scratch]:
 _OF: dict[Any, Callable[[tuple[Any, ...], Any], list[Scratch]]] = {
     torch.ops.aten.sum.dim_IntList: _of_sum,
     torch.ops.aten._flash_attention_backward.default: _of_packed_backward,
+    torch.ops.aten.embedding_dense_backward.default: _of_embedding_backward,
     torch.ops.aten._foreach_norm.Scalar: _of_norms,
 }

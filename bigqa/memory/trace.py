@@ -22,7 +22,7 @@ from bigqa.engine.loop.step import Parts, train_step
 from bigqa.engine.optim.optimizers import parameter_groups, undecayed_names
 from bigqa.engine.quantized import QuantizedLinear
 from bigqa.memory import scratch, shapes
-from bigqa.memory.events import Category, Event, Stream
+from bigqa.memory.events import BEFORE, Category, Event, Stream
 from bigqa.memory.optimizers import stand_in, state_tensors
 from bigqa.memory.work import Work
 from bigqa.strategy import Strategy
@@ -212,7 +212,7 @@ class Recorder(TorchDispatchMode):
         """Write down what an operation holds beside its results: all at once, and freed in the opposite order."""
         name = func.overloadpacket.__name__
         thread = "backward" if self.phase == "backward" else "main"
-        if name in scratch.PRODUCTS and thread not in self._multiplied:
+        if name in scratch.PRODUCTS and thread not in self._multiplied and self.phase not in BEFORE:
             self._multiplied.add(thread)
             self._begin_scratch(scratch.Scratch("workspace"), "workspace")
         held = [self._begin_scratch(one, name) for one in scratch.beside(func, args, result)]
