@@ -96,9 +96,7 @@ def rows_of(card: GpuModel) -> dict[str, Strategy]:
 def wanted(models: Sequence[str], cards: Sequence[str], strategies: Sequence[str]) -> Iterator[Cell]:
     """Yield the cells, those first that tell the most."""
     for model in models:
-        for (micro_batch, seq_len), accumulating in zip(
-            (*SHAPES, *SHAPES), (False, True, True, False), strict=True
-        ):
+        for (micro_batch, seq_len), accumulating in zip((*SHAPES, *SHAPES), (False, True, True, False), strict=True):
             for card in cards:
                 for name in rows_of(card_of(card)):
                     if not strategies or name in strategies:

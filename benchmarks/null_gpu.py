@@ -17,10 +17,10 @@ from pathlib import Path
 from benchmarks.null_cells import CARDS, FOLDER, MODELS, WHAT, Cell, card_of, predicted, read_cells, wanted
 from bigqa.memory.estimate import Estimator
 from bigqa.models.sources import load_config, resolve
+from bigqa.nullgpu.build import libraries_for
 from bigqa.nullgpu.cards import NullGpu
 from bigqa.nullgpu.environment import variables
 from bigqa.nullgpu.python import ask
-from bigqa.nullgpu.build import libraries_for
 from bigqa.nullgpu.torch_build import cuda_build
 from bigqa.plan.planner import estimator_for
 from bigqa.units import MIB
@@ -40,9 +40,7 @@ def measure(cells: list[Cell], card: str, folder: Path) -> None:
     environment = variables(gpu, libraries, paths, os.environ) | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.null_worker"]
     by_key = {cell.key: cell for cell in cells}
-    with subprocess.Popen(
-        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as worker:
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as worker:
         assert worker.stdin is not None and worker.stdout is not None
         for cell in cells:
             print(json.dumps({"key": cell.key, "case": json.loads(cell.case().model_dump_json())}), file=worker.stdin)
@@ -93,7 +91,7 @@ def grade(models: list[str], folder: Path, *, whole: bool) -> None:
         by_row = defaultdict(list)
         for cell, *values in found:
             by_row[cell.strategy, cell.card].append(values)
-        print(f"\n{model}: {len(found)} cells of {len(cells)}; errors in %, allocated and reserved, median (least, most)\n")
+        print(f"\n{model}: {len(found)} cells of {len(cells)}; errors in %, median (least, most)\n")
         print("| strategy | card | allocated | reserved |\n|---|---|---:|---:|")
         for (strategy, card), rows in by_row.items():
             print(f"| {strategy} | {card} | {_spread([r[0] for r in rows])} | {_spread([r[1] for r in rows])} |")

@@ -135,7 +135,7 @@ def test_another_machine_needs_the_packages_there_and_not_here(estimator: Any, m
 
 
 def test_a_card_without_a_datasheet_is_planned_for_by_the_most_like_it(estimator: Any) -> None:
-    unknown = Gpu(name="RTX 9999", total_bytes=23 * GIB, free_bytes=23 * GIB, card=Card((8, 6), 82, 1536))
+    unknown = Gpu(name="RTX 9999", total_bytes=23 * GIB, free_bytes=23 * GIB, capability=(8, 6))
     found = choose(Planner(estimator, Workload(), machine(unknown)).candidates())
     assert found is not None and found.fits and found.strategy.device == "cuda"
     assert "no datasheet of RTX 9999" in found.speed_source and found.speed_error == 0.5
@@ -231,8 +231,8 @@ def test_axes_that_exclude_each_other_are_not_planned(estimator: Any) -> None:
 def test_near_a_limit_the_whole_model_is_traced(estimator: Any) -> None:
     """A card with just the memory that the quick prediction names is judged by the exact one."""
     strategy, workload = STRATEGIES["plain"], Workload(seq_len=128)
-    quick = estimator.estimate(strategy, 16, 128, accumulating=False, card=Card((8, 6), 82, 1536))
-    exact = estimator.estimate(strategy, 16, 128, accumulating=False, card=Card((8, 6), 82, 1536), whole=True)
+    quick = estimator.estimate(strategy, 16, 128, accumulating=False, card=machine(card("3090")).card)
+    exact = estimator.estimate(strategy, 16, 128, accumulating=False, card=machine(card("3090")).card, whole=True)
     gpu = card("3090").model_copy(update={"free_bytes": int(quick.device_bytes * 1.03)})
     found = Planner(estimator, workload, machine(gpu)).judge("plain", strategy)
     assert found.micro_batch == 16 and found.memory == exact

@@ -7,7 +7,6 @@ import pytest
 
 from bigqa.engine.sharding import BUCKET_ELEMENTS, MAX_LIVE_PARAMETERS
 from bigqa.memory import estimate, host, scratch
-from bigqa.memory.allocator import CachingAllocator
 from bigqa.memory.cards import Card
 from bigqa.memory.deepspeed import states, with_states
 from bigqa.memory.events import CATEGORIES, Event, Stream, find_peak, live_sizes

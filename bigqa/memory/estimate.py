@@ -170,14 +170,12 @@ class Estimator:
         workspaces = min(2 * workspace_bytes(card), found.by_category["temporaries"])
         parts = {"temporaries": found.by_category["temporaries"] - workspaces, "workspaces": workspaces}
         pinned = (states.pinned_bytes if states else 0) + found.pinned_bytes
+        kept = (states.host_bytes if states else 0) + pinned + found.managed_bytes
         return MemoryEstimate(
             allocated_bytes=allocated,
             reserved_bytes=reserved,
             device_bytes=reserved + CONTEXT_BYTES,
-            host_bytes=host.CUDA_BASELINE_BYTES
-            + max(
-                (states.host_bytes if states else 0) + pinned + found.managed_bytes, host.loading_bytes(strategy, self.num_parameters),
-            ),
+            host_bytes=host.CUDA_BASELINE_BYTES + max(kept, host.loading_bytes(strategy, self.num_parameters)),
             pinned_bytes=pinned,
             managed_bytes=found.managed_bytes,
             disk_bytes=states.disk_bytes if states else 0,
@@ -272,4 +270,3 @@ def _on_cpu(found: Footprint, strategy: Strategy, states: deepspeed.States | Non
         by_category=found.by_category | {"process": resident - found.allocated_bytes},
         largest=found.largest,
     )
-

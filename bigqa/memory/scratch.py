@@ -151,6 +151,10 @@ def _of_embedding_backward(args: tuple[Any, ...], result: Any) -> list[Scratch]:
     return [Scratch("segments", (*result.shape, args[1].numel()))]
 
 
+def _of_packed(args: tuple[Any, ...], result: Any) -> list[Scratch]:
+    return [] if args[0].dtype == torch.float32 else [Scratch("flash", (1,))]
+
+
 def _of_norms(args: tuple[Any, ...], result: Any) -> list[Scratch]:
     """Source: torch, `ForeachReduceOp.cu`: a number for each block of every tensor."""
     tensors: list[Tensor] = args[0]
@@ -161,6 +165,7 @@ def _of_norms(args: tuple[Any, ...], result: Any) -> list[Scratch]:
 _OF: dict[Any, Callable[[tuple[Any, ...], Any], list[Scratch]]] = {
     torch.ops.aten.sum.dim_IntList: _of_sum,
     torch.ops.aten._flash_attention_backward.default: _of_packed_backward,
+    torch.ops.aten._flash_attention_forward.default: _of_packed,
     torch.ops.aten.embedding_dense_backward.default: _of_embedding_backward,
     torch.ops.aten._foreach_norm.Scalar: _of_norms,
 }
