@@ -71,10 +71,10 @@ class StandIn(torch.optim.Optimizer):
             for name in ("exp_avg", "exp_avg_sq"):
                 yield name, torch.zeros_like(parameter, dtype=dtype)
         else:
-            blocks = -(-parameter.numel() // BLOCK)
             for number in ("1", "2"):
                 if self.kind == "paged-adamw8bit" and parameter.numel() >= SMALLEST_PAGED:
                     self.managed_bytes += parameter.numel()
                 else:
                     yield f"state{number}", torch.zeros_like(parameter, dtype=torch.uint8)
-                yield f"absmax{number}", torch.zeros(blocks, dtype=torch.float32)
+            for number in ("1", "2"):
+                yield f"absmax{number}", torch.zeros(-(-parameter.numel() // BLOCK), dtype=torch.float32)
