@@ -47,6 +47,8 @@ class StandIn(torch.optim.Optimizer):
         self.kind = strategy.optimizer
         self.unpacks = strategy.optimizer != "adamw"
         self.managed_bytes = 0
+        # What codes mean, once for each moment (bitsandbytes, `Optimizer2State.init_state`).
+        self.codes = [torch.zeros(256) for _ in range(2)] if self.unpacks and strategy.device == "cuda" else []
         self.kept_elsewhere = strategy.offload_optimizer != "none"
         for group in self.param_groups:
             for parameter in group["params"]:

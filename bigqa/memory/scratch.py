@@ -117,6 +117,11 @@ def beside(func: Any, args: tuple[Any, ...], result: Any) -> list[Scratch]:
     return [] if rule is None else rule(args, result)
 
 
+def ahead(func: Any, args: tuple[Any, ...]) -> list[Scratch]:
+    """Return what an operation holds already when it makes its results."""
+    return _of_norms(args) if func is torch.ops.aten._foreach_norm.Scalar else []
+
+
 def _of_sum(args: tuple[Any, ...], result: Any) -> list[Scratch]:
     reduced, dims = args[0], args[1]
     inner = reduced.ndim - 1
@@ -155,7 +160,7 @@ def _of_packed(args: tuple[Any, ...], result: Any) -> list[Scratch]:
     return [] if args[0].dtype == torch.float32 else [Scratch("flash", (1,))]
 
 
-def _of_norms(args: tuple[Any, ...], result: Any) -> list[Scratch]:
+def _of_norms(args: tuple[Any, ...]) -> list[Scratch]:
     """Source: torch, `ForeachReduceOp.cu`: a number for each block of every tensor."""
     tensors: list[Tensor] = args[0]
     most = max(-(-one.numel() // CHUNK) for one in tensors)
@@ -167,5 +172,4 @@ _OF: dict[Any, Callable[[tuple[Any, ...], Any], list[Scratch]]] = {
     torch.ops.aten._flash_attention_backward.default: _of_packed_backward,
     torch.ops.aten._flash_attention_forward.default: _of_packed,
     torch.ops.aten.embedding_dense_backward.default: _of_embedding_backward,
-    torch.ops.aten._foreach_norm.Scalar: _of_norms,
 }

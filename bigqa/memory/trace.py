@@ -79,6 +79,8 @@ def trace_step(
         gc.collect()
         with torch.device("meta"):
             batch = make_batch()
+            # All of a step's are on a GPU from its start.
+            _others = [make_batch()] if accumulating and recorder.on_gpu else []
         micro_work = recorder.work = Work()
         recorder.phase = "forward" if recorder.on_gpu else recorder.phase  # the loss is made before the pass begins
         with _phases(recorder, parts), _states_of(recorder, optimizers):
@@ -120,13 +122,14 @@ class Recorder(TorchDispatchMode):
         """Run an operation and look at what it made."""
         if self.on_gpu and self._is_added_up(func, args):
             func = torch.ops.aten.add_.Tensor
+        early = [self._begin_scratch(one, "norms") for one in scratch.ahead(func, args)] if self.on_gpu else []
         result, key = shapes.run(func, args, kwargs or {})
         made = sum(self._see(tensor, func) for tensor in self._in_order(func, result))
         self.work.add(func, key, args, result, made)
         if self.on_gpu:
             if func is torch.ops.aten.add_.Tensor and self._gradients:
                 self._see_added(args)
-            self._see_scratch(func, args, result)
+            self._see_scratch(func, args, result, early)
         return result
 
     @classmethod
@@ -208,14 +211,17 @@ class Recorder(TorchDispatchMode):
         if len(numbers) == 2 and numbers[0] in self._gradients:
             self._added_to[numbers[1]] = numbers[0]
 
-    def _see_scratch(self, func: Any, args: tuple[Any, ...], result: Any) -> None:
-        """Write down what an operation holds beside its results: all at once, and freed in the opposite order."""
+    def _see_scratch(self, func: Any, args: tuple[Any, ...], result: Any, early: list[int]) -> None:
+        """Write down what an operation holds beside its results: all at once, and freed in the opposite order.
+
+        `early`: what it had before it made its results.
+        """
         name = func.overloadpacket.__name__
         thread = "backward" if self.phase == "backward" else "main"
         if name in scratch.PRODUCTS and thread not in self._multiplied and self.phase not in BEFORE:
             self._multiplied.add(thread)
             self._begin_scratch(scratch.Scratch("workspace"), "workspace")
-        held = [self._begin_scratch(one, name) for one in scratch.beside(func, args, result)]
+        held = early + [self._begin_scratch(one, name) for one in scratch.beside(func, args, result)]
         self.events.extend(Event(number, 0, self.phase, "") for number in reversed(held))
 
     def _begin_scratch(self, one: scratch.Scratch, name: str) -> int:
