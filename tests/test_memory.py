@@ -15,6 +15,7 @@ from bigqa.memory.whole import whole_footprint
 from bigqa.plan.planner import estimator_for
 from bigqa.strategy import STRATEGIES, Strategy
 from bigqa.tasks.qa import QuestionAnswering
+from bigqa.units import MIB
 
 BERT = {
     "model_type": "bert",
@@ -57,7 +58,9 @@ def test_a_few_layers_and_windows_stand_for_many(estimator: Estimator, name: str
     scaled = estimator.footprint(strategy, batch, 128, accumulating=True)
     stream = whole_trace(estimator, strategy, batch, accumulating=True)
     whole = whole_footprint(stream, made_on_host=strategy.device == "cuda")
-    assert scaled.allocated_bytes == pytest.approx(whole.allocated_bytes, rel=0.005)
+    # What a block holds that is too little to be split off, up to 1 MiB, is no line in the depth.
+    unsplit = MIB if strategy.device == "cuda" else 0
+    assert scaled.allocated_bytes == pytest.approx(whole.allocated_bytes, rel=0.005, abs=unsplit)
     assert scaled.flops == whole.flops
     if strategy.device == "cuda":  # nothing is reserved on a CPU
         # Short of it by two small segments at most: where they decide, the planner traces the whole model.
@@ -192,7 +195,9 @@ def test_dropout_keeps_a_byte_for_each_element_on_a_gpu(estimator: Estimator) ->
 def test_a_timeline_keeps_the_peak(estimator: Estimator) -> None:
     strategy = Strategy(precision="bf16", recompute="full")
     timeline = estimator.timeline(strategy, 4, 128, accumulating=False)
-    assert max(timeline.totals) == estimator.footprint(strategy, 4, 128, accumulating=False).allocated_bytes
+    # Of what blocks hold beyond what was asked for, a timeline knows nothing.
+    allocated = estimator.footprint(strategy, 4, 128, accumulating=False).allocated_bytes
+    assert allocated - MIB <= max(timeline.totals) <= allocated
     assert timeline.phases[0] == "forward" and timeline.phases[-1] == "optimizer"
     assert len(timeline.totals) <= 400
 

@@ -231,8 +231,8 @@ def test_axes_that_exclude_each_other_are_not_planned(estimator: Any) -> None:
 def test_near_a_limit_the_whole_model_is_traced(estimator: Any) -> None:
     """A card with just the memory that the quick prediction names is judged by the exact one."""
     strategy, workload = STRATEGIES["plain"], Workload(seq_len=128)
-    quick = estimator.estimate(strategy, 16, 128, accumulating=False, capability=(8, 6))
-    exact = estimator.estimate(strategy, 16, 128, accumulating=False, capability=(8, 6), whole=True)
+    quick = estimator.estimate(strategy, 16, 128, accumulating=False, card=machine(card("3090")).card)
+    exact = estimator.estimate(strategy, 16, 128, accumulating=False, card=machine(card("3090")).card, whole=True)
     gpu = card("3090").model_copy(update={"free_bytes": int(quick.device_bytes * 1.03)})
     found = Planner(estimator, workload, machine(gpu)).judge("plain", strategy)
     assert found.micro_batch == 16 and found.memory == exact

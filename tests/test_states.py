@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from bigqa.engine.sharding import BUCKET_ELEMENTS, MAX_LIVE_PARAMETERS
-from bigqa.memory import estimate, host
-from bigqa.memory.allocator import CachingAllocator
+from bigqa.memory import estimate, host, scratch
+from bigqa.memory.cards import Card
 from bigqa.memory.deepspeed import states, with_states
 from bigqa.memory.events import CATEGORIES, Event, Stream, find_peak, live_sizes
 from bigqa.memory.scaling import Footprint, NoLineError, Scaling
@@ -92,14 +92,10 @@ def test_bitsandbytes_is_loaded_where_it_is_used() -> None:
     assert beyond(optimizer="adamw8bit") == beyond(adapters="qlora") == 7 + host.BITSANDBYTES_BYTES
 
 
-def test_a_workspace_takes_the_segment_that_the_allocator_gives() -> None:
-    for size in (estimate.WORKSPACE_BYTES, estimate.WORKSPACE_HOPPER_BYTES, 10 * MIB, 10 * MIB - 512, 33 * MIB + 1):
-        allocator = CachingAllocator()
-        allocator.allocate(1, size)
-        assert estimate._segment(size) == allocator.reserved_bytes
+def test_constants_are_those_of_their_sources() -> None:
     # torch's defaults: ":4096:2:16:8" KiB, and 32 MiB on Hopper. A context: as cards were reported, 300 to 500 MiB.
-    assert estimate.WORKSPACE_BYTES == (4096 * 2 + 16 * 8) * 1024
-    assert estimate.WORKSPACE_HOPPER_BYTES == 32 * MIB
+    assert scratch.workspace_bytes(Card((8, 6))) == (4096 * 2 + 16 * 8) * 1024
+    assert scratch.workspace_bytes(Card((9, 0))) == 32 * MIB
     assert 300 * MIB <= estimate.CONTEXT_BYTES <= 500 * MIB
 
 

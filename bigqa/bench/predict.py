@@ -9,6 +9,7 @@ from typing import Any
 
 from bigqa.bench.report import Case, Predicted, RunReport
 from bigqa.machine.hardware import Gpu, Hardware, capped
+from bigqa.memory.cards import A100, Card, card_for
 from bigqa.memory.estimate import Estimator
 from bigqa.models.sources import load_config, resolve
 from bigqa.plan.planner import known_estimator
@@ -42,13 +43,11 @@ class Predictor:
     def of(self, case: Case) -> Predicted:
         """Return what is predicted of a case."""
         gpu = capped(self.gpu, case.cap_bytes) if self.gpu and case.cap_bytes else self.gpu
-        capability = gpu.capability if gpu else (8, 0)
-        return predict(
-            self.estimator(case.model), case, self.rates(case.axes.device), self.hardware.cpu.cores, capability
-        )
+        card = card_for(gpu.name, gpu.capability, gpu.total_bytes) if gpu else A100
+        return predict(self.estimator(case.model), case, self.rates(case.axes.device), self.hardware.cpu.cores, card)
 
 
-def predict(estimator: Estimator, case: Case, rates: Rates, host_cores: int, capability: tuple[int, int]) -> Predicted:
+def predict(estimator: Estimator, case: Case, rates: Rates, host_cores: int, card: Card) -> Predicted:
     """Predict one case."""
     accumulating = case.grad_accum > 1
     memory = estimator.estimate(
@@ -56,11 +55,11 @@ def predict(estimator: Estimator, case: Case, rates: Rates, host_cores: int, cap
         case.micro_batch,
         case.seq_len,
         accumulating=accumulating,
-        capability=capability,
+        card=card,
         whole=case.axes.device == "cuda",
     )
     speed = speed_of(
-        estimator.footprint(case.axes, case.micro_batch, case.seq_len, accumulating=accumulating),
+        estimator.footprint(case.axes, case.micro_batch, case.seq_len, accumulating=accumulating, card=card),
         case.axes,
         rates,
         Shape(
@@ -77,8 +76,9 @@ def predict(estimator: Estimator, case: Case, rates: Rates, host_cores: int, cap
 
 def predict_anew(report: RunReport) -> Predicted:
     """Predict a report's case with the code as it is now."""
-    capability = next((gpu.capability for gpu in report.hardware.gpus if gpu.name == report.gpu), (8, 0))
-    return predict(estimator_of(report), report.case, report.rates, report.hardware.cpu.cores, capability)
+    gpus = [gpu for gpu in report.hardware.gpus if gpu.name == report.gpu]
+    card = card_for(gpus[0].name, gpus[0].capability, gpus[0].total_bytes) if gpus else A100
+    return predict(estimator_of(report), report.case, report.rates, report.hardware.cpu.cores, card)
 
 
 def estimator_of(report: RunReport) -> Estimator:

@@ -18,6 +18,7 @@ if __name__ == "__main__":
 import datasets
 import numpy as np
 import torch
+from torch import nn
 
 from bigqa.bench.meters import DeviceMeter
 from bigqa.bench.report import Case, Measured
@@ -77,6 +78,8 @@ def measure(case: Case, folder: Path) -> Measured:
     figures = Figures(meter, warm_up)
     try:
         with HostWatch(host_memory), meter:
+            # As a run does before it starts: this is also where memory is told to be kept, were there plenty.
+            shortfall(settings, processes)
             fit(training_of(case, settings, processes, figures))
     except Exception as error:
         if not is_out_of_memory(error):
@@ -119,12 +122,18 @@ def settings_of(case: Case, folder: Path) -> Settings:
     )
 
 
-def training_of(case: Case, settings: Settings, processes: Processes, figures: Silent) -> Training:
-    # As a run does before it starts: this is also where memory is told to be kept, were there plenty.
-    shortfall(settings, processes)
+def model_of(case: Case, seed: int) -> nn.Module:
+    """Make a case's model, its weights at random."""
     source = resolve(case.model)
-    config = load_config(source)
-    model = load_model(source.model_copy(update={"has_weights": False}), config, seed=settings.seed)
+    return load_model(source.model_copy(update={"has_weights": False}), load_config(source), seed=seed)
+
+
+def training_of(
+    case: Case, settings: Settings, processes: Processes, figures: Silent, model: nn.Module | None = None
+) -> Training:
+    """Return what `fit` takes; `model`: one that is made already."""
+    model = model_of(case, settings.seed) if model is None else model
+    config: Any = model.config
     takes_types = getattr(config, "type_vocab_size", 0) > 1
     task = QuestionAnswering(getattr(config, "pad_token_id", 0) or 0, takes_types, first_position(config))
     parts = build(model, task, settings, processes)

@@ -48,6 +48,11 @@ class ActivationOffload:
         self._by_address: dict[int, _Kept] = {}
         self._leaving: deque[_Kept] = deque()
 
+    @property
+    def sent(self) -> tuple[int, ...]:
+        """Bytes of each storage that was sent in the last forward pass."""
+        return tuple(kept.num_bytes for kept in self._kept)
+
     @contextlib.contextmanager
     def keeping(self) -> Iterator[None]:
         """Hold around a forward pass, and not around its backward pass."""

@@ -129,10 +129,12 @@ class CachingAllocator:
 
 def peak_reserved(stream: Stream, sizes_bytes: list[int]) -> int:
     """Replay a stream whose allocations have these sizes (0 for frees); return the most bytes reserved."""
-    allocator = CachingAllocator()
+    allocator, nothing = CachingAllocator(), set()
     for event, size in zip(stream.events, sizes_bytes, strict=True):
-        if event.size_bytes:
+        if event.size_bytes and not size:
+            nothing.add(event.storage)
+        elif event.size_bytes:
             allocator.allocate(event.storage, size)
-        else:
+        elif event.storage not in nothing:
             allocator.free(event.storage)
     return allocator.peak_reserved_bytes

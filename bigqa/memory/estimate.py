@@ -15,9 +15,11 @@ from pydantic import BaseModel, ConfigDict
 from bigqa.engine.attention import kernels as attention
 from bigqa.engine.attention.packing import packs_without_data
 from bigqa.memory import deepspeed, host
-from bigqa.memory.events import Stream
+from bigqa.memory.cards import A100, Card
+from bigqa.memory.events import Stream, on_card
 from bigqa.memory.forks import in_forks
 from bigqa.memory.scaling import Footprint, NoLineError, Scaling
+from bigqa.memory.scratch import workspace_bytes
 from bigqa.memory.timeline import Timeline, timeline_of
 from bigqa.memory.trace import trace_step
 from bigqa.memory.whole import whole_footprint
@@ -28,9 +30,6 @@ MIB = 2**20
 CONTEXT_BYTES = 430 * MIB
 """A CUDA context with torch's kernels loaded, as NVML shows it: 300-500 MiB by card and driver. A datasheet has no such
 figure; `bigqa bench` measures it."""
-WORKSPACE_BYTES = 8_519_680
-"""cuBLAS' workspace per handle and stream. Source: torch, `getChosenWorkspaceSize` (4096 KiB x 2 + 16 KiB x 8)."""
-WORKSPACE_HOPPER_BYTES = 32 * MIB
 
 
 Key = tuple[Strategy, int, bool]
@@ -51,6 +50,8 @@ class MemoryEstimate(BaseModel):
     host_bytes: int
     """Resident, pinned memory included."""
     pinned_bytes: int
+    managed_bytes: int = 0
+    """Of paged optimizers' states, beside torch's: on the device as far as there is room, else on the host."""
     disk_bytes: int
     phase: str
     by_category: dict[str, int]
@@ -73,7 +74,7 @@ class Estimator:
         self.make_model = make_model
         self.task = task
         self._scalings: dict[Key, Scaling] = {}
-        self._wholes: dict[tuple[Key, int], Footprint] = {}
+        self._wholes: dict[tuple[Key, int], Stream] = {}
         self._counts: tuple[int, int] | None = None
 
     @property
@@ -93,23 +94,25 @@ class Estimator:
         """Parameters of the largest module that ZeRO-3 gathers at once: a layer, or the embeddings."""
         return self._count()[1]
 
-    def footprint(self, strategy: Strategy, micro_batch: int, seq_len: int, *, accumulating: bool) -> Footprint:
+    def footprint(
+        self, strategy: Strategy, micro_batch: int, seq_len: int, *, accumulating: bool, card: Card = A100
+    ) -> Footprint:
         """Return what one process holds and does in a step of one micro-batch."""
         key = (_traced(strategy), seq_len, accumulating)
         if key not in self._scalings:
             self._scalings[key] = self._scaling(*key)
         try:
-            return self._scalings[key].at(micro_batch)
+            return self._scalings[key].at(micro_batch, card)
         except NoLineError:  # as where only what is large enough is offloaded
-            return self._whole(key, micro_batch)
+            return self._whole(key, micro_batch, card)
 
-    def _whole(self, key: Key, micro_batch: int) -> Footprint:
+    def _whole(self, key: Key, micro_batch: int, card: Card) -> Footprint:
         """Return the footprint of all layers traced at the micro-batch itself."""
+        strategy, seq_len, accumulating = key
         if (key, micro_batch) not in self._wholes:
-            strategy, seq_len, accumulating = key
             stream = self._trace(strategy, int(self.config.num_hidden_layers), micro_batch, seq_len, accumulating)
-            self._wholes[key, micro_batch] = whole_footprint(stream, made_on_host=strategy.device == "cuda")
-        return self._wholes[key, micro_batch]
+            self._wholes[key, micro_batch] = stream
+        return whole_footprint(self._wholes[key, micro_batch], made_on_host=strategy.device == "cuda", card=card)
 
     def trace_ahead(self, wanted: Iterable[tuple[Strategy, int, bool]]) -> None:
         """Make the traces of many (strategy, sequence length, accumulating) at once, on all cores."""
@@ -146,7 +149,7 @@ class Estimator:
         *,
         accumulating: bool,
         world_size: int = 1,
-        capability: tuple[int, int] = (8, 0),
+        card: Card = A100,
         whole: bool = False,
     ) -> MemoryEstimate:
         """Return the peaks of one process.
@@ -154,35 +157,39 @@ class Estimator:
         `whole`: trace all layers, which is exact in what the allocator reserves and takes about a second.
         """
         if whole:
-            found = self._whole((_traced(strategy), seq_len, accumulating), micro_batch)
+            found = self._whole((_traced(strategy), seq_len, accumulating), micro_batch, card)
         else:
-            found = self.footprint(strategy, micro_batch, seq_len, accumulating=accumulating)
+            found = self.footprint(strategy, micro_batch, seq_len, accumulating=accumulating, card=card)
         states = None
         if strategy.needs_deepspeed:
             states = deepspeed.states(strategy, self.num_parameters, self.largest_layer, world_size)
             found = deepspeed.with_states(found, states)
         if strategy.device == "cpu":
             return _on_cpu(found, strategy, states)
-        workspace = WORKSPACE_HOPPER_BYTES if capability >= (9, 0) else WORKSPACE_BYTES
-        allocated, reserved = found.allocated_bytes + workspace, found.reserved_bytes + _segment(workspace)
-        pinned = (states.pinned_bytes if states else 0) + found.offloaded_bytes
+        allocated, reserved = found.allocated_bytes, found.reserved_bytes
+        workspaces = min(2 * workspace_bytes(card), found.by_category["temporaries"])
+        parts = {"temporaries": found.by_category["temporaries"] - workspaces, "workspaces": workspaces}
+        pinned = (states.pinned_bytes if states else 0) + found.pinned_bytes
+        kept = (states.host_bytes if states else 0) + pinned + found.managed_bytes
         return MemoryEstimate(
             allocated_bytes=allocated,
             reserved_bytes=reserved,
             device_bytes=reserved + CONTEXT_BYTES,
-            host_bytes=host.CUDA_BASELINE_BYTES
-            + max((states.host_bytes if states else 0) + pinned, host.loading_bytes(strategy, self.num_parameters)),
+            host_bytes=host.CUDA_BASELINE_BYTES + max(kept, host.loading_bytes(strategy, self.num_parameters)),
             pinned_bytes=pinned,
+            managed_bytes=found.managed_bytes,
             disk_bytes=states.disk_bytes if states else 0,
             phase=found.phase,
-            by_category=found.by_category | {"workspaces": workspace, "context": CONTEXT_BYTES},
+            by_category=found.by_category | parts | {"context": CONTEXT_BYTES},
             largest=found.largest,
         )
 
-    def timeline(self, strategy: Strategy, micro_batch: int, seq_len: int, *, accumulating: bool) -> Timeline:
+    def timeline(
+        self, strategy: Strategy, micro_batch: int, seq_len: int, *, accumulating: bool, card: Card = A100
+    ) -> Timeline:
         """Return the memory of one step over time, of the whole model; DeepSpeed's own states are not in it."""
         stream = self._trace(_traced(strategy), int(self.config.num_hidden_layers), micro_batch, seq_len, accumulating)
-        return timeline_of(stream)
+        return timeline_of(on_card(stream, card))
 
     def _scaling(self, strategy: Strategy, seq_len: int, accumulating: bool) -> Scaling:
         num_layers = int(self.config.num_hidden_layers)
@@ -243,7 +250,7 @@ def _traced(strategy: Strategy) -> Strategy:
     update: dict[str, Any] = {"micro_batch": None, "seq_len": None}
     if strategy.needs_deepspeed:
         update |= {"zero_stage": 0, "offload_optimizer": "none", "offload_parameters": "none", "precision": "bf16-sr"}
-    if strategy.optimizer == "paged-adamw8bit":
+    if strategy.optimizer == "paged-adamw8bit" and strategy.device == "cpu":
         update["optimizer"] = "adamw8bit"
     return strategy.model_copy(update=update)
 
@@ -263,7 +270,3 @@ def _on_cpu(found: Footprint, strategy: Strategy, states: deepspeed.States | Non
         by_category=found.by_category | {"process": resident - found.allocated_bytes},
         largest=found.largest,
     )
-
-
-def _segment(size_bytes: int) -> int:
-    return 20 * MIB if size_bytes < 10 * MIB else -(-size_bytes // (2 * MIB)) * 2 * MIB

@@ -1,11 +1,18 @@
 """Allocations and frees of a training step, as records. In: what a trace saw. Out: a stream that can be replayed."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
+
+from bigqa.memory.cards import Card
+from bigqa.memory.scratch import Scratch
 
 Category = Literal["weights", "gradients", "optimizer", "activations", "temporaries"]
 CATEGORIES: tuple[Category, ...] = ("weights", "gradients", "optimizer", "activations", "temporaries")
+
+
+BEFORE = ("model", "set-up", "states", "ready")
+"""Phases before the first step. For a GPU they pass in host memory, and only what they leave behind counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +27,8 @@ class Event:
     """Allocations one after the other that this one stands for."""
     of_update: bool = False
     """Made by the update, which a step has once."""
+    scratch: Scratch | None = None
+    """Where the size is a rule's: `size_bytes` is then no more than a sign of an allocation."""
 
 
 @dataclass(slots=True)
@@ -43,6 +52,32 @@ class Stream:
     """Read and written once in an optimizer step: norms, clipping, masters."""
     offloaded_bytes: int = 0
     """Activations of one micro-batch that are sent to the host."""
+    offloaded: tuple[int, ...] = ()
+    """Bytes of each of these storages."""
+    managed_bytes: int = 0
+    """Of paged optimizers' states: CUDA's managed memory, which torch does not count."""
+    states: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
+    """Event before which an optimizer steps, and the storages of its states: a first step makes them there."""
+    added_to: dict[int, int] = field(default_factory=dict)
+    """Storage of a gradient -> that of the gradient of an earlier micro-batch that it is added to."""
+
+
+def sizes_on(stream: Stream, card: Card) -> list[int]:
+    """Return the size of each allocation on a card; zero for what it has not, and for frees."""
+    return [event.size_bytes if event.scratch is None else event.scratch.size(card) for event in stream.events]
+
+
+def on_card(stream: Stream, card: Card) -> Stream:
+    """Return a stream with the sizes that a card makes of rules; what it has not is left out."""
+    sizes = {event.storage: event.scratch.size(card) for event in stream.events if event.scratch is not None}
+    if not sizes:
+        return stream
+    events = [
+        replace(event, size_bytes=sizes[event.storage], scratch=None) if event.scratch is not None else event
+        for event in stream.events
+        if sizes.get(event.storage, 1)
+    ]
+    return replace(stream, events=events)
 
 
 @dataclass(frozen=True, slots=True)

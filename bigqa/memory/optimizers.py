@@ -15,6 +15,9 @@ from bigqa.engine.optim.pieces import pieces_of
 from bigqa.engine.optim.rounding import SMALLEST_8BIT, RoundedAdamW, unpack_without_data
 from bigqa.strategy import Strategy
 
+SMALLEST_PAGED = 100_000
+"""Elements. Source: bitsandbytes, `Optimizer8bit.get_state_buffer`."""
+
 
 def stand_in(groups: list[dict[str, Any]], strategy: Strategy) -> torch.optim.Optimizer:
     """Return the optimizer of a trace, its state made: our own one itself, a stand-in for one that needs data."""
@@ -43,6 +46,9 @@ class StandIn(torch.optim.Optimizer):
         super().__init__(groups, {"lr": 0.0})
         self.kind = strategy.optimizer
         self.unpacks = strategy.optimizer != "adamw"
+        self.managed_bytes = 0
+        # What codes mean, once for each moment (bitsandbytes, `Optimizer2State.init_state`).
+        self.codes = [torch.zeros(256) for _ in range(2)] if self.unpacks and strategy.device == "cuda" else []
         self.kept_elsewhere = strategy.offload_optimizer != "none"
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -60,14 +66,17 @@ class StandIn(torch.optim.Optimizer):
     def _state(self, parameter: Tensor) -> Iterator[tuple[str, Tensor]]:
         if self.kept_elsewhere:
             return
+        if self.kind == "adamw":  # as `torch.optim.AdamW` makes them
+            yield "step", torch.zeros((), dtype=torch.float32)
         if self.kind == "adamw" or parameter.numel() < SMALLEST_8BIT:
             dtype = parameter.dtype if self.kind == "adamw" else torch.float32
             for name in ("exp_avg", "exp_avg_sq"):
                 yield name, torch.zeros_like(parameter, dtype=dtype)
-            if self.kind == "adamw":
-                yield "step", torch.zeros((), dtype=torch.float32)
         else:
-            blocks = -(-parameter.numel() // BLOCK)
             for number in ("1", "2"):
-                yield f"state{number}", torch.zeros_like(parameter, dtype=torch.uint8)
-                yield f"absmax{number}", torch.zeros(blocks, dtype=torch.float32)
+                if self.kind == "paged-adamw8bit" and parameter.numel() >= SMALLEST_PAGED:
+                    self.managed_bytes += parameter.numel()
+                else:
+                    yield f"state{number}", torch.zeros_like(parameter, dtype=torch.uint8)
+            for number in ("1", "2"):
+                yield f"absmax{number}", torch.zeros(-(-parameter.numel() // BLOCK), dtype=torch.float32)

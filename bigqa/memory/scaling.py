@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from bigqa.machine.heap import TIGHT_BYTES
-from bigqa.memory.allocator import peak_reserved
-from bigqa.memory.events import CATEGORIES, Stream
+from bigqa.memory.cards import A100, Card
+from bigqa.memory.events import BEFORE, CATEGORIES, Stream
+from bigqa.memory.host import pinned_block
+from bigqa.memory.replay import peaks
 
 Trace = Callable[[int, int], Stream]
 """(layers, micro-batch) -> stream."""
@@ -23,8 +25,6 @@ NUM_LARGEST = 5
 HUGE_PAGE = 2**21
 """Of Linux with pages of 4 KiB. A block begins where it may: what lies around whole huge pages comes in small ones."""
 Vector = np.ndarray[Any, np.dtype[np.int64]]
-BEFORE = ("model", "set-up")
-"""Phases before the first step. For a GPU they pass in host memory, and only what they leave behind counts."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,10 @@ class Footprint:
     step_bytes: int
     offloaded_bytes: int = 0
     """Kept on the host for the backward pass."""
+    pinned_bytes: int = 0
+    """What pinned memory takes for that."""
+    managed_bytes: int = 0
+    """Of paged optimizers' states."""
     batched_flops: int = 0
     """The part of the FLOPs that is attention's."""
     drawn: int = 0
@@ -65,6 +69,8 @@ class _Point:
     """Bytes that are live after each event."""
     phases: dict[str, tuple[int, int]]
     """First event of each phase, and the one after its last."""
+    allocated: int
+    """At most, with what blocks hold that is too little to be split off."""
     reserved: int
     work: tuple[int, ...]
 
@@ -76,7 +82,17 @@ class _Point:
     @property
     def gap(self) -> int:
         """Bytes reserved beyond the allocated peak."""
-        return self.reserved - int(self.live.max())
+        return self.reserved - self.allocated
+
+    @property
+    def unsplit(self) -> int:
+        """Bytes allocated beyond those that were asked for."""
+        return self.allocated - int(self.live[self.first :].max(initial=0))
+
+    @property
+    def first(self) -> int:
+        """The first event of the step itself."""
+        return min((begin for phase, (begin, _) in self.phases.items() if phase not in BEFORE), default=0)
 
 
 class NoLineError(Exception):
@@ -93,23 +109,25 @@ class Scaling:
         self.traced_layers = traced_layers
         self.made_on_host = made_on_host
         self.pairs = [_pair(trace, layers) for layers in traced_layers]
-        self._known: dict[int, Footprint] = {}
+        self._known: dict[tuple[int, Card], Footprint] = {}
 
-    def at(self, micro_batch: int) -> Footprint:
+    def at(self, micro_batch: int, card: Card = A100) -> Footprint:
         """Return the footprint of a micro-batch."""
-        if micro_batch not in self._known:
-            self._known[micro_batch] = self._at(micro_batch)
-        return self._known[micro_batch]
+        if (micro_batch, card) not in self._known:
+            self._known[micro_batch, card] = self._at(micro_batch, card)
+        return self._known[micro_batch, card]
 
-    def _at(self, micro_batch: int) -> Footprint:
+    def _at(self, micro_batch: int, card: Card) -> Footprint:
         # On a CPU nothing is reserved: there is no allocator to replay.
-        low, high = (_point(pair, micro_batch, replayed=self.made_on_host) for pair in self.pairs)
+        low, high = (_point(pair, micro_batch, card, replayed=self.made_on_host) for pair in self.pairs)
         allocated, phase, low_at, high_at = max(
             self._phase_peak(low, high, phase) for phase in high.phases if not (self.made_on_host and phase in BEFORE)
         )
         low_categories, high_categories = (_categories(p, at) for p, at in ((low, low_at), (high, high_at)))
         work = (self._line(a, b) for a, b in zip(low.work, high.work, strict=True))
-        flops, moved, operations, step_bytes, offloaded, batched, drawn, swing, *fresh = work
+        flops, moved, operations, step_bytes, offloaded, batched, drawn, pinned, managed, swing, *fresh = work
+        if self.made_on_host:
+            allocated += max(low.unsplit, high.unsplit)
         return Footprint(
             allocated_bytes=allocated,
             # What is reserved beyond the peak hardly changes with depth: segments are reused from layer to layer.
@@ -122,6 +140,8 @@ class Scaling:
             operations=operations,
             step_bytes=step_bytes,
             offloaded_bytes=offloaded,
+            pinned_bytes=pinned,
+            managed_bytes=managed,
             batched_flops=batched,
             drawn=drawn,
             swing_bytes=swing,
@@ -175,8 +195,8 @@ def _middle(low: _Point, high: _Point, inside: tuple[int, int], other: tuple[int
     return [(at, other_at)] if low.marks[at] == high.marks[other_at] else []
 
 
-def _point(pair: list[Stream], micro_batch: int, *, replayed: bool) -> _Point:
-    stream, exact = pair[0], _sizes(pair, micro_batch)
+def _point(pair: list[Stream], micro_batch: int, card: Card, *, replayed: bool) -> _Point:
+    stream, exact = pair[0], _sizes(pair, micro_batch, card)
     size_of: dict[int, int] = {}
     sizes = -(-exact // ROUNDING) * ROUNDING
     for index, event in enumerate(stream.events):
@@ -188,23 +208,33 @@ def _point(pair: list[Stream], micro_batch: int, *, replayed: bool) -> _Point:
     names = [event.phase for event in stream.events]
     phases = {name: (names.index(name), len(names) - names[::-1].index(name)) for name in dict.fromkeys(names)}
     live = np.cumsum(sizes * signs)
+    allocated, reserved = peaks(stream, exact.tolist()) if replayed else (int(live.max()),) * 2
     return _Point(
         stream=stream,
         sizes=sizes,
         live=live,
         phases=phases,
-        reserved=peak_reserved(stream, exact.tolist()) if replayed else int(live.max()),
+        allocated=allocated,
+        reserved=reserved,
         work=(*_work(pair, micro_batch), _swing(live, phases), *_fresh(pair, exact, micro_batch)),
     )
 
 
-def _sizes(pair: list[Stream], micro_batch: int) -> Vector:
-    """Return the size of each allocation at a micro-batch: a line through two traces."""
+def _sizes(pair: list[Stream], micro_batch: int, card: Card) -> Vector:
+    """Return the size of each allocation at a micro-batch: a line through two traces, or what a rule makes of lines."""
     first, second = (np.array([event.size_bytes for event in stream.events], np.int64) for stream in pair)
     if len(first) != len(second):
         raise NoLineError("the events of a step depend on the micro-batch")
     sizes = first + (second - first) * (micro_batch - BATCHES[0])
-    return np.where(first > 0, np.maximum(sizes, 1), 0)
+    sizes = np.where(first > 0, np.maximum(sizes, 1), 0)
+    for index, event in enumerate(pair[0].events):
+        if event.scratch is not None:
+            other = pair[1].events[index].scratch
+            assert other is not None
+            lines = zip(event.scratch.shape, other.shape, strict=True)
+            shape = tuple(a + (b - a) * (micro_batch - BATCHES[0]) for a, b in lines)
+            sizes[index] = event.scratch.size(card, shape)
+    return sizes
 
 
 def _live_events(point: _Point, at: int) -> dict[int, int]:
@@ -247,7 +277,16 @@ def _work(pair: list[Stream], micro_batch: int) -> tuple[int, ...]:
         line(a.offloaded_bytes, b.offloaded_bytes),
         line(a.batched_flops, b.batched_flops),
         line(a.drawn, b.drawn),
+        _pinned(a.offloaded, b.offloaded, micro_batch),
+        a.managed_bytes,
     )
+
+
+def _pinned(first: tuple[int, ...], second: tuple[int, ...], micro_batch: int) -> int:
+    """Return what pinned memory takes for what is sent to the host at a micro-batch."""
+    if len(first) != len(second):
+        raise NoLineError("what is sent to the host depends on the micro-batch")
+    return sum(pinned_block(a + (b - a) * (micro_batch - BATCHES[0])) for a, b in zip(first, second, strict=True))
 
 
 def _fresh(pair: list[Stream], sizes: Vector, micro_batch: int) -> list[int]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bigqa.memory.events import CATEGORIES, Stream
+from bigqa.memory.events import BEFORE, CATEGORIES, Stream
 
 ROUNDING = 512
 
@@ -37,7 +37,7 @@ def timeline_of(stream: Stream, num_points: int = 400) -> Timeline:
         else:
             changes[index, column] = -sizes.pop(event.storage)
     live = changes.cumsum(axis=0)
-    begin = next((i for i, e in enumerate(stream.events) if e.phase not in ("model", "set-up")), len(stream.events) - 1)
+    begin = next((i for i, e in enumerate(stream.events) if e.phase not in BEFORE), len(stream.events) - 1)
     edges = np.linspace(begin, len(stream.events), min(num_points, len(stream.events) - begin) + 1).astype(int)
     totals = live.sum(axis=1)
     worst = [a + int(totals[a:b].argmax()) for a, b in itertools.pairwise(edges.tolist())]

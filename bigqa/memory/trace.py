@@ -8,7 +8,7 @@ named by the engine (see `engine.attention`), and dropout is turned into the for
 import contextlib
 import gc
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -21,8 +21,8 @@ from bigqa.engine.build import change, make_offload, make_update
 from bigqa.engine.loop.step import Parts, train_step
 from bigqa.engine.optim.optimizers import parameter_groups, undecayed_names
 from bigqa.engine.quantized import QuantizedLinear
-from bigqa.memory import shapes
-from bigqa.memory.events import Category, Event, Stream
+from bigqa.memory import scratch, shapes
+from bigqa.memory.events import BEFORE, Category, Event, Stream
 from bigqa.memory.optimizers import stand_in, state_tensors
 from bigqa.memory.work import Work
 from bigqa.strategy import Strategy
@@ -43,7 +43,7 @@ def trace_step(
     the step instead of by a step before it, which leaves one pass to trace. `make_model` and `make_batch` are
     called on the meta device.
     """
-    recorder = Recorder()
+    recorder = Recorder(on_gpu=strategy.device == "cuda")
     with (
         _collected_on_demand(),
         attention.standing_in_for(strategy.device),
@@ -61,11 +61,14 @@ def trace_step(
             optimizers.append(stand_in(groups, strategy))
             return optimizers[-1]
 
+        recorder.phase = "states" if recorder.on_gpu else "set-up"
         groups = parameter_groups(weights.masters, undecayed, 0.01)
         update = make_update(model, strategy, weights, make, groups=groups, clip=1.0)
+        recorder.phase = "ready" if recorder.on_gpu else "set-up"
         if accumulating:
             for parameter in model.parameters():
                 parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+            recorder.find_added([p.grad for p in model.parameters() if p.grad is not None])
         recorder.mark("weights", [*model.parameters(), *model.buffers()])
         packed = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
         recorder.mark("weights", [tensor for module in packed for tensor in module.state_tensors()])
@@ -76,20 +79,26 @@ def trace_step(
         gc.collect()
         with torch.device("meta"):
             batch = make_batch()
+            # All of a step's are on a GPU from its start.
+            _others = [make_batch()] if accumulating and recorder.on_gpu else []
         micro_work = recorder.work = Work()
-        with _phases(recorder, parts):
+        recorder.phase = "forward" if recorder.on_gpu else recorder.phase  # the loss is made before the pass begins
+        with _phases(recorder, parts), _states_of(recorder, optimizers):
             train_step(parts, [batch], 1)
         recorder.closed = True
     stream = recorder.stream(micro_work)
     stream.offloaded_bytes = 0 if offload is None else offload.host_bytes
+    stream.offloaded = () if offload is None else offload.sent
+    stream.managed_bytes = sum(getattr(optimizer, "managed_bytes", 0) for optimizer in optimizers)
     return stream
 
 
 class Recorder(TorchDispatchMode):
     """Writes down the birth and the end of every storage, and counts the work of the operations."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, on_gpu: bool = False) -> None:
         super().__init__()
+        self.on_gpu = on_gpu
         self.phase = "model"
         self.events: list[Event] = []
         self.categories: dict[int, Category] = {}
@@ -98,17 +107,29 @@ class Recorder(TorchDispatchMode):
         """Whether what runs is the update's."""
         self.closed = False
         """Set at the step's end: what is dropped afterwards is no part of it."""
+        self.states: list[tuple[int, tuple[int, ...]]] = []
+        self._gradients: set[int] = set()
+        self._added_to: dict[int, int] = {}
         self._known: dict[int, int] = {}
         self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self._count = 0
+        self._multiplied: set[str] = set()
+        """Threads that have a workspace of cuBLAS: it is never given back."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run an operation and look at what it made."""
+        if self.on_gpu and self._is_added_up(func, args):
+            func = torch.ops.aten.add_.Tensor
+        early = [self._begin_scratch(one, "norms") for one in scratch.ahead(func, args)] if self.on_gpu else []
         result, key = shapes.run(func, args, kwargs or {})
-        made = sum(self._see(tensor, func) for tensor in shapes.tensors_in(result))
+        made = sum(self._see(tensor, func) for tensor in self._in_order(func, result))
         self.work.add(func, key, args, result, made)
+        if self.on_gpu:
+            if func is torch.ops.aten.add_.Tensor and self._gradients:
+                self._see_added(args)
+            self._see_scratch(func, args, result, early)
         return result
 
     @classmethod
@@ -122,6 +143,15 @@ class Recorder(TorchDispatchMode):
             number = self._known.get(tensor.untyped_storage()._cdata)
             if number is not None:
                 self.categories[number] = category
+
+    def find_added(self, gradients: list[Tensor]) -> None:
+        """Note from now on what is added to gradients of an earlier micro-batch."""
+        self._gradients = set(self.numbers(gradients))
+
+    def numbers(self, tensors: Iterable[Tensor]) -> list[int]:
+        """Return the storages of tensors."""
+        found = (self._known.get(tensor.untyped_storage()._cdata) for tensor in tensors)
+        return [number for number in found if number is not None]
 
     def stream(self, work: Work) -> Stream:
         """Return what was seen."""
@@ -137,6 +167,8 @@ class Recorder(TorchDispatchMode):
             moved_bytes=work.moved_bytes,
             operations=work.operations,
             step_bytes=self.work.moved_bytes,
+            states=self.states,
+            added_to=self._added_to,
         )
 
     def _see(self, tensor: Tensor, func: Any) -> int:
@@ -154,6 +186,48 @@ class Recorder(TorchDispatchMode):
         # Half the price of `weakref.finalize`; the reference must be kept for its callback to come.
         self._alive[number] = weakref.ref(storage, lambda _: self._end(key, number))
         return size_bytes
+
+    def _is_added_up(self, func: Any, args: tuple[Any, ...]) -> bool:
+        """Whether autograd, which adds gradients of one tensor up, would do so in place.
+
+        Source: torch, `input_buffer.cpp`, `accumulate`: where it holds the last reference, and not under a dispatch
+        mode such as this one. What is left of a storage's references here is the tensor's and the one looked through.
+        """
+        if func is not torch.ops.aten.add.Tensor or self.phase != "backward" or torch.is_grad_enabled():
+            return False
+        first, second = args[:2]
+        if not isinstance(second, Tensor) or first.shape != second.shape or not first.is_contiguous():
+            return False
+        storage = first.untyped_storage()
+        return storage.nbytes() == first.nbytes and torch._C._storage_Use_Count(storage._cdata) <= 2
+
+    def _in_order(self, func: Any, result: Any) -> Iterator[Tensor]:
+        """Yield what an operation made, in the order in which it does: CUDA's dropout has its mask first."""
+        made = shapes.tensors_in(result)
+        return reversed(list(made)) if func is torch.ops.aten.native_dropout.default else made  # type: ignore[return-value]
+
+    def _see_added(self, args: tuple[Any, ...]) -> None:
+        numbers = self.numbers(shapes.tensors_in(args))
+        if len(numbers) == 2 and numbers[0] in self._gradients:
+            self._added_to[numbers[1]] = numbers[0]
+
+    def _see_scratch(self, func: Any, args: tuple[Any, ...], result: Any, early: list[int]) -> None:
+        """Write down what an operation holds beside its results: all at once, and freed in the opposite order.
+
+        `early`: what it had before it made its results.
+        """
+        name = func.overloadpacket.__name__
+        thread = "backward" if self.phase == "backward" else "main"
+        if name in scratch.PRODUCTS and thread not in self._multiplied and self.phase not in BEFORE:
+            self._multiplied.add(thread)
+            self._begin_scratch(scratch.Scratch("workspace"), "workspace")
+        held = early + [self._begin_scratch(one, name) for one in scratch.beside(func, args, result)]
+        self.events.extend(Event(number, 0, self.phase, "") for number in reversed(held))
+
+    def _begin_scratch(self, one: scratch.Scratch, name: str) -> int:
+        self._count += 1
+        self.events.append(Event(self._count, 1, self.phase, name, of_update=self.updating, scratch=one))
+        return self._count
 
     def _end(self, key: int, number: int) -> None:
         del self._alive[number]
@@ -225,6 +299,27 @@ def _phases(recorder: Recorder, parts: Parts) -> Iterator[None]:
     finally:
         del update.step, weights.gather_gradients, optimizer.step, task.loss_sum
         vars(update).pop("release", None)
+
+
+@contextlib.contextmanager
+def _states_of(recorder: Recorder, optimizers: list[torch.optim.Optimizer]) -> Iterator[None]:
+    """Note when each optimizer steps, which is when a first step makes its states."""
+
+    def noted(optimizer: torch.optim.Optimizer, step: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any, **options: Any) -> Any:
+            recorder.states.append((len(recorder.events), tuple(recorder.numbers(state_tensors(optimizer)))))
+            return step(*args, **options)
+
+        return wrapped
+
+    steps = [optimizer.step for optimizer in optimizers]
+    for optimizer, step in zip(optimizers, steps, strict=True):
+        optimizer.step = noted(optimizer, step)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for optimizer, step in zip(optimizers, steps, strict=True):
+            optimizer.step = step  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager

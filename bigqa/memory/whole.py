@@ -3,19 +3,22 @@
 In: a stream at full depth. Out: a `Footprint`. For candidates so near a limit that fragmentation decides.
 """
 
-from bigqa.memory.allocator import peak_reserved
-from bigqa.memory.events import Event, Stream, find_peak
-from bigqa.memory.scaling import BEFORE, Footprint
+from bigqa.memory.cards import A100, Card
+from bigqa.memory.events import BEFORE, Event, Stream, find_peak, on_card, sizes_on
+from bigqa.memory.host import pinned_block
+from bigqa.memory.replay import peaks
+from bigqa.memory.scaling import Footprint
 
 
-def whole_footprint(stream: Stream, *, made_on_host: bool) -> Footprint:
+def whole_footprint(stream: Stream, *, made_on_host: bool, card: Card = A100) -> Footprint:
     """Return what a traced step holds and does."""
-    events = _on_device(stream.events) if made_on_host else stream.events
-    device = Stream(events=events, categories=stream.categories)
-    peak = find_peak(device)
+    resolved = on_card(stream, card)
+    events = _on_device(resolved.events) if made_on_host else resolved.events
+    peak = find_peak(Stream(events=events, categories=stream.categories))
+    allocated, reserved = peaks(stream, sizes_on(stream, card)) if made_on_host else (peak.total_bytes,) * 2
     return Footprint(
-        allocated_bytes=peak.total_bytes,
-        reserved_bytes=peak_reserved(device, [event.size_bytes for event in events]),
+        allocated_bytes=allocated,
+        reserved_bytes=reserved,
         phase=peak.phase,
         by_category=peak.by_category,
         largest=peak.largest,
@@ -25,6 +28,8 @@ def whole_footprint(stream: Stream, *, made_on_host: bool) -> Footprint:
         operations=stream.operations,
         step_bytes=stream.step_bytes,
         offloaded_bytes=stream.offloaded_bytes,
+        pinned_bytes=sum(map(pinned_block, stream.offloaded)),
+        managed_bytes=stream.managed_bytes,
     )
 
 

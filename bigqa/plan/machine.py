@@ -6,6 +6,7 @@ from pydantic import Field
 
 from bigqa.engine.build import not_together
 from bigqa.machine.hardware import Gpu, Hardware, Record
+from bigqa.memory.cards import A100, Card, card_for
 from bigqa.memory.estimate import MemoryEstimate
 from bigqa.speed.calibration import kept_rates
 from bigqa.speed.throughput import Rates
@@ -47,6 +48,11 @@ class Machine(Record):
     def world_size(self) -> int:
         """Processes, one per GPU."""
         return self.num_gpus * self.num_nodes
+
+    @property
+    def card(self) -> Card:
+        """What of its card torch's memory hangs on."""
+        return card_for(self.gpu.name, self.gpu.capability, self.gpu.total_bytes) if self.gpu else A100
 
     def processes(self, strategy: Strategy) -> int:
         """Return how many a strategy runs in: on a machine with GPUs, what is left to the CPU runs as one."""

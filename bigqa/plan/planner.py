@@ -156,7 +156,9 @@ class Planner:
             host_cores=self.machine.host_cores,
             keeps_memory=heap.plenty(memory.host_bytes, self.machine.host_bytes),
         )
-        work = self.estimator.footprint(strategy, micro_batch, seq_len, accumulating=known["grad_accum"] > 1)
+        work = self.estimator.footprint(
+            strategy, micro_batch, seq_len, accumulating=known["grad_accum"] > 1, card=self.machine.card
+        )
         speed = speed_of(work, strategy, rates, shape).samples_per_s
         return Candidate(
             **known,
@@ -177,7 +179,7 @@ class Planner:
                 seq_len,
                 accumulating=accumulating,
                 world_size=self.machine.processes(strategy),
-                capability=self.machine.gpu.capability if self.machine.gpu else (8, 0),
+                card=self.machine.card,
                 whole=whole,
             )
 

@@ -71,6 +71,7 @@ class RoundedAdamW(torch.optim.Optimizer):
             step = self._step_8bit if "state1" in state else self._step_bf16
             step(group, state, piece, exact, exact_gradient)
             self._round(exact, weights[piece])
+            del exact, exact_gradient  # else they are held while the next piece's are made
 
     def _step_bf16(self, group: dict[str, Any], state: dict[str, Any], piece: slice, weight: Tensor, g: Tensor) -> None:
         kept = [state[name].view(-1)[piece] for name in NAMES]

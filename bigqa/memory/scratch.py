@@ -1,0 +1,175 @@
+"""What CUDA operations hold beside their results, which tensors without data do not show. In: operations. Out: bytes.
+
+Some of it is a line in the micro-batch and known in the trace; torch's reductions ask the card for its multiprocessors
+and step from one size to the next, so they are worked out later, for a micro-batch and a card, from the shape that
+they reduce. Each rule follows the host code of torch that it names.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bigqa.memory.cards import Card
+
+MIB = 2**20
+WORKSPACE_BYTES = 8_519_680
+"""cuBLAS' workspace per handle and stream. Source: torch, `getChosenWorkspaceSize` (4096 KiB x 2 + 16 KiB x 8)."""
+WORKSPACE_HOPPER_BYTES = 32 * MIB
+CHUNK = 65536
+"""Elements of a block of torch's multi-tensor kernels (`MultiTensorApply.cuh`, `kChunkSize`)."""
+FEW_INDICES, ROWS_PER_THREAD, WARP = 3072, 10, 32
+TURN_BYTES = 64 * 64 * 4 + 16
+"""fp32 values of 64 queries, a lock and a counter."""
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """An allocation whose size is a rule's."""
+
+    rule: str
+    shape: tuple[int, ...] = ()
+    """Each number a line in the micro-batch."""
+
+    def size(self, card: Card, shape: tuple[int, ...] | None = None) -> int:
+        """Return its bytes; none: there is no such allocation."""
+        return RULES[self.rule](card, *(self.shape if shape is None else shape))
+
+
+def reduction_bytes(card: Card, outputs: int, inputs: int) -> int:
+    """Return the buffer of a sum over rows, fp32 inside, that blocks share out among them; none: each has its own.
+
+    Source: torch, `Reduce.cuh`, `ReduceConfig::global_memory_size`.
+    """
+    blocks, _, lanes = _shared_out(card, outputs, inputs)
+    return 4 * outputs * blocks * lanes if blocks > 1 else 0
+
+
+def semaphore_bytes(card: Card, outputs: int, inputs: int) -> int:
+    """Return what tells the blocks of such a sum which of them is the last (`ReduceConfig::semaphore_size`)."""
+    blocks, grid, _ = _shared_out(card, outputs, inputs)
+    return 4 * grid if blocks > 1 else 0
+
+
+def _shared_out(card: Card, outputs: int, inputs: int) -> tuple[int, int, int]:
+    """Return blocks for each output, blocks beside each other, and outputs of a block.
+
+    Source: torch, `Reduce.cuh`, `setReduceConfig`, where what is reduced is not what lies together in memory.
+    """
+    vector = next(size for size in (4, 2, 1) if outputs % size == 0)
+    most = 512 // vector
+    width = min(_power(outputs // vector, most), 32)
+    height = min(_power(inputs, most), most // width)
+    width = min(_power(outputs // vector, most), most // height)
+    step_input, step_output = 1, width
+    values = inputs
+    splits = values >= min(height * 16, 256)
+    if splits:
+        step_input *= height
+    else:
+        step_output *= height
+    values = -(-inputs // step_input)
+    grid = -(-(outputs // vector) // step_output)
+    target = card.multiprocessors * (card.threads // (width * height))
+    if not splits or values < 256 or grid > target:
+        return 1, grid, width * vector
+    return max(min(-(-target // grid), -(-values // 16)), -(-values // 256)), grid, width * vector
+
+
+def _power(number: int, most: int) -> int:
+    """Return the largest power of two that is no more than the number, or the most."""
+    return 1 << max(0, number.bit_length() - 1) if number < most else most
+
+
+def segment_bytes(card: Card, rows: int, size: int, indices: int) -> int:
+    """Return the sums of parts of each row's gradients, in the backward pass of an embedding; few indices need none.
+
+    Source: torch, `Embedding.cu`, `embedding_dense_backward_cuda`, and `EmbeddingBackwardKernel.cu`, where the number
+    of parts is bounded by that of rows and of indices (`NROWS_PER_THREAD`), not read from the device.
+    """
+    if indices <= FEW_INDICES:
+        return 0
+    return 4 * -(-size // WARP) * WARP * (indices // ROWS_PER_THREAD + min(rows, indices))
+
+
+def workspace_bytes(card: Card) -> int:
+    """Return cuBLAS' workspace of one thread."""
+    return WORKSPACE_HOPPER_BYTES if card.capability >= (9, 0) else WORKSPACE_BYTES
+
+
+RULES: dict[str, Callable[..., int]] = {
+    "reduction": reduction_bytes,
+    "semaphores": semaphore_bytes,
+    "segments": segment_bytes,
+    "workspace": workspace_bytes,
+    "flash": lambda card, size: size if card.capability >= (8, 0) else 0,
+    "efficient": lambda card, size, always: size if always or card.capability < (8, 0) else 0,
+    "bytes": lambda card, size: size,
+}
+PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "_addmm_activation"}
+
+
+def beside(func: Any, args: tuple[Any, ...], result: Any) -> list[Scratch]:
+    """Return what an operation holds while it runs."""
+    rule = _OF.get(func)
+    return [] if rule is None else rule(args, result)
+
+
+def ahead(func: Any, args: tuple[Any, ...]) -> list[Scratch]:
+    """Return what an operation holds already when it makes its results."""
+    return _of_norms(args) if func is torch.ops.aten._foreach_norm.Scalar else []
+
+
+def _of_sum(args: tuple[Any, ...], result: Any) -> list[Scratch]:
+    reduced, dims = args[0], args[1]
+    inner = reduced.ndim - 1
+    if not dims or not reduced.is_contiguous() or inner in (dim % reduced.ndim for dim in dims):
+        return []
+    rest = result.numel()
+    shape = (rest, reduced.numel() // rest)
+    return [Scratch("reduction", shape), Scratch("semaphores", shape)]
+
+
+def _of_packed_backward(args: tuple[Any, ...], result: Any) -> list[Scratch]:
+    """Return what flash attention's backward pass holds, and what the memory-efficient kernel's where a card has that.
+
+    Sources: torch, `flash_api.cpp`, `mha_varlen_bwd`: sums of scores, and the gradient of the queries in fp32.
+    `attention_backward.cu`, `_efficient_attention_backward`: sums of each row, and in low precision what blocks of 64
+    queries add to by turns (`mem_eff_attention/kernel_backward.h`, `GradQTempStorage`).
+    """
+    query, ends, longest = args[1], args[6], args[8]
+    tokens, heads, size = query.shape
+    windows, low = ends.shape[0] - 1, query.dtype != torch.float32
+    sums = Scratch("efficient", (4 * heads * tokens, 1))
+    if not low:
+        return [sums]
+    rows = tokens + 128 * windows
+    rounded = -(-size // 32) * 32 if size <= 128 else -(-size // 64) * 64
+    blocks = heads * windows * -(-longest // 64) * -(-size // 64)
+    held = [Scratch("flash", (4 * heads * rows,)), Scratch("flash", (4 * heads * rows * rounded,))]
+    return [*held, Scratch("efficient", (4 * heads * tokens, 0)), Scratch("efficient", (blocks * TURN_BYTES, 0))]
+
+
+def _of_embedding_backward(args: tuple[Any, ...], result: Any) -> list[Scratch]:
+    return [Scratch("segments", (*result.shape, args[1].numel()))]
+
+
+def _of_packed(args: tuple[Any, ...], result: Any) -> list[Scratch]:
+    return [] if args[0].dtype == torch.float32 else [Scratch("flash", (1,))]
+
+
+def _of_norms(args: tuple[Any, ...]) -> list[Scratch]:
+    """Source: torch, `ForeachReduceOp.cu`: a number for each block of every tensor."""
+    tensors: list[Tensor] = args[0]
+    most = max(-(-one.numel() // CHUNK) for one in tensors)
+    return [Scratch("bytes", (4 * len(tensors) * most,))]
+
+
+_OF: dict[Any, Callable[[tuple[Any, ...], Any], list[Scratch]]] = {
+    torch.ops.aten.sum.dim_IntList: _of_sum,
+    torch.ops.aten._flash_attention_backward.default: _of_packed_backward,
+    torch.ops.aten._flash_attention_forward.default: _of_packed,
+    torch.ops.aten.embedding_dense_backward.default: _of_embedding_backward,
+}
