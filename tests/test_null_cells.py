@@ -87,7 +87,7 @@ SMALL = pytest.param(
     "enliple-small",
     marks=pytest.mark.xfail(
         strict=True,
-        reason="cells of 60 to 300 MB: QLoRA's unpacked weights, and single segments of 2 MiB (up to 3% of such a cell)",
+        reason="cells of 60 to 300 MB: QLoRA's unpacked weights, and a segment of 2 MiB, up to 3% of a cell",
     ),
 )
 OTHERS = [model for model in SAMPLE if model != "enliple-small"]
