@@ -22,6 +22,7 @@ from bigqa.engine.loop.step import Parts, train_step
 from bigqa.engine.optim.optimizers import parameter_groups, undecayed_names
 from bigqa.engine.quantized import QuantizedLinear
 from bigqa.memory import scratch, shapes
+from bigqa.memory.conditions import collected_on_demand, dropout_of
 from bigqa.memory.events import BEFORE, Category, Event, Stream
 from bigqa.memory.optimizers import stand_in, state_tensors
 from bigqa.memory.work import Work
@@ -45,9 +46,9 @@ def trace_step(
     """
     recorder = Recorder(on_gpu=strategy.device == "cuda")
     with (
-        _collected_on_demand(),
+        collected_on_demand(),
         attention.standing_in_for(strategy.device),
-        _dropout_of(strategy.device),
+        dropout_of(strategy.device),
         recorder,
     ):
         with torch.device("meta"):
@@ -69,11 +70,7 @@ def trace_step(
             for parameter in model.parameters():
                 parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
             recorder.find_added([p.grad for p in model.parameters() if p.grad is not None])
-        recorder.mark("weights", [*model.parameters(), *model.buffers()])
-        packed = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
-        recorder.mark("weights", [tensor for module in packed for tensor in module.state_tensors()])
-        recorder.mark("optimizer", [tensor for optimizer in optimizers for tensor in state_tensors(optimizer)])
-        recorder.mark("optimizer", weights.masters.values() if weights.has_masters else [])
+        _mark(recorder, model, optimizers, weights.masters.values() if weights.has_masters else [])
         offload = make_offload(model, strategy)
         parts = Parts(model=model, update=update, task=task, offload=offload)
         gc.collect()
@@ -91,6 +88,17 @@ def trace_step(
     stream.offloaded = () if offload is None else offload.sent
     stream.managed_bytes = sum(getattr(optimizer, "managed_bytes", 0) for optimizer in optimizers)
     return stream
+
+
+def _mark(
+    recorder: "Recorder", model: nn.Module, optimizers: list[torch.optim.Optimizer], masters: Iterable[Tensor]
+) -> None:
+    """Say what the tensors of a step are for that are there before it."""
+    recorder.mark("weights", [*model.parameters(), *model.buffers()])
+    packed = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
+    recorder.mark("weights", [tensor for module in packed for tensor in module.state_tensors()])
+    recorder.mark("optimizer", [tensor for optimizer in optimizers for tensor in state_tensors(optimizer)])
+    recorder.mark("optimizer", masters)
 
 
 class Recorder(TorchDispatchMode):
@@ -237,23 +245,6 @@ class Recorder(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def _dropout_of(device_type: str) -> Iterator[None]:
-    """Keep a mask of one byte per element, as CUDA's dropout does; the plain form multiplies by a float mask.
-
-    A `TorchFunctionMode` would do as well, at a third of the trace's time.
-    """
-    if device_type != "cuda":
-        yield
-        return
-    functions = torch._VF
-    functions.dropout = lambda *args: torch.native_dropout(*args)[0]  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        del functions.dropout  # type: ignore[attr-defined]
-
-
-@contextlib.contextmanager
 def _phases(recorder: Recorder, parts: Parts) -> Iterator[None]:
     """Name the phases of a step by hooks on its parts, so that the step itself stays as it is."""
     update, weights, optimizer, task = parts.update, parts.update.weights, parts.update.optimizer, parts.task
@@ -320,20 +311,6 @@ def _states_of(recorder: Recorder, optimizers: list[torch.optim.Optimizer]) -> I
     finally:
         for optimizer, step in zip(optimizers, steps, strict=True):
             optimizer.step = step  # type: ignore[method-assign]
-
-
-@contextlib.contextmanager
-def _collected_on_demand() -> Iterator[None]:
-    """Keep Python's collector from freeing at a moment of its own: two traces of one step must be alike."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    gc.freeze()  # what is there already is none of the trace's, and would make its one collection slow
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-        if was_enabled:
-            gc.enable()
 
 
 def _find_activations(events: list[Event], categories: dict[int, Category]) -> None:

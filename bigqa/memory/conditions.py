@@ -1,0 +1,38 @@
+"""What is otherwise while a step is traced: dropout as the real device has it, and no collector of its own time."""
+
+import contextlib
+import gc
+from collections.abc import Iterator
+
+import torch
+
+
+@contextlib.contextmanager
+def dropout_of(device_type: str) -> Iterator[None]:
+    """Keep a mask of one byte per element, as CUDA's dropout does; the plain form multiplies by a float mask.
+
+    A `TorchFunctionMode` would do as well, at a third of the trace's time.
+    """
+    if device_type != "cuda":
+        yield
+        return
+    functions = torch._VF
+    functions.dropout = lambda *args: torch.native_dropout(*args)[0]  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        del functions.dropout  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def collected_on_demand() -> Iterator[None]:
+    """Keep Python's collector from freeing at a moment of its own: two traces of one step must be alike."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    gc.freeze()  # what is there already is none of the trace's, and would make its one collection slow
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        if was_enabled:
+            gc.enable()
