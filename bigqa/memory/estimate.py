@@ -168,7 +168,9 @@ class Estimator:
             return _on_cpu(found, strategy, states)
         allocated, reserved = found.allocated_bytes, found.reserved_bytes
         workspaces = min(2 * workspace_bytes(card), found.by_category["temporaries"])
-        parts = {"temporaries": found.by_category["temporaries"] - workspaces, "workspaces": workspaces}
+        # What torch leaves unsplit at the end of a block counts as allocated, and is nobody's.
+        unsplit = allocated - sum(found.by_category.values())
+        parts = {"temporaries": found.by_category["temporaries"] - workspaces + unsplit, "workspaces": workspaces}
         pinned = (states.pinned_bytes if states else 0) + found.pinned_bytes
         kept = (states.host_bytes if states else 0) + pinned + found.managed_bytes
         return MemoryEstimate(
