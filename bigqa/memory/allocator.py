@@ -8,8 +8,6 @@ segment of their own, rounded to 2 MiB. The smallest free block that fits is tak
 from bisect import bisect_left, insort
 from dataclasses import dataclass
 
-from bigqa.memory.events import Stream
-
 MIB = 2**20
 MIN_BLOCK = 512
 SMALL_SIZE = 1 * MIB
@@ -125,16 +123,3 @@ class CachingAllocator:
     def _forget(self, block: Block) -> None:
         pool = self._free[block.small]
         pool.pop(bisect_left(pool, (block.size, block.address)))
-
-
-def peak_reserved(stream: Stream, sizes_bytes: list[int]) -> int:
-    """Replay a stream whose allocations have these sizes (0 for frees); return the most bytes reserved."""
-    allocator, nothing = CachingAllocator(), set()
-    for event, size in zip(stream.events, sizes_bytes, strict=True):
-        if event.size_bytes and not size:
-            nothing.add(event.storage)
-        elif event.size_bytes:
-            allocator.allocate(event.storage, size)
-        elif event.storage not in nothing:
-            allocator.free(event.storage)
-    return allocator.peak_reserved_bytes
