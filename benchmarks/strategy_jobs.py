@@ -58,7 +58,7 @@ def job(
     return {"out": str(out), "options": options | disk | {"plan": str(plan)}, "resume": resume and str(resume)}
 
 
-def run_jobs(folder: Path, jobs: list[Job], num_processes: int = 1, timeout_s: int = 900) -> None:
+def run_jobs(folder: Path, jobs: list[Job], num_processes: int = 1, timeout_s: int = 3600) -> None:
     """Run jobs in order, in one process or in each of several. Raises: RuntimeError with the last words of theirs."""
     file = folder / "jobs.json"
     file.write_text(json.dumps(jobs), encoding="utf-8")

@@ -4,11 +4,14 @@ A process that a test starts ends with the test; see `leftovers`.
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import leftovers
 import pytest
+
+from bigqa.machine import heap
 
 # Test processes side by side share the cores: threads that wait for each other by spinning would cost each one tenfold.
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
@@ -22,6 +25,13 @@ MISSING = "the shared folder is not here"
 def pytest_configure(config: pytest.Config) -> None:
     """Watch over processes."""
     leftovers.watch(config)
+
+
+@pytest.fixture(autouse=True)
+def _heap() -> Iterator[None]:
+    """A run within this process may keep freed memory: the next test finds it as it was."""
+    yield
+    heap.hand_back()
 
 
 @pytest.fixture(scope="session")

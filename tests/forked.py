@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
+from commands import LIMIT_S, until
 
 from bigqa.engine.processes import Processes
 
@@ -27,11 +28,9 @@ def _work(work: Callable[[Processes], Any], rank: int, world_size: int, port: in
 
 def _heard(receiver: Any, workers: list[Any]) -> Any:
     """Return what a process says; one that failed has said why on its own."""
-    for _ in range(600):
-        if receiver.poll(0.1):
-            return receiver.recv()
-        assert all(worker.exitcode in (None, 0) for worker in workers), "a process failed"
-    raise AssertionError("a process said nothing for a minute")
+    until(lambda: receiver.poll(0.1) or any(worker.exitcode for worker in workers))
+    assert receiver.poll(), "a process failed"
+    return receiver.recv()
 
 
 def in_processes(work: Callable[[Processes], Any], world_size: int = 2) -> list[Any]:
@@ -51,7 +50,7 @@ def in_processes(work: Callable[[Processes], Any], world_size: int = 2) -> list[
         found = [_heard(receiver, workers) for receiver, _ in pipes]
         assert [_heard(receiver, workers) for receiver, _ in pipes] == [False] * world_size  # the group is left
         for worker in workers:
-            worker.join(30)
+            worker.join(LIMIT_S)
         assert [worker.exitcode for worker in workers] == [0] * world_size
         return found
     finally:
