@@ -5,14 +5,15 @@ from typing import Literal
 
 from bigqa.errors import UsageError
 from bigqa.machine.chips import chip_of, multiprocessor_of
+from bigqa.machine.contexts import context_bytes
 from bigqa.machine.gpus import GPUS, GpuModel, find_gpu
 from bigqa.machine.kernels import IN_CUDA_13, has_kernels
 from bigqa.units import MIB
 
 Bound = Literal["least", "most"]
 
-CONTEXT_BYTES = 430 * MIB
-"""What a CUDA context with torch's kernels takes, as for predictions (`memory.estimate`)."""
+
+AS_KNOWN = -1
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,13 @@ class NullGpu:
     count: int = 1
     memory_bytes: int | None = None
     """Total memory as CUDA reports it; none: the card's own."""
-    context_bytes: int = CONTEXT_BYTES
+    context_bytes: int = AS_KNOWN
+    """What CUDA's context takes of it; by itself as `machine.contexts` knows it of the card."""
     bound: Bound = "least"
+
+    def __post_init__(self) -> None:
+        if self.context_bytes == AS_KNOWN:
+            object.__setattr__(self, "context_bytes", context_bytes(self.card))
 
     @property
     def total_bytes(self) -> int:

@@ -11,8 +11,8 @@ from bigqa.bench.cases import rows_on
 from bigqa.bench.predict import Predictor
 from bigqa.bench.report import Case
 from bigqa.bench.sweep import run_case
+from bigqa.machine.contexts import context_of
 from bigqa.machine.hardware import detect
-from bigqa.memory.estimate import CONTEXT_BYTES
 from bigqa.speed.calibration import measure_cpu, measure_gpu
 from bigqa.strategy import STRATEGIES
 
@@ -78,5 +78,6 @@ def test_a_run_capped_at_its_prediction_finishes_and_well_below_fails(predictor:
     case = large("recompute", 8)
     need = predictor.of(case).memory.device_bytes
     assert run_case(case.model_copy(update={"cap_bytes": int(1.02 * need)}), 200).ok
-    less = CONTEXT_BYTES + int(0.8 * (need - CONTEXT_BYTES))
+    context = context_of(torch.cuda.get_device_name())
+    less = context + int(0.8 * (need - context))
     assert run_case(case.model_copy(update={"cap_bytes": less}), 200).outcome == "out of memory"
