@@ -16,14 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bigqa_rehearsal.places import stack_of
-from bigqa_rehearsal.reads import Reads
 
 from bigqa.console import quiet_libraries
 from bigqa.plan.ladder import AGAIN
 from bigqa.rehearse.own import answered_yes
 from bigqa.run.fine_tuning import fine_tune
 from bigqa.run.folder import CHANGEABLE, settings_from
+
+sys.path.insert(0, os.environ["BIGQA_INSIDE"])
+from bigqa_rehearsal.places import stack_of
+from bigqa_rehearsal.reads import Reads
 
 PATHS = ("train_file", "dev_file", "plan", "nvme", "out")
 FUNCTIONS = {
@@ -53,13 +55,14 @@ class Watch:
         torch.cuda._lazy_call(lambda: torch._C._cuda_attach_out_of_memory_observer(self._note))
 
     def _note(self, device: int, wanted: int, total: int, free: int) -> None:
-        self.short.append(phase_of(stack_of(sys._getframe(1))))
+        self.short.append(phase_of(stack_of(sys._getframe())))
 
 
 def start(job: dict[str, Any], resume: bool) -> tuple[int, dict[str, Any]]:
     """Take a run up in this process; return its exit code, and what was seen."""
     watch = Watch()
-    options = {name: Path(value) if name in PATHS else value for name, value in job["options"].items()}
+    given = {name: value for name, value in job["options"].items() if value is not None}
+    options = {name: Path(value) if name in PATHS else value for name, value in given.items()}
     out = options["out"]
     changes = {name: value for name, value in options.items() if name in CHANGEABLE} if job.get("resume") else {}
     code, trace = 0, ""

@@ -40,11 +40,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("name", [*CHANGES_LITTLE, "fp16"])
 def test_the_loss_curve_is_that_of_plain_fp32(trained: Path, name: str) -> None:
     assert difference(losses(trained / name), losses(trained / REFERENCE)) < BAND
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("name", [name for name in ALONE if STRATEGIES[name].adapters != "none"])
 def test_adapters_learn(trained: Path, name: str) -> None:
     found = losses(trained / name)

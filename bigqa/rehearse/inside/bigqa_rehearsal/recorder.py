@@ -184,7 +184,7 @@ class Recorder:
     def _out_of_memory(self, device: int, wanted: int, total: int, free: int) -> None:
         """Torch calls this before it raises its error."""
         self._phase("out of memory", tags=not self.shortages)
-        found = {"device": device, "wanted_bytes": wanted, "free_bytes": free, "stack": stack_of(sys._getframe(1))}
+        found = {"device": device, "wanted_bytes": wanted, "free_bytes": free, "stack": stack_of(sys._getframe())}
         phases = [phase for phase, _ in self.marks[:-1] if phase != "out of memory"]
         self.shortages.append(found | {"phase": phases[-1], "step": self.marks[-1][1] + 1})
 
