@@ -11,11 +11,9 @@ import pytest
 
 from benchmarks.null_cells import FOLDER, Cell, predicted, read_cells
 from bigqa.memory.cards import Card, card_for
-from bigqa.memory.estimate import Estimator, MemoryEstimate
+from bigqa.memory.estimate import MemoryEstimate
 from bigqa.memory.host import pinned_block
 from bigqa.memory.scratch import reduction_bytes
-from bigqa.models.sources import load_config, resolve
-from bigqa.plan.planner import estimator_for
 from bigqa.strategy import can_be_traced
 from bigqa.units import GIB, MIB
 
@@ -30,16 +28,11 @@ SAMPLE = {"enliple-small": 3, "enliple-large-v1": 24, "bert-base": 12}
 
 
 @functools.cache
-def estimator(model: str) -> Estimator:
-    return estimator_for(load_config(resolve(model)))
-
-
-@functools.cache
 def sample() -> list[tuple[Cell, MemoryEstimate]]:
     found = []
     for model, every in SAMPLE.items():
         cells = [c for c in read_cells(model) if c.outcome == "ok" and can_be_traced(c.axes)]
-        found += [(cell, predicted(estimator(model), cell)) for cell in cells[::every]]
+        found += [(cell, predicted(cell)) for cell in cells[::every]]
     return found
 
 
@@ -87,7 +80,7 @@ SMALL = pytest.param(
     "enliple-small",
     marks=pytest.mark.xfail(
         strict=True,
-        reason="cells of 60 to 300 MB: QLoRA's unpacked weights, and a segment of 2 MiB, up to 3% of a cell",
+        reason="cells of 60 to 300 MB: a segment of 2 MiB is up to 3% of a cell",
     ),
 )
 OTHERS = [model for model in SAMPLE if model != "enliple-small"]
@@ -97,9 +90,9 @@ def most_short(found: dict[str, float], model: str) -> tuple[float, str]:
     return min((error, name) for name, error in found.items() if name.startswith(f"{model} "))
 
 
-@pytest.mark.parametrize("model", [SMALL, *OTHERS])
-def test_no_more_is_allocated_than_is_said(model: str) -> None:
-    assert most_short(allocated(), model)[0] >= -SHORT[0], most_short(allocated(), model)
+def test_no_more_is_allocated_than_is_said() -> None:
+    found = allocated()
+    assert min(found.values()) >= -SHORT[0], min((error, name) for name, error in found.items())
 
 
 @pytest.mark.parametrize("model", [SMALL, *OTHERS])
@@ -108,7 +101,6 @@ def test_no_more_is_reserved_than_is_said(model: str) -> None:
 
 
 def test_what_is_reached_in_small_cells() -> None:
-    assert most_short(allocated(), "enliple-small")[0] >= -0.0025
     assert most_short(reserved(), "enliple-small")[0] >= -0.031
 
 
