@@ -175,6 +175,7 @@ def _sharded(
         micro_batch=share_of_batch(settings, processes.world_size),
         world_size=processes.world_size,
         nvme=settings.nvme,
+        num_parameters=sum(p.numel() for p in model.parameters()),
     )
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     groups = parameter_groups(trained, undecayed, settings.weight_decay)

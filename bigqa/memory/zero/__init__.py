@@ -1,0 +1,1 @@
+"""DeepSpeed's memory, replayed event by event as its source makes it."""
