@@ -28,6 +28,8 @@ MOST_IN_A_BUCKET = 50_000_000
 """Elements: 100 MB in low precision, a tenth of DeepSpeed's own default for big cards."""
 LEAST_IN_A_BUCKET = 2**19
 BUCKETS_OF_A_MODEL = 32
+PERSISTENT = 100_000
+"""Elements of a parameter that ZeRO-3 keeps whole between the passes of a step."""
 NORMED_AT_ONCE = 2**22
 """Elements of a gradient that ZeRO-3 with offload widens to fp64 for its norm: embeddings at once took 250 MiB."""
 INSTALL = "ZeRO needs DeepSpeed: pip install 'bigqa[deepspeed]'"
@@ -76,7 +78,7 @@ def deepspeed_config(
             "stage3_max_live_parameters": buckets.live,
             "stage3_max_reuse_distance": buckets.live,
             "stage3_prefetch_bucket_size": buckets.prefetched,
-            "stage3_param_persistence_threshold": 100_000,
+            "stage3_param_persistence_threshold": PERSISTENT,
             "stage3_gather_16bit_weights_on_model_save": False,
         }
     for part, where in (("optimizer", strategy.offload_optimizer), ("param", strategy.offload_parameters)):
