@@ -11,11 +11,9 @@ import pytest
 
 from benchmarks.null_cells import FOLDER, Cell, predicted, read_cells
 from bigqa.memory.cards import Card, card_for
-from bigqa.memory.estimate import Estimator, MemoryEstimate
+from bigqa.memory.estimate import MemoryEstimate
 from bigqa.memory.host import pinned_block
 from bigqa.memory.scratch import reduction_bytes
-from bigqa.models.sources import load_config, resolve
-from bigqa.plan.planner import estimator_for
 from bigqa.strategy import can_be_traced
 from bigqa.units import GIB, MIB
 
@@ -30,16 +28,11 @@ SAMPLE = {"enliple-small": 3, "enliple-large-v1": 24, "bert-base": 12}
 
 
 @functools.cache
-def estimator(model: str) -> Estimator:
-    return estimator_for(load_config(resolve(model)))
-
-
-@functools.cache
 def sample() -> list[tuple[Cell, MemoryEstimate]]:
     found = []
     for model, every in SAMPLE.items():
         cells = [c for c in read_cells(model) if c.outcome == "ok" and can_be_traced(c.axes)]
-        found += [(cell, predicted(estimator(model), cell)) for cell in cells[::every]]
+        found += [(cell, predicted(cell)) for cell in cells[::every]]
     return found
 
 
