@@ -1,6 +1,6 @@
 """A model of torch's CUDA caching allocator. In: allocations and frees. Out: bytes reserved on the device, and peaks.
 
-Source: c10/cuda/CUDACachingAllocator.cpp of torch 2.11-2.13, defaults (no expandable segments, no size limit on splits).
+Source: c10/cuda/CUDACachingAllocator.cpp of torch 2.11-2.13, defaults (no expandable segments, no limit on splits).
 Each stream has blocks of its own. Requests up to 1 MiB come from segments of 2 MiB, up to 10 MiB from segments of
 20 MiB, larger ones from a segment of their own, rounded to 2 MiB. The smallest free block that fits is taken, and split
 where enough is left over.

@@ -23,6 +23,8 @@ from bigqa.memory.scratch import workspace_bytes
 from bigqa.memory.timeline import Timeline, timeline_of
 from bigqa.memory.trace import trace_step
 from bigqa.memory.whole import whole_footprint
+from bigqa.memory.zero.estimating import ShardedRuns
+from bigqa.memory.zero.trace import MicroBatch, trace_micro_batch
 from bigqa.strategy import Strategy
 from bigqa.tasks.base import Batch, Task
 
@@ -76,6 +78,7 @@ class Estimator:
         self._scalings: dict[Key, Scaling] = {}
         self._wholes: dict[tuple[Key, int], Stream] = {}
         self._counts: tuple[int, int] | None = None
+        self._sharded = ShardedRuns(self._trace_micro_batch, lambda: self.num_parameters)
 
     @property
     def num_parameters(self) -> int:
@@ -156,34 +159,66 @@ class Estimator:
 
         `whole`: trace all layers, which is exact in what the allocator reserves and takes about a second.
         """
+        if strategy.needs_deepspeed and strategy.device == "cuda":
+            return self._of_sharded(strategy, micro_batch, seq_len, accumulating, world_size, card, whole)
         if whole:
             found = self._whole((_traced(strategy), seq_len, accumulating), micro_batch, card)
         else:
             found = self.footprint(strategy, micro_batch, seq_len, accumulating=accumulating, card=card)
-        states = None
-        if strategy.needs_deepspeed:
-            states = deepspeed.states(strategy, self.num_parameters, self.largest_layer, world_size)
-            found = deepspeed.with_states(found, states)
         if strategy.device == "cpu":
+            states = None
+            if strategy.needs_deepspeed:
+                states = deepspeed.states(strategy, self.num_parameters, self.largest_layer, world_size)
+                found = deepspeed.with_states(found, states)
             return _on_cpu(found, strategy, states)
         allocated, reserved = found.allocated_bytes, found.reserved_bytes
         workspaces = min(2 * workspace_bytes(card), found.by_category["temporaries"])
         # What torch leaves unsplit at the end of a block counts as allocated, and is nobody's.
         unsplit = allocated - sum(found.by_category.values())
         parts = {"temporaries": found.by_category["temporaries"] - workspaces + unsplit, "workspaces": workspaces}
-        pinned = (states.pinned_bytes if states else 0) + found.pinned_bytes
-        kept = (states.host_bytes if states else 0) + pinned + found.managed_bytes
+        kept = found.pinned_bytes + found.managed_bytes
         return MemoryEstimate(
             allocated_bytes=allocated,
             reserved_bytes=reserved,
             device_bytes=reserved + CONTEXT_BYTES,
             host_bytes=host.CUDA_BASELINE_BYTES + max(kept, host.loading_bytes(strategy, self.num_parameters)),
-            pinned_bytes=pinned,
+            pinned_bytes=found.pinned_bytes,
             managed_bytes=found.managed_bytes,
-            disk_bytes=states.disk_bytes if states else 0,
+            disk_bytes=0,
             phase=found.phase,
             by_category=found.by_category | parts | {"context": CONTEXT_BYTES},
             largest=found.largest,
+        )
+
+    def _of_sharded(
+        self, strategy: Strategy, micro_batch: int, seq_len: int, accumulating: bool, world_size: int, card: Card,
+        whole: bool,
+    ) -> MemoryEstimate:  # fmt: skip
+        found = self._sharded.peaks(
+            strategy, micro_batch, seq_len, accumulating=accumulating, world_size=world_size, card=card, whole=whole
+        )
+        workspaces = min(2 * workspace_bytes(card), found.by_category["temporaries"])
+        unsplit = found.allocated_bytes - sum(found.by_category.values())
+        parts = {"temporaries": found.by_category["temporaries"] - workspaces + unsplit, "workspaces": workspaces}
+        kept = found.host_bytes + found.pinned_bytes
+        return MemoryEstimate(
+            allocated_bytes=found.allocated_bytes,
+            reserved_bytes=found.reserved_bytes,
+            device_bytes=found.reserved_bytes + CONTEXT_BYTES,
+            host_bytes=host.CUDA_BASELINE_BYTES + max(kept, host.loading_bytes(strategy, self.num_parameters)),
+            pinned_bytes=found.pinned_bytes,
+            disk_bytes=deepspeed.states(strategy, self.num_parameters, self.largest_layer, world_size).disk_bytes,
+            phase=found.phase,
+            by_category=found.by_category | parts | {"context": CONTEXT_BYTES},
+            largest=found.largest,
+        )
+
+    def _trace_micro_batch(self, strategy: Strategy, micro_batch: int, seq_len: int) -> MicroBatch:
+        return trace_micro_batch(
+            lambda: self.make_model(self.config),
+            self.task,
+            lambda: self.task.example(micro_batch, seq_len, packed=self.packs),
+            strategy,
         )
 
     def timeline(

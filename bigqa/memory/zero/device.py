@@ -14,7 +14,8 @@ class Device:
 
     def __init__(self) -> None:
         self.allocator = CachingAllocator()
-        self.pinned_bytes = 0
+        self.pinned_bytes = self.host_bytes = 0
+        """Of the host, and what is not pinned beside it."""
         self.phase = "start"
         self._blocks: dict[int, tuple[Category, int, str]] = {}
         self._count = 0

@@ -1,13 +1,13 @@
 """ZeRO-1 and ZeRO-2: states, or gradients too, of each process's partition. In: gradients as they come. Out: events.
 
-Source: DeepSpeed 0.19, `runtime/zero/stage_1_and_2.py`; each method is named after what it follows there.
+Source: DeepSpeed 0.19, `runtime/zero/stage_1_and_2.py`; methods say what they follow there.
 """
 
 from dataclasses import dataclass, field
 
 from bigqa.engine.sharding import Buckets
-from bigqa.memory.zero.device import MAIN, REDUCING, SCALAR, Device
-from bigqa.memory.zero.layout import Layout, Slice, partitions_of
+from bigqa.memory.zero.device import REDUCING, SCALAR, Device
+from bigqa.memory.zero.layout import Layout, partitions_of
 from bigqa.strategy import Strategy
 
 FP32, FP64 = 4, 8
@@ -86,6 +86,7 @@ class EarlyStages:
         if self.offloads:
             for group in self.groups:
                 self.device.pin(group.size * FP32)
+                self.device.host_bytes += group.size * 2 * FP32  # Adam's moments
             return
         self.device.free(*[self.device.new(group.size * FP32, "gradients") for group in self.groups])
 
@@ -176,10 +177,9 @@ class EarlyStages:
 
     def _move_to_host(self, number: int) -> None:
         device, size = self.device, self.held[number].size
-        if self.micro_batches > 1 or not self.boundary:
-            if number not in self.accumulated:
-                self.accumulated.add(number)
-                device.pin(self.layout.numels[number] * self.low)
+        if (self.micro_batches > 1 or not self.boundary) and number not in self.accumulated:
+            self.accumulated.add(number)
+            device.pin(self.layout.numels[number] * self.low)
         if self.boundary:
             device.passing(size * FP64, REDUCING)
             self.norms.append(device.new(SCALAR, "temporaries", "norm", REDUCING))
@@ -200,7 +200,9 @@ class EarlyStages:
             self._drop(number)
 
     def _take_partition(self) -> None:
-        missing = [self.device.new(self.layout.numels[n] * self.low, "gradients") for n in self.held if n in self.unused]
+        missing = [
+            self.device.new(self.layout.numels[n] * self.low, "gradients") for n in self.held if n in self.unused
+        ]
         if self.summed:
             self.device.free(self.partition, *missing)
         else:

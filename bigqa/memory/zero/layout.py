@@ -79,9 +79,7 @@ class Partitions:
 
     def of(self, partition: int) -> dict[int, Slice]:
         """Return what a partition holds, by parameter."""
-        return {
-            number: one for number, slices in self.slices.items() for one in slices if one.partition == partition
-        }
+        return {number: one for number, slices in self.slices.items() for one in slices if one.partition == partition}
 
 
 def partitions_of(numels: Mapping[int, int], world_size: int) -> Partitions:

@@ -1,6 +1,6 @@
 """ZeRO-3: weights, gradients and states of each process's part. In: gradients, modules. Out: events.
 
-Source: DeepSpeed 0.19, `runtime/zero/stage3.py` and `partition_parameters.py`; methods are named after what they follow.
+Source: DeepSpeed 0.19, `runtime/zero/stage3.py` and `partition_parameters.py`; methods say what they follow there.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,9 @@ class ShardedWeights:
         self.together: dict[int, list[int]] = {}
         """A gathered parameter -> all that were gathered into one buffer and are not waited for."""
         self.buffers: dict[int, int] = {}
-        """Their buffers, by the first of them."""
+        """Their buffers, by the list of them."""
+        self.complete: set[int] = set()
+        """Those lists whose weights are copied out already."""
 
     def part(self, number: int) -> int:
         """Return the elements of a process's part, padding included."""
@@ -53,11 +55,13 @@ class ShardedWeights:
         members = self.together.pop(number, None)
         if members is None:
             return
-        for member in members:
-            if member not in self.whole:
+        if id(members) not in self.complete:
+            self.complete.add(id(members))
+            for member in members:
                 size = self.layout.numels[member] * self.low
                 self.whole[member] = self.device.new(size, "weights", "gathered", GATHERING)
         if not any(self.together.get(member) is members for member in members):
+            self.complete.discard(id(members))
             self.device.free(self.buffers.pop(id(members)))
 
     def release(self, number: int) -> None:
@@ -174,6 +178,7 @@ class ThirdStage:
         if self.offloads:
             for size in () if self.swaps else sizes:
                 self.device.pin(size)
+                self.device.host_bytes += 3 * size  # masters, Adam's moments
             return
         converted = 0
         for size in sizes if self.low < FP32 else ():

@@ -84,7 +84,12 @@ def trace_micro_batch(
         held = tuple(recorder.numbers(one for one in batch.values() if isinstance(one, Tensor)))
         work = recorder.work = Work()
         recorder.phase = "forward"
-        parts = Parts(model=model, update=_Backward(), task=_then_backward(task, recorder), offload=make_offload(model, strategy))  # type: ignore[arg-type]  # noqa: E501
+        parts = Parts(
+            model=model,
+            update=_Backward(),  # type: ignore[arg-type]
+            task=_then_backward(task, recorder),
+            offload=make_offload(model, strategy),
+        )
         with linear:
             total = accumulate(parts, [batch], 1)
         recorder.closed = True
@@ -92,7 +97,9 @@ def trace_micro_batch(
     for mark in marks:
         if mark.kind == "gradient":
             recorder.categories[mark.storage] = "gradients"
-    return MicroBatch(recorder.stream(work), tuple(marks), layout, held)
+    stream = recorder.stream(work)
+    stream.offloaded = () if parts.offload is None else parts.offload.sent
+    return MicroBatch(stream, tuple(marks), layout, held)
 
 
 def _then_backward(task: Task, recorder: Recorder) -> Any:
