@@ -67,7 +67,8 @@ def test_states_take_the_place_of_those_that_were_traced() -> None:
     kept = states(sharded(2), 1000, 100, 4)
     changed = with_states(found, kept)
     assert changed.by_category == {
-        "weights": 2000, "gradients": 500, "optimizer": 3000, "activations": 40, "temporaries": 50 + 6 * LEAST_IN_A_BUCKET,
+        "weights": 2000, "gradients": 500, "optimizer": 3000, "activations": 40,
+        "temporaries": 50 + 6 * LEAST_IN_A_BUCKET,
     }  # fmt: skip
     assert changed.allocated_bytes == sum(changed.by_category.values())
     assert changed.reserved_bytes - changed.allocated_bytes == 50

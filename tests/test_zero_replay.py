@@ -113,8 +113,8 @@ def test_the_first_pass_fetches_what_it_needs_and_the_second_ahead() -> None:
     assert weights.said == list(itertools.chain(*need))
     weights.said = []
     one_pass(gathering, [0, 1, 2])
-    # One more is fetched as long as fewer than 150 elements are live. Only the last is used again before 150 others have
-    # passed, and is kept for its backward pass.
+    # One more is fetched as long as fewer than 150 elements are live. Only the last is used again before 150 others
+    # have passed, and is kept for its backward pass.
     assert weights.said == [
         ("gather", (0,)), ("gather", (1,)), ("release", 0), ("gather", (2,)), ("release", 1), ("gather", (1,)),
         ("release", 2), ("gather", (0,)), ("release", 1), ("release", 0),
