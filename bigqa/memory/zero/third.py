@@ -14,6 +14,10 @@ from bigqa.strategy import Strategy
 FP32, FP64 = 4, 8
 SUB_GROUP = 10**9
 """Elements of a partition that are stepped at once (`sub_group_size`)."""
+SWAP_BUFFERS = 4
+"""For states on a disk, each of a group's fp32 part (`offload_config.py`: `buffer_count`)."""
+SWAPPED_WEIGHTS = 5 * 10**8
+"""Elements of the buffers for weights on a disk (`buffer_count`, `buffer_size`)."""
 
 
 class ShardedWeights:
@@ -114,6 +118,7 @@ class ThirdStage:
         self.swaps = strategy.offload_optimizer == "nvme"
         self.checks = strategy.precision == "fp16"
         self.weights_on_host = strategy.offload_parameters != "none"
+        self.weights_on_disk = strategy.offload_parameters == "nvme"
         self.weights = ShardedWeights(device, layout, world_size, on_host=self.weights_on_host)
         self.persistent = [one for one, numel in enumerate(layout.numels) if numel <= PERSISTENT]
         self.gathering = Gathering(self.weights, layout, buckets, frozenset(self.persistent))
@@ -142,6 +147,8 @@ class ThirdStage:
     def start(self) -> None:
         """Partition the model parameter by parameter, make masters and buffers: `zero.Init`, `__init__`."""
         device, parts = self.device, []
+        if self.weights_on_disk:
+            device.pin(SWAPPED_WEIGHTS * self.low)
         for number, numel in enumerate(self.layout.numels):
             whole = device.new(numel * self.low, "weights")
             if self.weights_on_host:
@@ -175,14 +182,17 @@ class ThirdStage:
     def _make_masters(self) -> None:
         """`_create_fp32_partitions`, `initialize_optimizer_states`."""
         sizes = [self._elements(group) * FP32 for group in self.groups]
+        if self.swaps:
+            self.device.pinned_bytes += SWAP_BUFFERS * max(sizes)  # locked by `async_io`, not by torch
+            return
         if self.offloads:
-            for size in () if self.swaps else sizes:
+            for size in sizes:
                 self.device.pin(size)
                 self.device.host_bytes += 3 * size  # masters, Adam's moments
             return
         converted = 0
-        for size in sizes if self.low < FP32 else ():
-            fresh = self.device.new(size, "optimizer")
+        for size in sizes:
+            fresh = self.device.new(size, "optimizer") if self.low < FP32 else 0
             self.device.free(converted)
             converted = fresh
             self.device.new(size, "optimizer", "master")
