@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from subprocess import PIPE
 
 from benchmarks.null_cells import CARDS, FOLDER, MODELS, WHAT, Cell, card_of, left_out, read_cells, wanted
 from benchmarks.null_grade import grade
@@ -50,20 +50,27 @@ class Bench:
         environment = variables(gpu, self.libraries, paths, os.environ)
         environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         command = [sys.executable, "-W", "ignore", "-m", "benchmarks.null_worker", "{}.{}".format(*gpu.card.capability)]
-        pipe: Any = subprocess.PIPE
-        with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True) as worker:
-            assert worker.stdin is not None and worker.stdout is not None
-            for cell in cells:
-                began = time.monotonic()
-                asked = {"key": cell.key, "case": json.loads(cell.case().model_dump_json()), "gpus": cell.gpus}
-                print(json.dumps(asked), file=worker.stdin, flush=True)
-                answer = json.loads(worker.stdout.readline() or "{}")
-                if not answer:
-                    raise RuntimeError(f"{cell.key}: the worker is gone")
-                assert answer.pop("key") == cell.key
-                self._append(Cell(**vars(cell) | answer))
-                found = answer.get("allocated", answer["outcome"])
-                print(f"{cell.key}: {found} ({time.monotonic() - began:.1f} s)", flush=True)
+        left = iter(cells)
+        while True:
+            with subprocess.Popen(command, env=environment, stdin=PIPE, stdout=PIPE, text=True) as worker:
+                if all(self._ask(worker, cell) for cell in left):
+                    return
+
+    def _ask(self, worker: "subprocess.Popen[str]", cell: Cell) -> bool:
+        """Have a cell measured, and write it down. Returns: whether the worker is still there."""
+        assert worker.stdin is not None and worker.stdout is not None
+        began = time.monotonic()
+        asked = {"key": cell.key, "case": json.loads(cell.case().model_dump_json()), "gpus": cell.gpus}
+        print(json.dumps(asked), file=worker.stdin, flush=True)
+        answer = json.loads(worker.stdout.readline() or "{}")
+        is_there = bool(answer)
+        if not is_there:
+            answer = {"outcome": "failed", "traceback": f"the worker ended with {worker.wait()}"}
+        answer.pop("key", None)
+        self._append(Cell(**vars(cell) | answer))
+        found = answer.get("allocated", answer["outcome"])
+        print(f"{cell.key}: {found} ({time.monotonic() - began:.1f} s)", flush=True)
+        return is_there
 
     def _append(self, cell: Cell) -> None:
         file = self.folder / f"{cell.model}.jsonl"

@@ -85,7 +85,7 @@ SMALL = pytest.param(
     "enliple-small",
     marks=pytest.mark.xfail(
         strict=True,
-        reason="cells of 60 to 300 MB: QLoRA's unpacked weights, and a segment of 2 MiB, up to 3% of a cell",
+        reason="cells of 60 to 300 MB: a segment of 2 MiB is up to 3% of a cell",
     ),
 )
 OTHERS = [model for model in SAMPLE if model != "enliple-small"]
@@ -95,9 +95,9 @@ def most_short(found: dict[str, float], model: str) -> tuple[float, str]:
     return min((error, name) for name, error in found.items() if name.startswith(f"{model} "))
 
 
-@pytest.mark.parametrize("model", [SMALL, *OTHERS])
-def test_no_more_is_allocated_than_is_said(model: str) -> None:
-    assert most_short(allocated(), model)[0] >= -SHORT[0], most_short(allocated(), model)
+def test_no_more_is_allocated_than_is_said() -> None:
+    found = allocated()
+    assert min(found.values()) >= -SHORT[0], min((error, name) for name, error in found.items())
 
 
 @pytest.mark.parametrize("model", [SMALL, *OTHERS])
@@ -106,7 +106,6 @@ def test_no_more_is_reserved_than_is_said(model: str) -> None:
 
 
 def test_what_is_reached_in_small_cells() -> None:
-    assert most_short(allocated(), "enliple-small")[0] >= -0.0025
     assert most_short(reserved(), "enliple-small")[0] >= -0.031
 
 

@@ -20,6 +20,7 @@ from bigqa.engine.attention.windows import STANDS_FOR
 from bigqa.engine.build import change, make_offload, make_update
 from bigqa.engine.loop.step import Parts, train_step
 from bigqa.engine.optim.optimizers import parameter_groups, undecayed_names
+from bigqa.engine.optim.rounding import RoundedAdamW
 from bigqa.engine.quantized import QuantizedLinear
 from bigqa.memory import scratch, shapes
 from bigqa.memory.conditions import collected_on_demand, dropout_of
@@ -71,6 +72,7 @@ def trace_step(
                 parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
             recorder.find_added([p.grad for p in model.parameters() if p.grad is not None])
         _mark(recorder, model, optimizers, weights.masters.values() if weights.has_masters else [])
+        placed = tuple(dict.fromkeys(recorder.numbers(_in_place_order(model))))
         offload = make_offload(model, strategy)
         parts = Parts(model=model, update=update, task=task, offload=offload)
         gc.collect()
@@ -84,6 +86,7 @@ def trace_step(
             train_step(parts, [batch], 1)
         recorder.closed = True
     stream = recorder.stream(micro_work)
+    stream.placed = placed
     stream.offloaded_bytes = 0 if offload is None else offload.host_bytes
     stream.offloaded = () if offload is None else offload.sent
     stream.managed_bytes = sum(getattr(optimizer, "managed_bytes", 0) for optimizer in optimizers)
@@ -99,6 +102,16 @@ def _mark(
     recorder.mark("weights", [tensor for module in packed for tensor in module.state_tensors()])
     recorder.mark("optimizer", [tensor for optimizer in optimizers for tensor in state_tensors(optimizer)])
     recorder.mark("optimizer", masters)
+
+
+def _in_place_order(model: nn.Module) -> Iterator[Tensor]:
+    """Yield a model's tensors as `Module.to` moves them: those of the modules inside first."""
+    for module in model.children():
+        yield from _in_place_order(module)
+    yield from (one for one in model._parameters.values() if one is not None)
+    yield from (one for one in model._buffers.values() if one is not None)
+    if isinstance(model, QuantizedLinear):
+        yield from model.state_tensors()
 
 
 class Recorder(TorchDispatchMode):
@@ -294,7 +307,16 @@ def _phases(recorder: Recorder, parts: Parts) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _states_of(recorder: Recorder, optimizers: list[torch.optim.Optimizer]) -> Iterator[None]:
-    """Note when each optimizer steps, which is when a first step makes its states."""
+    """Note when a first step makes states: when an optimizer steps; one of ours, when a parameter's turn comes."""
+
+    def made(make: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(parameter: Tensor) -> Any:
+            state = make(parameter)
+            tensors = [value for value in state.values() if isinstance(value, Tensor)]
+            recorder.states.append((len(recorder.events), tuple(recorder.numbers(tensors))))
+            return state
+
+        return wrapped
 
     def noted(optimizer: torch.optim.Optimizer, step: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*args: Any, **options: Any) -> Any:
@@ -305,12 +327,16 @@ def _states_of(recorder: Recorder, optimizers: list[torch.optim.Optimizer]) -> I
 
     steps = [optimizer.step for optimizer in optimizers]
     for optimizer, step in zip(optimizers, steps, strict=True):
-        optimizer.step = noted(optimizer, step)  # type: ignore[method-assign]
+        if isinstance(optimizer, RoundedAdamW):
+            vars(optimizer)["make_state"] = made(optimizer.make_state)
+        else:
+            optimizer.step = noted(optimizer, step)  # type: ignore[method-assign]
     try:
         yield
     finally:
         for optimizer, step in zip(optimizers, steps, strict=True):
             optimizer.step = step  # type: ignore[method-assign]
+            vars(optimizer).pop("make_state", None)
 
 
 def _find_activations(events: list[Event], categories: dict[int, Category]) -> None:
