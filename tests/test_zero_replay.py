@@ -11,6 +11,7 @@ from torch.nn import functional
 from bigqa.engine.sharding import LEAST_IN_A_BUCKET, MOST_IN_A_BUCKET, Buckets, buckets_of
 from bigqa.memory.allocator import MIB, CachingAllocator
 from bigqa.memory.host import pinned_block
+from bigqa.memory.parallel import FIRST_BYTES, OTHER_BYTES, buckets, taken
 from bigqa.memory.zero.device import GATHERING, MAIN, REDUCING, Device
 from bigqa.memory.zero.early import EarlyStages
 from bigqa.memory.zero.gathering import Gathering
@@ -271,3 +272,12 @@ def test_a_layout_has_modules_groups_and_the_order_of_moving() -> None:
     assert found.modules == ((), (0, 1), (2, 3)) and found.buffers == [40]
     assert found.placed == ((0, 0), (1, 0), (2, 0), (3, 0), (-1, 40))
     assert MAIN != REDUCING != GATHERING
+
+
+def test_gradients_are_averaged_in_buckets_as_torch_makes_them() -> None:
+    sizes = [300_000, 900_000, 30 * MIB, 5, 10 * MIB, 20 * MIB, 1000]
+    tensors = [torch.empty(size, dtype=torch.uint8, device="meta") for size in sizes]
+    indices, _ = torch.distributed._compute_bucket_assignment_by_size(tensors, [FIRST_BYTES, OTHER_BYTES])
+    assert sorted(buckets(sizes)) == sorted(sum(sizes[one] for one in bucket) for bucket in indices)
+    allocated, reserved = taken([3 * MIB, 30 * MIB])
+    assert (allocated, reserved) == (33 * MIB, 50 * MIB)

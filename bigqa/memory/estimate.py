@@ -7,6 +7,7 @@ Everything that is not a torch tensor is one small function with its source: `me
 import copy
 import functools
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +15,8 @@ from pydantic import BaseModel, ConfigDict
 
 from bigqa.engine.attention import kernels as attention
 from bigqa.engine.attention.packing import packs_without_data
-from bigqa.memory import deepspeed, host
+from bigqa.engine.optim.precision import DTYPES
+from bigqa.memory import deepspeed, host, parallel
 from bigqa.memory.cards import A100, Card
 from bigqa.memory.events import Stream, on_card
 from bigqa.memory.forks import in_forks
@@ -171,6 +173,8 @@ class Estimator:
                 states = deepspeed.states(strategy, self.num_parameters, self.largest_layer, world_size)
                 found = deepspeed.with_states(found, states)
             return _on_cpu(found, strategy, states)
+        if world_size > 1 and strategy.adapters == "none":  # adapters' gradients are a few megabytes
+            found = self._averaging(found, strategy)
         allocated, reserved = found.allocated_bytes, found.reserved_bytes
         workspaces = min(2 * workspace_bytes(card), found.by_category["temporaries"])
         # What torch leaves unsplit at the end of a block counts as allocated, and is nobody's.
@@ -188,6 +192,20 @@ class Estimator:
             phase=found.phase,
             by_category=found.by_category | parts | {"context": CONTEXT_BYTES},
             largest=found.largest,
+        )
+
+    def _averaging(self, found: Footprint, strategy: Strategy) -> Footprint:
+        """Add the buckets in which several processes average gradients."""
+        with torch.device("meta"):
+            model = self.make_model(self.config)
+        each = DTYPES[strategy.precision].itemsize
+        sizes = [each * parameter.numel() for parameter in model.parameters()]
+        allocated, reserved = parallel.taken(parallel.buckets(reversed(sizes)))
+        return replace(
+            found,
+            allocated_bytes=found.allocated_bytes + allocated,
+            reserved_bytes=found.reserved_bytes + reserved,
+            by_category=found.by_category | {"gradients": found.by_category["gradients"] + allocated},
         )
 
     def _of_sharded(
