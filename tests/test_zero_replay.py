@@ -12,6 +12,7 @@ from bigqa.engine.sharding import LEAST_IN_A_BUCKET, MOST_IN_A_BUCKET, Buckets, 
 from bigqa.memory.allocator import MIB, CachingAllocator
 from bigqa.memory.host import pinned_block
 from bigqa.memory.parallel import FIRST_BYTES, OTHER_BYTES, buckets, taken
+from bigqa.memory.timeline import timeline_of
 from bigqa.memory.zero.device import GATHERING, MAIN, REDUCING, Device
 from bigqa.memory.zero.early import EarlyStages
 from bigqa.memory.zero.gathering import Gathering
@@ -76,6 +77,24 @@ def test_the_peak_says_what_was_there() -> None:
     assert (found["weights"], found["gradients"], found["temporaries"]) == (3 * MIB, 5 * MIB, 2 * MIB)
     assert passing == [("mm", 2 * MIB)] and device.peak_phase == "backward"
     assert device.new(0, "weights") == 0  # an empty tensor has no block
+
+
+def test_the_last_step_finds_what_was_there() -> None:
+    device, stage = early(2, 1)
+    for _ in range(2):
+        device.begin_step()
+        device.phase = "forward"
+        stage.begin(boundary=True)
+        device.passing(MIB)
+        stage.end_backward()
+        device.phase = "optimizer"
+        stage.step()
+    found = timeline_of(device.last_step())
+    assert set(found.phases) == {"forward", "optimizer"}
+    # 8 Mi parameters: masters and Adam's moments, of 4 bytes each, are there from the step's first moment.
+    assert found.by_category["weights"][0] == 16 * MIB
+    assert found.by_category["optimizer"][0] == 3 * 32 * MIB + 512
+    assert max(found.by_category["gradients"]) == (16 + 32) * MIB  # flat, and in fp32
 
 
 class Noted:

@@ -240,9 +240,13 @@ class Estimator:
         )
 
     def timeline(
-        self, strategy: Strategy, micro_batch: int, seq_len: int, *, accumulating: bool, card: Card = A100
-    ) -> Timeline:
-        """Return the memory of one step over time, of the whole model; DeepSpeed's own states are not in it."""
+        self, strategy: Strategy, micro_batch: int, seq_len: int, *, accumulating: bool, world_size: int = 1,
+        card: Card = A100,
+    ) -> Timeline:  # fmt: skip
+        """Return the memory of one step over time, of the whole model."""
+        if strategy.needs_deepspeed and strategy.device == "cuda":
+            asked: dict[str, Any] = {"accumulating": accumulating, "world_size": world_size, "card": card}
+            return timeline_of(self._sharded.last_step(strategy, micro_batch, seq_len, **asked))
         stream = self._trace(_traced(strategy), int(self.config.num_hidden_layers), micro_batch, seq_len, accumulating)
         return timeline_of(on_card(stream, card))
 

@@ -1,7 +1,7 @@
 """What DeepSpeed's replay allocates on: a GPU with streams, and the host's pinned memory. In: events. Out: peaks."""
 
 from bigqa.memory.allocator import CachingAllocator
-from bigqa.memory.events import CATEGORIES, Category
+from bigqa.memory.events import CATEGORIES, Category, Event, Stream
 from bigqa.memory.host import pinned_block
 
 MAIN, REDUCING, GATHERING = 0, 1, 2
@@ -19,9 +19,10 @@ class Device:
         self.phase = "start"
         self._blocks: dict[int, tuple[Category, int, str]] = {}
         self._count = 0
-        self._live: dict[Category, int] = dict.fromkeys(CATEGORIES, 0)
-        self._log: list[tuple[int, Category | None]] = []
-        """Each event: a new block and what it is for, or a block that is freed."""
+        self._log: list[tuple[int, bool, str]] = []
+        """Each event: a block, whether it is new or freed, and the phase."""
+        self._step = 0
+        """Events before the last step."""
         self._peak = 0
         """Events until the peak, and what was there."""
         self._peak_phase = ""
@@ -34,7 +35,7 @@ class Device:
         key, before = self._count, self.allocator.peak_allocated_bytes
         self.allocator.allocate(key, size_bytes, stream)
         self._blocks[key] = (category, size_bytes, what)
-        self._log.append((key, category))
+        self._log.append((key, True, self.phase))
         if self.allocator.peak_allocated_bytes > before:
             self._peak, self._peak_phase = len(self._log), self.phase
         return key
@@ -44,15 +45,23 @@ class Device:
         for key in keys:
             if key:
                 self.allocator.free(key)
-                self._log.append((key, None))
+                self._log.append((key, False, self.phase))
 
     def passing(self, size_bytes: int, stream: int = MAIN) -> None:
         """Allocate and free."""
         self.free(self.new(size_bytes, "temporaries", "", stream))
 
-    def mark(self, key: int, category: Category) -> None:
-        """Say what a block is for from the beginning."""
-        self._blocks[key] = (category, *self._blocks[key][1:])
+    def begin_step(self) -> None:
+        """Say that a step begins."""
+        self._step = len(self._log)
+
+    def last_step(self) -> Stream:
+        """Return what the last step did, and before it, as set up, what it found."""
+        events = []
+        for at, (key, is_new, phase) in enumerate(self._log):
+            _, size, what = self._blocks[key]
+            events.append(Event(key, size if is_new else 0, "ready" if at < self._step else phase, what))
+        return Stream(events=events, categories={key: block[0] for key, block in self._blocks.items()})
 
     def empty_cache(self) -> None:
         """Give back what is free."""
@@ -70,11 +79,11 @@ class Device:
     def at_peak(self) -> tuple[dict[str, int], list[tuple[str, int]]]:
         """Return what was there at the peak by category, and what passes: operation and bytes."""
         live: set[int] = set()
-        for key, category in self._log[: self._peak]:
-            if category is None:
-                live.discard(key)
-            else:
+        for key, is_new, _ in self._log[: self._peak]:
+            if is_new:
                 live.add(key)
+            else:
+                live.discard(key)
         found: dict[str, int] = dict.fromkeys(CATEGORIES, 0)
         passing = []
         for key in live:

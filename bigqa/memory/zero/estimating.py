@@ -13,6 +13,7 @@ from bigqa.memory.cards import Card
 from bigqa.memory.events import Stream, sizes_on
 from bigqa.memory.host import pinned_block
 from bigqa.memory.scaling import BATCHES, NUM_LARGEST, NoLineError, sizes_at
+from bigqa.memory.zero.device import Device
 from bigqa.memory.zero.replay import replay
 from bigqa.memory.zero.trace import MicroBatch
 from bigqa.strategy import Strategy
@@ -71,11 +72,23 @@ class ShardedRuns:
             self._traces[key, micro_batch] = self.trace(strategy, micro_batch, seq_len)
         return self._traces[key, micro_batch]
 
+    def last_step(
+        self, strategy: Strategy, micro_batch: int, seq_len: int, *, accumulating: bool, world_size: int, card: Card
+    ) -> Stream:
+        """Return the events of a step with all that is there before it."""
+        traced, sizes = self._sizes((_traced(strategy), seq_len), micro_batch, card, whole=True)
+        return self._run(strategy, traced, sizes, world_size, 2 if accumulating else 1).last_step()
+
+    def _run(
+        self, strategy: Strategy, traced: MicroBatch, sizes: list[int], world_size: int, micro_batches: int
+    ) -> Device:
+        buckets = buckets_of(self.num_parameters())
+        return replay(traced, sizes, strategy, world_size, buckets, micro_batches=micro_batches)
+
     def _replayed(
         self, strategy: Strategy, traced: MicroBatch, sizes: list[int], world_size: int, micro_batches: int
     ) -> Peaks:
-        buckets = buckets_of(self.num_parameters())
-        device = replay(traced, sizes, strategy, world_size, buckets, micro_batches=micro_batches)
+        device = self._run(strategy, traced, sizes, world_size, micro_batches)
         by_category, passing = device.at_peak()
         return Peaks(
             allocated_bytes=device.allocator.peak_allocated_bytes,

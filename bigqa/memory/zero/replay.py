@@ -46,6 +46,7 @@ class _Run:
             self._step(micro_batches)
 
     def _step(self, micro_batches: int) -> None:
+        self.device.begin_step()
         size_of = {e.storage: s for e, s in zip(self.events, self.sizes, strict=True) if e.size_bytes}
         batches = [
             self.device.new(size_of[one], "temporaries", "batch")
