@@ -27,11 +27,16 @@ SAMPLE = {"enliple-small": 3, "enliple-large-v1": 24, "bert-base": 12}
 """Model -> every how many cells one is replayed; a whole trace of a large one takes a second."""
 
 
+def is_shared(cell: Cell) -> bool:
+    """Whether several processes run it, or DeepSpeed."""
+    return cell.gpus > 1 or cell.axes.needs_deepspeed
+
+
 @functools.cache
 def sample() -> list[tuple[Cell, MemoryEstimate]]:
     found = []
     for model, every in SAMPLE.items():
-        cells = [c for c in read_cells(model) if c.outcome == "ok" and can_be_traced(c.axes)]
+        cells = [c for c in read_cells(model) if c.outcome == "ok" and can_be_traced(c.axes) and not is_shared(c)]
         found += [(cell, predicted(cell)) for cell in cells[::every]]
     return found
 
@@ -133,3 +138,37 @@ def test_a_card_that_the_table_has_not_is_taken_for_a_large_one() -> None:
 
 def test_pinned_memory_comes_in_powers_of_two() -> None:
     assert [pinned_block(size) for size in (1, 2, 3, 4096, 4097)] == [1, 2, 4, 4096, 8192]
+
+
+SHARDED_ALLOCATED, SHARDED_RESERVED = (0.01, 0.03), (0.02, 0.05)
+"""DeepSpeed's: median and worst error."""
+SHARDED_SHORT = 0.01
+SHARDED_SAMPLE = {"enliple-small": 2, "enliple-large-v1": 5}
+
+
+@functools.cache
+def sharded() -> list[tuple[Cell, MemoryEstimate]]:
+    found = []
+    for model, every in SHARDED_SAMPLE.items():
+        cells = [cell for cell in read_cells(model) if cell.outcome == "ok" and cell.axes.needs_deepspeed]
+        found += [(cell, predicted(cell)) for cell in cells[::every]]
+    return found
+
+
+def test_there_are_cells_of_every_stage_for_one_to_eight_processes() -> None:
+    cells = [cell for model in SHARDED_SAMPLE for cell in read_cells(model) if cell.axes.needs_deepspeed]
+    assert {cell.gpus for cell in cells} == {1, 2, 4, 8} and {cell.axes.zero_stage for cell in cells} == {1, 2, 3}
+    assert {cell.axes.offload_optimizer for cell in cells} == {"none", "cpu"}
+
+
+@pytest.mark.parametrize(("kind", "bars"), [("allocated", SHARDED_ALLOCATED), ("reserved", SHARDED_RESERVED)])
+def test_what_deepspeed_takes(kind: str, bars: tuple[float, float]) -> None:
+    found = {c.key: getattr(m, f"{kind}_bytes") / getattr(c, kind) - 1 for c, m in sharded()}
+    assert statistics.median(map(abs, found.values())) <= bars[0]
+    assert worst(found)[0] <= bars[1], worst(found)
+    assert min(found.values()) >= -SHARDED_SHORT, min((error, key) for key, error in found.items())
+
+
+def test_what_deepspeed_pins() -> None:
+    found = {c.key: m.pinned_bytes / c.pinned - 1 for c, m in sharded() if c.pinned > 25 * MIB}
+    assert found and worst(found)[0] <= PINNED, worst(found)

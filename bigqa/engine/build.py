@@ -98,11 +98,11 @@ def change(model: nn.Module, strategy: Strategy) -> Weights:
 
     Trainer and predictor share this.
     """
-    _change_modules(model, strategy)
+    change_modules(model, strategy)
     return Weights(model, strategy.precision)
 
 
-def _change_modules(model: nn.Module, strategy: Strategy) -> None:
+def change_modules(model: nn.Module, strategy: Strategy) -> None:
     attention.use(model)
     adapters.apply(model, strategy.adapters)
     modules.swap(model, strategy.device)  # the adapters' dropout too
@@ -129,7 +129,7 @@ def build(model: nn.Module, task: TrainedTask, settings: Settings, processes: Pr
     undecayed = undecayed_names(model)
     packs = _packs(model, task, strategy, settings.seq_len, processes.device)
     if strategy.needs_deepspeed:
-        _change_modules(model, strategy)
+        change_modules(model, strategy)
         # Rounded in host memory, so that a GPU never holds fp32 weights that it would only give up.
         exact = {name: p.detach().float().clone() for name, p in model.named_parameters() if p.requires_grad}
         model.to(DTYPES[strategy.precision])
@@ -175,6 +175,7 @@ def _sharded(
         micro_batch=share_of_batch(settings, processes.world_size),
         world_size=processes.world_size,
         nvme=settings.nvme,
+        num_parameters=sum(p.numel() for p in model.parameters()),
     )
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     groups = parameter_groups(trained, undecayed, settings.weight_decay)

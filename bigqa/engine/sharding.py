@@ -5,9 +5,11 @@ our own configuration (`configs/deepspeed/` holds it as files) and our own optim
 """
 
 import contextlib
+import functools
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,33 +24,61 @@ from bigqa.engine.recovery import is_out_of_memory
 from bigqa.errors import BigqaError
 from bigqa.strategy import Strategy
 
-BUCKET_ELEMENTS = 50_000_000
-"""Of a reduction or a gathering: 100 MB in low precision, a tenth of DeepSpeed's own default for big cards."""
-MAX_LIVE_PARAMETERS = 100_000_000
-"""Gathered at once in ZeRO-3."""
+MOST_IN_A_BUCKET = 50_000_000
+"""Elements: 100 MB in low precision, a tenth of DeepSpeed's own default for big cards."""
+LEAST_IN_A_BUCKET = 2**19
+BUCKETS_OF_A_MODEL = 32
+PERSISTENT = 100_000
+"""Elements of a parameter that ZeRO-3 keeps whole between the passes of a step."""
+NORMED_AT_ONCE = 2**22
+"""Elements of a gradient that ZeRO-3 with offload widens to fp64 for its norm: embeddings at once took 250 MiB."""
 INSTALL = "ZeRO needs DeepSpeed: pip install 'bigqa[deepspeed]'"
 
 
+@dataclass(frozen=True)
+class Buckets:
+    """What is reduced or gathered at once. Elements."""
+
+    reduced: int
+    prefetched: int
+    live: int
+    """Gathered weights in ZeRO-3."""
+
+
+def buckets_of(num_parameters: int | None) -> Buckets:
+    """Return what fits a model, about a layer of one with many; none: a large model.
+
+    A bucket is there whether it is filled or not, so one made for large models outweighs a small one.
+    """
+    reduced = MOST_IN_A_BUCKET
+    if num_parameters is not None:
+        share = num_parameters // BUCKETS_OF_A_MODEL // 1024 * 1024
+        reduced = max(LEAST_IN_A_BUCKET, min(share, MOST_IN_A_BUCKET))
+    return Buckets(reduced, reduced // 2, 2 * reduced)
+
+
 def deepspeed_config(
-    strategy: Strategy, *, clip: float, global_batch: int, micro_batch: int, world_size: int, nvme: Path | None = None
-) -> dict[str, Any]:
+    strategy: Strategy, *, clip: float, global_batch: int, micro_batch: int, world_size: int, nvme: Path | None = None,
+    num_parameters: int | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Return DeepSpeed's configuration, every field on purpose; `configs/deepspeed/README.md` explains each."""
     on_gpu = strategy.device == "cuda"
+    buckets = buckets_of(num_parameters)
     # Pinned memory serves copies to a GPU; without one it is only memory that cannot be swapped.
     zero: dict[str, Any] = {
         "stage": strategy.zero_stage,
         "overlap_comm": on_gpu,
         "contiguous_gradients": True,
-        "reduce_bucket_size": BUCKET_ELEMENTS,
-        "allgather_bucket_size": BUCKET_ELEMENTS,
+        "reduce_bucket_size": buckets.reduced,
+        "allgather_bucket_size": buckets.reduced,
         "round_robin_gradients": False,
     }
     if strategy.zero_stage == 3:
         zero |= {
-            "stage3_max_live_parameters": MAX_LIVE_PARAMETERS,
-            "stage3_max_reuse_distance": MAX_LIVE_PARAMETERS,
-            "stage3_prefetch_bucket_size": BUCKET_ELEMENTS // 2,
-            "stage3_param_persistence_threshold": 100_000,
+            "stage3_max_live_parameters": buckets.live,
+            "stage3_max_reuse_distance": buckets.live,
+            "stage3_prefetch_bucket_size": buckets.prefetched,
+            "stage3_param_persistence_threshold": PERSISTENT,
             "stage3_gather_16bit_weights_on_model_save": False,
         }
     for part, where in (("optimizer", strategy.offload_optimizer), ("param", strategy.offload_parameters)):
@@ -98,6 +128,9 @@ class ShardedUpdate(Update):
             if is_out_of_memory(error):
                 raise
             raise BigqaError(f"DeepSpeed did not start: {error}") from error
+        if hasattr(self.engine.optimizer, "_constant_buffered_norm2"):
+            whole = self.engine.optimizer._constant_buffered_norm2
+            self.engine.optimizer._constant_buffered_norm2 = functools.partial(whole, buffer_size=NORMED_AT_ONCE)
         self.module = model
         self.stage = strategy.zero_stage
         self.world_size = world_size
@@ -105,7 +138,7 @@ class ShardedUpdate(Update):
         self.scaler = None
         self.changing, self.completed = False, 0
         # DeepSpeed takes its masters from weights that are rounded already.
-        self._set_weights(exact)
+        self._set_masters(exact)
 
     @property
     def skipped(self) -> int:
@@ -160,7 +193,8 @@ class ShardedUpdate(Update):
 
     def load(self, state: State, step: int) -> None:
         """Take a canonical state, as it was after `step` steps."""
-        self._set_weights(state.weights)
+        self._set_masters(state.weights)
+        self._round_into_model(state.weights)
         if not state.moments:
             return
         self._make_states(step)
@@ -190,18 +224,21 @@ class ShardedUpdate(Update):
             whole.tie_weights()  # type: ignore[operator]
         return whole
 
-    def _set_weights(self, weights: Mapping[str, Tensor]) -> None:
+    def _set_masters(self, weights: Mapping[str, Tensor]) -> None:
+        """Take fp32 weights out of host memory, never by way of a device: it may have just the room to train."""
+        for name, parameter in self.parameters.items():
+            self._set(parameter, weights[name], None)
+
+    def _round_into_model(self, weights: Mapping[str, Tensor]) -> None:
         import deepspeed
 
         for name, parameter in self.parameters.items():
-            value = weights[name].to(parameter.device, torch.float32)
-            self._set(parameter, value, None)
             if self.stage < 3:
-                parameter.data.copy_(value)
+                parameter.data.copy_(weights[name])
                 continue
             with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
                 if torch.distributed.get_rank() == 0:
-                    parameter.data.copy_(value)
+                    parameter.data.copy_(weights[name])
 
     def _set(self, parameter: nn.Parameter, value: Tensor, kind: str | None) -> None:
         from deepspeed.utils import (
@@ -211,7 +248,7 @@ class ShardedUpdate(Update):
             safe_set_local_optimizer_state,
         )
 
-        value = value.to(parameter.device, torch.float32)
+        value = value.float()
         if self.stage == 3:  # DeepSpeed's own setter of whole tensors does not pad them to a multiple of the processes
             value = self._partition(parameter, value)
             if kind is None:
@@ -224,7 +261,7 @@ class ShardedUpdate(Update):
             safe_set_full_optimizer_state(parameter, value, kind)
 
     def _partition(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
-        size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+        size = parameter.ds_tensor.ds_numel  # type: ignore[attr-defined]
         padded = torch.zeros(size * self.world_size, device=value.device)
         padded[: value.numel()] = value.flatten()
         rank = torch.distributed.get_rank()

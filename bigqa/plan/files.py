@@ -96,6 +96,7 @@ def _deepspeed(found: Probe, chosen: Candidate) -> dict[str, Any]:
         micro_batch=chosen.micro_batch,
         world_size=found.num_gpus * found.question.nodes,
         nvme=found.question.nvme,
+        num_parameters=found.num_parameters,
     )
 
 
