@@ -4,7 +4,6 @@ torch's allocator and the kernel keep high-water marks of their own. What NVML s
 every few milliseconds.
 """
 
-import os
 import threading
 from typing import Any
 
@@ -12,6 +11,7 @@ import psutil
 import torch
 
 from bigqa.engine.loop.meter import MemoryMeter
+from bigqa.machine import devices
 from bigqa.memory.estimate import CONTEXT_BYTES
 
 INTERVAL_S = 0.005
@@ -83,13 +83,7 @@ class _Nvml:
 
         self._nvml = pynvml
         pynvml.nvmlInit()
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        named = visible[index] if index < len(visible) and visible[index] else str(index)
-        self._card = (
-            pynvml.nvmlDeviceGetHandleByIndex(int(named))
-            if named.isdigit()
-            else pynvml.nvmlDeviceGetHandleByUUID(named)
-        )
+        self._card = devices.handles(pynvml)[index]
         self.peak_bytes = 0
         self._others = self._used() - self._own()
         self._done = threading.Event()

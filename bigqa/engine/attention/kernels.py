@@ -21,6 +21,7 @@ from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
 
+from bigqa.engine.alike import FLASH_FROM, least_capability
 from bigqa.engine.attention.windows import Shape, attend
 
 NAME = "bigqa"
@@ -142,7 +143,7 @@ def packs_on(device: torch.device, dtype: torch.dtype, config: Any, seq_len: int
         return True
     heads = int(getattr(config, "num_attention_heads", 1))
     size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-    return _flash_on(device, dtype, size)
+    return _flash_on(least_capability(device), dtype, size)
 
 
 def spans_of(config: Any) -> list[int]:
@@ -155,12 +156,12 @@ def _has_flash(query: Tensor) -> bool:
     if query.is_meta:
         # Both keep the same for the backward pass; torch's shapes of the other one's backward pass are broken (2.13).
         return True
-    return _flash_on(query.device, query.dtype, query.shape[-1])
+    return _flash_on(torch.cuda.get_device_capability(query.device), query.dtype, query.shape[-1])
 
 
-def _flash_on(device: torch.device, dtype: torch.dtype, size: int) -> bool:
+def _flash_on(capability: tuple[int, int], dtype: torch.dtype, size: int) -> bool:
     low = dtype in (torch.bfloat16, torch.float16) and size <= FLASH_SIZES
-    return low and torch.cuda.get_device_capability(device) >= (8, 0)
+    return low and capability >= FLASH_FROM
 
 
 def mask(
