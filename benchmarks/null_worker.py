@@ -21,6 +21,7 @@ from bigqa.bench.worker import model_of, settings_of, training_of
 from bigqa.console import quiet_libraries
 from bigqa.engine.loop.fit import fit
 from bigqa.engine.loop.recorder import Silent
+from bigqa.engine.pinned import pinned_by_all
 from bigqa.engine.processes import Processes
 
 ANSWER = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_size_t)
@@ -39,11 +40,10 @@ def measure(case: Case) -> dict[str, Any]:
         settings = settings_of(case, Path(folder))
         processes = Processes(settings.device)
         fit(training_of(case, settings, processes, Silent(), _models[case.model]))
-    pinned = torch.cuda.host_memory_stats()
     return {
         "allocated": torch.cuda.max_memory_allocated(),
         "reserved": torch.cuda.max_memory_reserved(),
-        "pinned": pinned.get("allocated_bytes.peak", 0),
+        "pinned": pinned_by_all(),
         "managed": int(library.null_most_of(MANAGED)),
     }
 

@@ -12,7 +12,6 @@ import pytest
 from benchmarks.null_cells import FOLDER, Cell, predicted, read_cells
 from bigqa.memory.cards import Card, card_for
 from bigqa.memory.estimate import Estimator, MemoryEstimate
-from bigqa.memory.host import pinned_block
 from bigqa.memory.scratch import reduction_bytes
 from bigqa.models.sources import load_config, resolve
 from bigqa.plan.planner import estimator_for
@@ -137,7 +136,3 @@ def test_a_sum_over_rows_takes_what_torch_recorded() -> None:
 def test_a_card_that_the_table_has_not_is_taken_for_a_large_one() -> None:
     assert card_for("RTX 9999", (8, 6)) == Card((8, 6), 108, 1536)
     assert card_for("Tesla T4", (7, 5), 15 * GIB) == Card((7, 5), 40, 1024)
-
-
-def test_pinned_memory_comes_in_powers_of_two() -> None:
-    assert [pinned_block(size) for size in (1, 2, 3, 4096, 4097)] == [1, 2, 4, 4096, 8192]

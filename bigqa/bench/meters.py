@@ -5,12 +5,12 @@ every few milliseconds.
 """
 
 import threading
-from typing import Any
 
 import psutil
 import torch
 
 from bigqa.engine.loop.meter import MemoryMeter
+from bigqa.engine.pinned import pinned_by_all
 from bigqa.machine import devices
 from bigqa.memory.estimate import CONTEXT_BYTES
 
@@ -65,14 +65,9 @@ class DeviceMeter:
                 "peak_allocated_bytes": torch.cuda.max_memory_allocated(self.device),
                 "peak_reserved_bytes": torch.cuda.max_memory_reserved(self.device),
                 "peak_gpu_bytes": self._nvml.peak_bytes,
-                "pinned_bytes": _pinned_bytes(),
+                "pinned_bytes": pinned_by_all(),
             }
         return found
-
-
-def _pinned_bytes() -> int:
-    statistics: Any = getattr(torch.cuda, "host_memory_stats", dict)()
-    return int(statistics.get("allocated_bytes.peak", 0))
 
 
 class _Nvml:

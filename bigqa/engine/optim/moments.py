@@ -125,10 +125,7 @@ def _codes_of(blocks: Tensor, scale: Tensor, code: Tensor) -> Tensor:
 
 
 def _make_state(optimizer: Any, parameter: nn.Parameter) -> None:
-    if not optimizer.initialized:
-        optimizer.check_overrides()
-        optimizer.to_gpu()
-        optimizer.initialized = True
+    optimizer.begin()
     for group_index, group in enumerate(optimizer.param_groups):
         for index, candidate in enumerate(group["params"]):
             if candidate is parameter:
