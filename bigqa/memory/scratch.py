@@ -99,12 +99,23 @@ def workspace_bytes(card: Card) -> int:
     return WORKSPACE_HOPPER_BYTES if card.capability >= (9, 0) else WORKSPACE_BYTES
 
 
+def flash_queries_bytes(card: Card, size: int, groups: int) -> int:
+    """Return the queries' gradient in fp32; of `--deterministic`, as often as the groups fit into the multiprocessors.
+
+    Source: torch, `flash_api.cpp`, `mha_varlen_bwd`: `dq_accum`, `nsplits`. `groups`: windows times heads.
+    """
+    if card.capability < (8, 0):
+        return 0
+    return size * -(-card.multiprocessors // groups) if torch.are_deterministic_algorithms_enabled() else size
+
+
 RULES: dict[str, Callable[..., int]] = {
     "reduction": reduction_bytes,
     "semaphores": semaphore_bytes,
     "segments": segment_bytes,
     "workspace": workspace_bytes,
     "flash": lambda card, size: size if card.capability >= (8, 0) else 0,
+    "flash queries": flash_queries_bytes,
     "efficient": lambda card, size, always: size if always or card.capability < (8, 0) else 0,
     "bytes": lambda card, size: size,
 }
@@ -148,7 +159,10 @@ def _of_packed_backward(args: tuple[Any, ...], result: Any) -> list[Scratch]:
     rows = tokens + 128 * windows
     rounded = -(-size // 32) * 32 if size <= 128 else -(-size // 64) * 64
     blocks = heads * windows * -(-longest // 64) * -(-size // 64)
-    held = [Scratch("flash", (4 * heads * rows,)), Scratch("flash", (4 * heads * rows * rounded,))]
+    held = [
+        Scratch("flash", (4 * heads * rows,)),
+        Scratch("flash queries", (4 * heads * rows * rounded, heads * windows)),
+    ]
     return [*held, Scratch("efficient", (4 * heads * tokens, 0)), Scratch("efficient", (blocks * TURN_BYTES, 0))]
 
 
