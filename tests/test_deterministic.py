@@ -75,11 +75,11 @@ def test_a_run_asks_for_it_and_may_change_its_mind(tmp_path: Path, monkeypatch: 
 
 
 def test_few_windows_take_a_gradient_for_each_multiprocessor() -> None:
-    one = Scratch("flash queries", (1000, 16))
+    one = Scratch("flash queries", (1000, 16, 64, 1))
     assert one.size(A100) == 1000
     with deterministic(True):
         assert one.size(A100) == 7000  # 108 multiprocessors, one window of 16 heads
-        assert one.size(A100, (8000, 128)) == 8000
+        assert one.size(A100, (8000, 128, 64, 1)) == 8000
 
 
 STEP = """

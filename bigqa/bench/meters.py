@@ -57,9 +57,9 @@ class DeviceMeter:
         if now is not None and self._energy_before is not None:
             self.energy_j = now - self._energy_before
 
-    def peaks(self) -> dict[str, int]:
+    def peaks(self) -> dict[str, int | None]:
         """Return what was found so far."""
-        found = {"peak_host_bytes": self._host.peak_bytes()}
+        found: dict[str, int | None] = {"peak_host_bytes": self._host.peak_bytes()}
         if self._nvml is not None:
             found |= {
                 "peak_allocated_bytes": torch.cuda.max_memory_allocated(self.device),
@@ -79,7 +79,8 @@ class _Nvml:
         self._nvml = pynvml
         pynvml.nvmlInit()
         self._card = devices.handles(pynvml)[index]
-        self.peak_bytes = 0
+        self.peak_bytes: int | None = 0
+        """None: the driver did not answer each time, and a peak may have been missed."""
         self._others = self._used() - self._own()
         self._done = threading.Event()
 
@@ -106,12 +107,20 @@ class _Nvml:
             self._look()
 
     def _look(self) -> None:
-        # By process where the driver tells; in a container it often knows other numbers of processes.
-        self.peak_bytes = max(self.peak_bytes, self._own() or self._used() - self._others)
+        if self.peak_bytes is None:
+            return
+        try:
+            # By process where the driver tells; in a container it often knows other numbers of processes.
+            self.peak_bytes = max(self.peak_bytes, self._own() or self._used() - self._others)
+        except self._nvml.NVMLError:
+            self.peak_bytes = None
 
     def _used(self) -> int:
         return int(self._nvml.nvmlDeviceGetMemoryInfo(self._card).used)
 
     def _own(self) -> int:
-        running = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._card)
+        try:
+            running = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._card)
+        except self._nvml.NVMLError:  # not told to everybody
+            return 0
         return sum(int(one.usedGpuMemory or 0) for one in running if one.pid == psutil.Process().pid)
