@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bigqa.engine.extensions import drop_stale_locks
+from bigqa.engine.extensions import make_ready
 from bigqa.engine.optim.moments import NAMES
 from bigqa.engine.optim.optimizers import BETAS
 from bigqa.engine.optim.scaling import LossScaler
@@ -288,7 +288,7 @@ def _deepspeed() -> Any:
         import deepspeed
     except ImportError:
         raise BigqaError(INSTALL) from None
-    drop_stale_locks()
+    make_ready()
     return deepspeed
 
 

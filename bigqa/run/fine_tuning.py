@@ -94,7 +94,7 @@ def _training(
         micro_batch=share_of_batch(settings, processes.world_size),
         processes=processes,
         parts=parts,
-        windows=windows.select_columns(list(COLUMNS)).with_format("numpy"),
+        windows=windows.only(COLUMNS),
         lengths=window_lengths(windows),
         recorder=recorder,
         stop=StopRequest(settings.out),
