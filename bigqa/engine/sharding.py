@@ -141,19 +141,21 @@ class ShardedUpdate(Update):
 
     def state(self) -> State:
         """Gather the canonical state on the first process; every process must call."""
+        return self._gathered(with_moments=all(self._base_state()))
+
+    def _gathered(self, *, with_moments: bool) -> State:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         keeps = torch.distributed.get_rank() == 0
         weights: dict[str, Tensor] = {}
         kept: dict[str, Tensor] = {}
-        has_moments = all(self._base_state())
-        if has_moments:
+        if with_moments:
             self._link_states()
         for name, parameter in self.parameters.items():
             whole = safe_get_full_fp32_param(parameter)
             if keeps:
                 weights[name] = whole.detach().to("cpu", copy=True).view(_shape(parameter))
-            for kind in NAMES if has_moments else ():
+            for kind in NAMES if with_moments else ():
                 moment = safe_get_full_optimizer_state(parameter, kind)
                 if keeps:
                     kept[f"{kind}.{name}"] = moment.detach().to("cpu", copy=True).view(_shape(parameter))
@@ -185,7 +187,7 @@ class ShardedUpdate(Update):
 
     def finish(self) -> nn.Module:
         """Return the trained model, whole and in fp32, on the first process."""
-        state = self.state()
+        state = self._gathered(with_moments=False)
         whole: nn.Module = type(self.module)(self.module.config)  # type: ignore[arg-type]
         if state.weights:
             whole.load_state_dict(state.weights, strict=False)
