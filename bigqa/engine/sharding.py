@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from bigqa.engine.extensions import make_ready
 from bigqa.engine.optim.moments import NAMES
 from bigqa.engine.optim.optimizers import BETAS
+from bigqa.engine.optim.scaling import LossScaler
 from bigqa.engine.optim.update import State, Update
 from bigqa.engine.recovery import is_out_of_memory
 from bigqa.errors import BigqaError
@@ -135,15 +136,13 @@ class ShardedUpdate(Update):
         self.stage = strategy.zero_stage
         self.world_size = world_size
         self.model = self.engine
-        self.scaler = None
+        self.scaling = LossScaler()
+        self.scaler = self.scaling if strategy.precision == "fp16" else None
+        if self.scaler is not None:
+            self.engine.optimizer.loss_scaler = _Scaling(self.scaler)
         self.changing, self.completed = False, 0
         # DeepSpeed takes its masters from weights that are rounded already.
         self._set_masters(exact)
-
-    @property
-    def skipped(self) -> int:
-        """Steps of the run that changed nothing: gradients overflowed in fp16."""
-        return int(self.engine.skipped_steps)
 
     def begin(self, step: int, seed: int) -> None:
         """Begin a step."""
@@ -167,37 +166,42 @@ class ShardedUpdate(Update):
         """Clip and step. Returns: the norm before clipping."""
         self.changing = True
         self.engine.step()
+        if self.scaler is not None:
+            self.scaler.update(finite=not self.engine.optimizer.overflow)
         self.completed += 1
         self.changing = False
         return torch.as_tensor(self.engine.get_global_grad_norm() or 0.0)
 
     def state(self) -> State:
         """Gather the canonical state on the first process; every process must call."""
+        return self._gathered(with_moments=all(self._base_state()))
+
+    def _gathered(self, *, with_moments: bool) -> State:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         keeps = torch.distributed.get_rank() == 0
         weights: dict[str, Tensor] = {}
         kept: dict[str, Tensor] = {}
-        has_moments = all(self._base_state())
-        if has_moments:
+        if with_moments:
             self._link_states()
         for name, parameter in self.parameters.items():
             whole = safe_get_full_fp32_param(parameter)
             if keeps:
                 weights[name] = whole.detach().to("cpu", copy=True).view(_shape(parameter))
-            for kind in NAMES if has_moments else ():
+            for kind in NAMES if with_moments else ():
                 moment = safe_get_full_optimizer_state(parameter, kind)
                 if keeps:
                     kept[f"{kind}.{name}"] = moment.detach().to("cpu", copy=True).view(_shape(parameter))
-        return State(weights=weights, moments=kept)
+        return State(weights=weights, moments=kept, extras=self._extras())
 
     def load(self, state: State, step: int) -> None:
         """Take a canonical state, as it was after `step` steps."""
         self._set_masters(state.weights)
         self._round_into_model(state.weights)
+        self._load_extras(state.extras)
         if not state.moments:
             return
-        self._make_states(step)
+        self._make_states(step - self.skipped)
         for name, parameter in self.parameters.items():
             for kind in NAMES:
                 self._set(parameter, state.moments[f"{kind}.{name}"], kind)
@@ -217,7 +221,7 @@ class ShardedUpdate(Update):
 
     def finish(self) -> nn.Module:
         """Return the trained model, whole and in fp32, on the first process."""
-        state = self.state()
+        state = self._gathered(with_moments=False)
         whole: nn.Module = type(self.module)(self.module.config)  # type: ignore[arg-type]
         if state.weights:
             whole.load_state_dict(state.weights, strict=False)
@@ -294,6 +298,28 @@ class ShardedUpdate(Update):
             for kind in NAMES:
                 state.setdefault(kind, torch.zeros_like(flat))
         self._link_states()
+
+
+class _Scaling:
+    """Our loss scaling where DeepSpeed looks for its own.
+
+    Its own is in no checkpoint of ours, doubles a step later, and ends the run where the scale cannot go lower.
+    """
+
+    def __init__(self, scaler: LossScaler) -> None:
+        self.scaler = scaler
+
+    @property
+    def cur_scale(self) -> float:
+        """The scale of this step's loss."""
+        return self.scaler.scale
+
+    def scale_loss(self, loss: Tensor) -> Tensor:
+        """Scale a loss."""
+        return loss * self.scaler.scale
+
+    def update_scale(self, overflow: bool) -> None:
+        """Wait: DeepSpeed says so before it takes the scale off the gradients, by what the scale is then."""
 
 
 def _deepspeed() -> Any:
