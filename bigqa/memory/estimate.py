@@ -31,10 +31,6 @@ from bigqa.strategy import Strategy
 from bigqa.tasks.base import Batch, Task
 
 MIB = 2**20
-CONTEXT_BYTES = 430 * MIB
-"""A CUDA context with torch's kernels loaded, as NVML shows it: 300-500 MiB by card and driver. A datasheet has no such
-figure; `bigqa bench` measures it."""
-
 
 Key = tuple[Strategy, int, bool]
 """What shapes a trace: the axes, the sequence length, whether gradients are accumulated."""
@@ -184,13 +180,13 @@ class Estimator:
         return MemoryEstimate(
             allocated_bytes=allocated,
             reserved_bytes=reserved,
-            device_bytes=reserved + CONTEXT_BYTES,
+            device_bytes=reserved + card.context_bytes,
             host_bytes=host.CUDA_BASELINE_BYTES + max(kept, host.loading_bytes(strategy, self.num_parameters)),
             pinned_bytes=found.pinned_bytes,
             managed_bytes=found.managed_bytes,
             disk_bytes=0,
             phase=found.phase,
-            by_category=found.by_category | parts | {"context": CONTEXT_BYTES},
+            by_category=found.by_category | parts | {"context": card.context_bytes},
             largest=found.largest,
         )
 
@@ -222,12 +218,12 @@ class Estimator:
         return MemoryEstimate(
             allocated_bytes=found.allocated_bytes,
             reserved_bytes=found.reserved_bytes,
-            device_bytes=found.reserved_bytes + CONTEXT_BYTES,
+            device_bytes=found.reserved_bytes + card.context_bytes,
             host_bytes=host.CUDA_BASELINE_BYTES + max(kept, host.loading_bytes(strategy, self.num_parameters)),
             pinned_bytes=found.pinned_bytes,
             disk_bytes=deepspeed.states(strategy, self.num_parameters, self.largest_layer, world_size).disk_bytes,
             phase=found.phase,
-            by_category=found.by_category | parts | {"context": CONTEXT_BYTES},
+            by_category=found.by_category | parts | {"context": card.context_bytes},
             largest=found.largest,
         )
 

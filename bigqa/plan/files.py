@@ -50,6 +50,7 @@ def plan_of(found: Probe) -> dict[str, Any]:
         "predicted": chosen.model_dump(mode="json"),
         "hardware": found.hardware.model_dump(mode="json"),
         "gpu": found.gpu.model_dump(mode="json") if found.gpu else None,
+        "num_gpus": found.num_gpus,
         "versions": versions(),
     }
 
