@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from bigqa.engine.sharding import LEAST_IN_A_BUCKET, buckets_of
+from bigqa.engine.zero import LEAST_IN_A_BUCKET, buckets_of
 from bigqa.memory import estimate, host, scratch
 from bigqa.memory.cards import Card
 from bigqa.memory.deepspeed import states, with_states

@@ -20,7 +20,8 @@ from bigqa.engine.optim.release import ReleasedUpdate
 from bigqa.engine.optim.scaling import LossScaler
 from bigqa.engine.optim.update import Update
 from bigqa.engine.processes import Processes
-from bigqa.engine.sharding import ShardedUpdate, deepspeed_config
+from bigqa.engine.sharding import ShardedUpdate
+from bigqa.engine.zero import deepspeed_config
 from bigqa.errors import BigqaError
 from bigqa.settings import Settings
 from bigqa.strategy import Precision, Strategy, missing_package, with_low_precision

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from bigqa.engine.sharding import deepspeed_config
+from bigqa.engine.zero import deepspeed_config
 from bigqa.errors import BigqaError
 from bigqa.files import write_json, write_text
 from bigqa.plan.candidates import Candidate
