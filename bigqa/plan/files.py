@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from bigqa.engine.sharding import deepspeed_config
+from bigqa.engine.zero import deepspeed_config
 from bigqa.errors import BigqaError
 from bigqa.files import write_json, write_text
 from bigqa.plan.candidates import Candidate
@@ -97,6 +97,7 @@ def _deepspeed(found: Probe, chosen: Candidate) -> dict[str, Any]:
         micro_batch=chosen.micro_batch,
         world_size=found.num_gpus * found.question.nodes,
         nvme=found.question.nvme,
+        num_parameters=found.num_parameters,
     )
 
 

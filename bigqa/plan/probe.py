@@ -62,7 +62,11 @@ class Probe:
     def timeline(self, candidate: Candidate) -> Timeline:
         """Return the memory of one step of a candidate over time."""
         return self.estimator.timeline(
-            candidate.strategy, candidate.micro_batch, candidate.seq_len, accumulating=candidate.grad_accum > 1
+            candidate.strategy,
+            candidate.micro_batch,
+            candidate.seq_len,
+            accumulating=candidate.grad_accum > 1,
+            world_size=self.machine.processes(candidate.strategy),
         )
 
     @property

@@ -1,5 +1,6 @@
 """What only a GPU can show: strategies that need one, kernels against the library's attention, memory as predicted."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from bigqa.bench.report import Case
 from bigqa.bench.sweep import run_case
 from bigqa.machine.contexts import context_of
 from bigqa.machine.hardware import detect
-from bigqa.speed.calibration import measure_cpu, measure_gpu
+from bigqa.speed.calibration import measure_cpu
+from bigqa.speed.card import measure_gpu
 from bigqa.strategy import STRATEGIES
 
 pytestmark = [
@@ -63,7 +65,7 @@ def large(name: str, micro_batch: int, **changes: Any) -> Case:
 def predictor() -> Predictor:
     hardware = detect()
     cpu = measure_cpu(0.2)
-    rates = measure_gpu(torch.device("cuda"), hardware.gpus[0].model, cpu)
+    rates = replace(measure_gpu(torch.device("cuda")), adam_per_s=cpu.adam_per_s)
     return Predictor(hardware, hardware.gpus[0], {"cpu": cpu, "cuda": rates})
 
 
