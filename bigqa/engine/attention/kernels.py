@@ -137,12 +137,17 @@ def _packed_on_gpu(query: Tensor, key: Tensor, value: Tensor, bounds: Bounds, dr
 
 
 def packs_on(device: torch.device, dtype: torch.dtype, config: Any, seq_len: int) -> bool:
-    """Whether a device has a kernel for a model's packed windows: tokens that look only so far need flash attention."""
-    if device.type != "cuda" or not any(span < seq_len for span in spans_of(config)):
+    """Whether a device has a kernel for a model's packed windows."""
+    return device.type != "cuda" or packs_at(torch.cuda.get_device_capability(device), dtype, config, seq_len)
+
+
+def packs_at(capability: tuple[int, int], dtype: torch.dtype, config: Any, seq_len: int) -> bool:
+    """Whether a GPU has a kernel for packed windows: tokens that look only so far need flash attention."""
+    if not any(span < seq_len for span in spans_of(config)):
         return True
     heads = int(getattr(config, "num_attention_heads", 1))
     size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-    return _flash_on(device, dtype, size)
+    return _flash_at(capability, dtype, size)
 
 
 def spans_of(config: Any) -> list[int]:
@@ -159,8 +164,11 @@ def _has_flash(query: Tensor) -> bool:
 
 
 def _flash_on(device: torch.device, dtype: torch.dtype, size: int) -> bool:
-    low = dtype in (torch.bfloat16, torch.float16) and size <= FLASH_SIZES
-    return low and torch.cuda.get_device_capability(device) >= (8, 0)
+    return _flash_at(torch.cuda.get_device_capability(device), dtype, size)
+
+
+def _flash_at(capability: tuple[int, int], dtype: torch.dtype, size: int) -> bool:
+    return dtype in (torch.bfloat16, torch.float16) and size <= FLASH_SIZES and capability >= (8, 0)
 
 
 def mask(
