@@ -1,11 +1,16 @@
 """Which cells of the null GPU there are to be, and the table of how near predictions are to them."""
 
+import json
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
+
+import pytest
 
 from benchmarks.null_cells import CARDS, FOLDER, KINDS_DRAWN, MODELS, WHAT, wanted
 from bigqa.models.sources import load_config, resolve
 from bigqa.plan.planner import estimator_for
+from bigqa.table.command import null_gpu_part
 from bigqa.table.null_gpu import ALONE, error_of, null_markdown, predicted, read_counted, sample_of
 
 
@@ -34,3 +39,18 @@ def test_the_table_is_of_cells_evenly_drawn() -> None:
         "FAIL",
         "pass",
     ]
+
+
+def test_the_part_of_the_table_is_predicted_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = FOLDER / "enliple-small.jsonl"
+    head, first = file.read_text(encoding="utf-8").splitlines()[:2]
+    away = json.dumps(json.loads(first) | {"reserved": 1})
+    here = tmp_path / "benchmarks" / "runs" / "null-gpu" / file.name
+    here.parent.mkdir(parents=True)
+    here.write_text("\n".join((head, first, away)) + "\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BIGQA_WORKERS", "1")
+    lines = null_gpu_part().splitlines()
+    assert "2 of 2 cells of 1 models, evenly drawn." in lines
+    marks = {line.split("|")[2].strip(): line.split("|")[-2].strip() for line in lines if "without DeepSpeed" in line}
+    assert marks == {"allocated": "pass", "reserved": "FAIL"}

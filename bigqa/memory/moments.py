@@ -4,23 +4,39 @@ In: a recorder, the parts of a step. Out: blocks of code in which the recorder k
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from bigqa.engine.loop.step import Parts
 from bigqa.engine.optim.rounding import RoundedAdamW
+from bigqa.memory.events import Category, Event
 from bigqa.memory.optimizers import state_tensors
 from bigqa.memory.work import Work
 
-if TYPE_CHECKING:
-    from bigqa.memory.trace import Recorder
+
+class Recorder(Protocol):
+    """What is told of the moments."""
+
+    phase: str
+    work: Work
+    updating: bool
+    events: list[Event]
+    states: list[tuple[int, tuple[int, ...]]]
+
+    def mark(self, category: Category, tensors: Any) -> None:
+        """Say what tensors are for."""
+        ...
+
+    def numbers(self, tensors: Iterable[Tensor]) -> list[int]:
+        """Return the storages of tensors."""
+        ...
 
 
 @contextlib.contextmanager
-def phases_of(recorder: "Recorder", parts: Parts) -> Iterator[None]:
+def phases_of(recorder: Recorder, parts: Parts) -> Iterator[None]:
     """Name the phases of a step by hooks on its parts, so that the step itself stays as it is."""
     update, weights, optimizer, task = parts.update, parts.update.weights, parts.update.optimizer, parts.task
     clip, gather, step, loss_sum = update.step, weights.gather_gradients, optimizer.step, task.loss_sum
@@ -68,7 +84,7 @@ def phases_of(recorder: "Recorder", parts: Parts) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def states_of(recorder: "Recorder", optimizers: list[torch.optim.Optimizer]) -> Iterator[None]:
+def states_of(recorder: Recorder, optimizers: list[torch.optim.Optimizer]) -> Iterator[None]:
     """Note when a first step makes states: when an optimizer steps; one of ours, when a parameter's turn comes."""
 
     def made(make: Callable[..., Any]) -> Callable[..., Any]:
