@@ -24,6 +24,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON3) -m venv $(VENV)
 	@$(PYTHON) -m pip install -qq --disable-pip-version-check -c constraints.txt torch
 	@DS_BUILD_OPS=0 $(PYTHON) -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	@echo "bigqa: compiling what DeepSpeed would compile at its first use (a minute or two, once)"
+	@$(PYTHON) -W ignore -m bigqa.engine.extensions >$(VENV)/compiled.log 2>&1 || true; grep -a '^bigqa:' $(VENV)/compiled.log || true
 	@touch $@
 
 demo: install  ## train a small Korean QA model on a sample, on whatever this machine has

@@ -39,6 +39,9 @@ CARDS = ("A100-40", "T4", "H100", "3090", "L4", "B200")
 SHAPES = ((16, 384), (1, 384), (4, 256))
 KINDS = tuple(itertools.product(SHAPES, (False, True)))
 """Micro-batch and length; whether gradients are accumulated."""
+PROCESSES = (1, 2, 4, 8)
+SHARDED_CARDS = ("A100-40", "T4")
+"""DeepSpeed's own memory does not hang on the card, only on whether it has bf16."""
 KINDS_DRAWN = 3
 """Of a strategy of a model. Cells of one kind share a trace when they are predicted."""
 
@@ -73,7 +76,8 @@ class Cell:
     @property
     def axes(self) -> Strategy:
         """The strategy as the card has it."""
-        return rows_of(card_of(self.card))[self.strategy]
+        card = card_of(self.card)
+        return (rows_of(card) | sharded_rows_of(card))[self.strategy]
 
     def case(self) -> Case:
         """Return what is run: two optimizer steps."""
@@ -113,6 +117,13 @@ def rows_of(card: GpuModel) -> dict[str, Strategy]:
     return {name: row for name, row in rows.items() if not left_out(row, card)}
 
 
+@functools.cache
+def sharded_rows_of(card: GpuModel) -> dict[str, Strategy]:
+    """Return DeepSpeed's strategies of a card that hold everything in memory."""
+    rows = rows_on("cuda", "bf16" if card.has_bf16 else "fp16")
+    return {name: row for name, row in rows.items() if row.needs_deepspeed}
+
+
 def left_out(row: Strategy, card: GpuModel) -> str | None:
     """Say why there are no cells of a strategy on a card; none: there are."""
     if row.needs_deepspeed:
@@ -132,6 +143,19 @@ def wanted(models: Sequence[str], cards: Sequence[str], strategies: Sequence[str
             is_asked = cell and cell.card in cards and (not strategies or cell.strategy in strategies)
             if cell and is_asked and cell.strategy in rows_of(card_of(cell.card)):
                 yield cell
+    for model in models:
+        for cell in _sharded(model):
+            if cell.card in cards and (not strategies or cell.strategy in strategies):
+                yield cell
+
+
+def _sharded(model: str) -> Iterator[Cell]:
+    """Yield the cells of DeepSpeed's strategies and of plain data-parallel training: each for 1 to 8 processes."""
+    for name in ("plain", "recompute", *sharded_rows_of(card_of(CARDS[0]))):
+        chance = random.Random(f"{model} {name} sharded")
+        for gpus in PROCESSES if name.startswith("zero") else PROCESSES[1:]:
+            shape, accumulating = chance.choice(KINDS)
+            yield Cell(model, name, chance.choice(SHARDED_CARDS), *shape, accumulating, gpus)
 
 
 def _drawn(model: str, strategy: str) -> list[Cell]:

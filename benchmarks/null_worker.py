@@ -4,6 +4,7 @@ In: cells as JSON, one a line, on standard input. Out: the same with what was me
 Libraries are imported and models are made once; what a cell is trained in is a fork that is the first to touch CUDA.
 """
 
+import contextlib
 import ctypes
 import gc
 import json
@@ -28,6 +29,7 @@ from bigqa.engine import build
 from bigqa.engine.attention.packing import can_pack
 from bigqa.engine.loop.fit import fit
 from bigqa.engine.loop.recorder import Silent
+from bigqa.engine.pinned import pinned_by_all
 from bigqa.engine.processes import Processes
 from bigqa.memory.estimate import with_layers
 from bigqa.models.sources import first_position, load_config, load_model, resolve
@@ -48,7 +50,8 @@ TOKENS_TRIED = 1000
 def measure(case: Case, gpus: int) -> dict[str, Any]:
     """Train a case's steps in this process; return its peaks in bytes."""
     library = ctypes.CDLL("libcuda.so.1")
-    library.null_on_read(_yes)  # whether a norm is finite, as fp16 asks
+    if not case.axes.needs_deepspeed:  # which asks whether there was an overflow: zeros say no
+        library.null_on_read(_yes)  # whether a norm is finite, as fp16 asks
     library.null_most_of.restype = ctypes.c_size_t
     packs = _packs[case.model]
     with tempfile.TemporaryDirectory() as folder, patch.object(build, "can_pack", lambda *args: packs):
@@ -58,15 +61,22 @@ def measure(case: Case, gpus: int) -> dict[str, Any]:
         processes = Processes(settings.device)
         with unfilled():
             training = training_of(case, settings, processes, Silent(), _models[case.model])
-        fit(training)
-    pinned = torch.cuda.host_memory_stats()
+        with _no_step_on_the_host() if case.axes.offload_optimizer != "none" else contextlib.nullcontext():
+            fit(training)
     return {
         "outcome": "ok",
         "allocated": torch.cuda.max_memory_allocated(),
         "reserved": torch.cuda.max_memory_reserved(),
-        "pinned": pinned.get("allocated_bytes.peak", 0),
+        "pinned": pinned_by_all(),
         "managed": int(library.null_most_of(MANAGED)),
     }
+
+
+def _no_step_on_the_host() -> Any:
+    """Leave out what DeepSpeed's CPU Adam does with memory that nobody looks at."""
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+    return patch.object(DeepSpeedCPUAdam, "step", lambda *args: None)
 
 
 def _join(gpus: int) -> None:
@@ -130,6 +140,7 @@ def import_libraries(capability: tuple[int, int]) -> None:
     asks_nvml = patch.dict(os.environ, PYTORCH_NVML_BASED_CUDA_CHECK="1")
     with asks_nvml, patch.object(torch.cuda, "get_device_capability", lambda *args: capability):
         import bitsandbytes  # noqa: F401
+        import deepspeed.ops.adam  # noqa: F401
         import peft  # noqa: F401
 
         from bigqa.engine.optim import eight_bit  # noqa: F401

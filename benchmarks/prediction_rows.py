@@ -49,7 +49,7 @@ def loaded(row: str, folder: Path) -> Stream:
 
 
 def _inputs(windows: Any) -> Any:
-    return windows.select_columns([name for name in COLUMNS if name in windows.column_names]).with_format("numpy")
+    return windows.only([name for name in COLUMNS if name in windows.names])
 
 
 @torch.inference_mode()

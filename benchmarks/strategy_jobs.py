@@ -66,10 +66,7 @@ def run_jobs(folder: Path, jobs: list[Job], num_processes: int = 1, timeout_s: i
     if num_processes > 1:
         command += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes), "-m"]
     command += ["benchmarks.strategy_worker", str(file)]
-    # Compilers that are installed beside Python, as ninja is, are found without the environment being activated.
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     environment = os.environ | {"BIGQA_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
-    environment |= {"PATH": path}
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bigqa import __version__
 
-PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors")
+PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "safetensors")
 PACKAGES_IF_THERE = ("deepspeed", "bitsandbytes", "peft")
 
 

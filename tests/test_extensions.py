@@ -1,5 +1,6 @@
-"""A lock that a killed build left behind goes; one that is held stays."""
+"""A lock that a killed build left behind goes; one that is held stays; compilers are found, or their lack is a line."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -8,7 +9,8 @@ from pathlib import Path
 import pytest
 from torch.utils.file_baton import FileBaton
 
-from bigqa.engine.extensions import drop_stale_locks
+from bigqa.engine import extensions
+from bigqa.engine.extensions import drop_stale_locks, make_ready
 
 BUILD = """
 import sys, time
@@ -55,3 +57,25 @@ def test_deepspeed_is_not_waited_for_behind_a_stale_lock(lock: Path, monkeypatch
     lock.touch()
     sharding._deepspeed()
     assert not lock.exists()
+
+
+def test_ninja_is_found_beside_python(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where Python is called by its path, as `make` does, its folder is not on PATH."""
+    (tmp_path / "ninja").touch(mode=0o755)
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    make_ready()
+    assert os.environ["PATH"] == f"/usr/bin:/bin:{tmp_path}"
+    make_ready()
+    assert os.environ["PATH"] == f"/usr/bin:/bin:{tmp_path}"
+
+
+def test_a_compiler_that_is_missing_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("deepspeed")
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setenv("CXX", str(tmp_path / "c++"))
+    extensions.main()
+    said = [line for line in capfd.readouterr().out.splitlines() if line.startswith("bigqa: ")]
+    assert len(said) == 1 and "are not compiled (" in said[0]

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
 from forked import in_processes
 from transformers import BertConfig, BertForQuestionAnswering, get_linear_schedule_with_warmup
 
@@ -18,6 +17,7 @@ from bigqa.engine.processes import Processes
 from bigqa.settings import Settings
 from bigqa.strategy import Strategy
 from bigqa.tasks.qa import QuestionAnswering
+from bigqa.tasks.rows import Rows
 
 LENGTHS = [16, 9, 12, 16, 5, 7, 11, 14, 16, 6]
 STEPS = 7
@@ -56,7 +56,7 @@ def training(processes: Processes, out: Path, recorder: Kept, **options: Any) ->
     }
     parts = build(BertForQuestionAnswering(config), task, settings, processes)
     return Training(
-        settings=settings, micro_batch=2, processes=processes, parts=parts, windows=Dataset.from_dict(rows),
+        settings=settings, micro_batch=2, processes=processes, parts=parts, windows=Rows.of_columns(rows),
         lengths=LENGTHS, packs=parts.packs, recorder=recorder, stop=StopRequest(out), **options,
     )  # fmt: skip
 

@@ -5,20 +5,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
 from transformers import AutoConfig, AutoModelForQuestionAnswering
 
 from bigqa.engine import inference
 from bigqa.engine.attention import kernels
 from bigqa.tasks.qa import QuestionAnswering
+from bigqa.tasks.rows import Rows
 
 LENGTHS = [9, 30, 4, 17, 30, 8, 21]
 
 
-def windows() -> Dataset:
+def windows() -> Rows:
     generator = torch.Generator().manual_seed(0)
     ids = [torch.randint(4, 100, (length,), generator=generator).tolist() for length in LENGTHS]
-    return Dataset.from_dict({"input_ids": ids, "token_type_ids": [[0] * length for length in LENGTHS]})
+    return Rows.of_columns({"input_ids": ids, "token_type_ids": [[0] * length for length in LENGTHS]})
 
 
 def made(family: str) -> tuple[Any, QuestionAnswering]:
@@ -33,8 +33,8 @@ def made(family: str) -> tuple[Any, QuestionAnswering]:
     return model, QuestionAnswering(0, family == "bert")
 
 
-def alone(model: Any, data: Dataset) -> list[np.ndarray[Any, Any]]:
-    found = [model.eval()(input_ids=torch.tensor([row["input_ids"]])) for row in data]
+def alone(model: Any, data: Rows) -> list[np.ndarray[Any, Any]]:
+    found = [model.eval()(input_ids=torch.tensor(row["input_ids"])[None]) for row in data]
     return [torch.stack([one.start_logits[0], one.end_logits[0]]).detach().numpy() for one in found]
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
 from rich.console import Console
 
 from bigqa.engine.attention.packing import fill, split_padded
@@ -23,6 +22,7 @@ from bigqa.engine.loop.stop import PARENT_VARIABLE, StopRequest, tell_end
 from bigqa.engine.optim.scaling import LossScaler
 from bigqa.errors import BigqaError
 from bigqa.tasks.qa import QuestionAnswering
+from bigqa.tasks.rows import Rows
 
 CPU = torch.device("cpu")
 
@@ -77,7 +77,7 @@ def feed(lengths: list[int], **options: Any) -> Feed:
     }
     order = DataOrder(num_windows=len(lengths), global_batch=options.pop("global_batch"), seed=1)
     task = QuestionAnswering(pad_token_id=0, takes_token_types=True)
-    return Feed(order, Dataset.from_dict(rows), lengths, task, device=CPU, **options)
+    return Feed(order, Rows.of_columns(rows), lengths, task, device=CPU, **options)
 
 
 def test_positions_begin_anew_in_each_window() -> None:

@@ -32,15 +32,23 @@ def cells() -> dict[str, list[Cell]]:
     return {model: read_cells(model) for model in MODELS}
 
 
+def is_shared(cell: Cell) -> bool:
+    """Whether several processes run it, or DeepSpeed."""
+    return cell.gpus > 1 or cell.axes.needs_deepspeed
+
+
+def spread(able: list[Cell], count: int, first: int = 0) -> list[Cell]:
+    """Return so many of the cells, or all, from all over the strategies."""
+    able, count = sorted(able, key=lambda cell: cell.key), min(count, len(able))
+    return [able[(index * len(able) // count + first) % len(able)] for index in range(count)]
+
+
 @functools.cache
 def sample() -> list[tuple[Cell, MemoryEstimate]]:
     found = []
-    for place, there in enumerate(cells().values()):
-        able = [c for c in there if c.outcome == "ok" and can_be_traced(c.axes) and not c.axes.needs_deepspeed]
-        able = sorted(able, key=lambda cell: cell.key)
-        count = min(len(able), MANY.get(able[0].model, 1) if able else 0)
-        # Another part of the strategies of each model.
-        found += [able[(index * len(able) // count + 7 * place) % len(able)] for index in range(count)]
+    for place, (model, there) in enumerate(cells().items()):
+        able = [c for c in there if c.outcome == "ok" and can_be_traced(c.axes) and not is_shared(c)]
+        found += spread(able, MANY.get(model, 1), 7 * place)  # another part of the strategies of each model
     return [(cell, predicted(cell)) for cell in found]
 
 
@@ -141,3 +149,37 @@ def test_a_card_that_the_table_has_not_is_taken_for_a_large_one() -> None:
 
 def test_pinned_memory_comes_in_powers_of_two() -> None:
     assert [pinned_block(size) for size in (1, 2, 3, 4096, 4097)] == [1, 2, 4, 4096, 8192]
+
+
+SHARDED_ALLOCATED, SHARDED_RESERVED = (0.01, 0.03), (0.02, 0.05)
+"""DeepSpeed's: median and worst error."""
+SHARDED_SHORT = 0.01
+SHARDED_SAMPLE = {"enliple-small": 6, "enliple-large-v1": 4}
+
+
+@functools.cache
+def sharded() -> list[tuple[Cell, MemoryEstimate]]:
+    found = []
+    for model, count in SHARDED_SAMPLE.items():
+        able = [cell for cell in read_cells(model) if cell.outcome == "ok" and cell.axes.needs_deepspeed]
+        found += [(cell, predicted(cell)) for cell in spread(able, count)]
+    return found
+
+
+def test_there_are_cells_of_every_stage_for_one_to_eight_processes() -> None:
+    cells = [cell for model in SHARDED_SAMPLE for cell in read_cells(model) if cell.axes.needs_deepspeed]
+    assert {cell.gpus for cell in cells} == {1, 2, 4, 8} and {cell.axes.zero_stage for cell in cells} == {1, 2, 3}
+    assert {cell.axes.offload_optimizer for cell in cells} == {"none", "cpu"}
+
+
+@pytest.mark.parametrize(("kind", "bars"), [("allocated", SHARDED_ALLOCATED), ("reserved", SHARDED_RESERVED)])
+def test_what_deepspeed_takes(kind: str, bars: tuple[float, float]) -> None:
+    found = {c.key: getattr(m, f"{kind}_bytes") / getattr(c, kind) - 1 for c, m in sharded()}
+    assert statistics.median(map(abs, found.values())) <= bars[0]
+    assert worst(found)[0] <= bars[1], worst(found)
+    assert min(found.values()) >= -SHARDED_SHORT, min((error, key) for key, error in found.items())
+
+
+def test_what_deepspeed_pins() -> None:
+    found = {c.key: m.pinned_bytes / c.pinned - 1 for c, m in sharded() if c.pinned > 25 * MIB}
+    assert found and worst(found)[0] <= PINNED, worst(found)

@@ -3,7 +3,7 @@
 from itertools import chain
 from typing import Any
 
-import datasets
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given
@@ -22,6 +22,7 @@ from bigqa.engine.loop.feed import Feed
 from bigqa.engine.loop.order import DataOrder
 from bigqa.models.sources import first_position
 from bigqa.tasks.qa import QuestionAnswering
+from bigqa.tasks.rows import Rows
 
 SIZES = {
     "vocab_size": 100,
@@ -222,7 +223,7 @@ def test_every_window_is_dealt_out_once_and_fits(lengths: list[int], tokens: int
 @pytest.mark.parametrize("packs", [True, False])
 def test_processes_run_as_many_micro_batches_on_all_windows(packs: bool) -> None:
     lengths = [40, 5, 7, 30, 8, 9, 21]
-    windows = datasets.Dataset.from_list(rows_of(tuple(lengths))).with_format("numpy")
+    windows = Rows(pa.Table.from_pylist(rows_of(tuple(lengths))))
     found: list[int] = []
     counts = set()
     for rank in range(3):

@@ -3,11 +3,12 @@
 import math
 from typing import Any
 
-import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from bigqa.tasks.postprocess import decode
+from bigqa.tasks.rows import Rows
 from bigqa.tasks.squad import Question
 from bigqa.tasks.windows import Lengths
 
@@ -30,7 +31,7 @@ def row(question: int, first: int, size: int, lo: int, hi: int) -> dict[str, Any
 
 def run(rows: list[dict[str, Any]], logits: list[Any], lengths: Lengths, questions: list[Question], n_best: int) -> Any:
     stream = ((index, start, end) for index, (start, end) in enumerate(logits))
-    return decode(questions, datasets.Dataset.from_list(rows), stream, lengths, n_best)
+    return decode(questions, Rows(pa.Table.from_pylist(rows)), stream, lengths, n_best)
 
 
 def brute_force(rows: list[dict[str, Any]], logits: list[Any], longest: int, n_best: int) -> list[tuple[str, float]]:
@@ -98,5 +99,5 @@ def test_twenty_candidates_are_kept_unless_another_number_is_asked_for() -> None
     rows = [row(0, 0, 20, 0, 20)]
     logits = np.linspace(0.0, 1.0, 23)
     stream = [(0, logits, logits[::-1])]
-    _, nbest = decode([QUESTION], datasets.Dataset.from_list(rows), stream, Lengths())
+    _, nbest = decode([QUESTION], Rows(pa.Table.from_pylist(rows)), stream, Lengths())
     assert len(nbest["q"]) == 20

@@ -44,7 +44,7 @@ def windows_of(options: argparse.Namespace, tokenizer: Any) -> tuple[Any, list[i
     """Return the windows, and the tokens of each."""
     lengths = Lengths(seq_len=options.seq_len, doc_stride=options.doc_stride)
     found = build_features(options.train_file, tokenizer, lengths, training=True, cache_dir=cache_folder() / "features")
-    return found.select_columns(list(COLUMNS)).with_format("numpy"), window_lengths(found)
+    return found.only(COLUMNS), window_lengths(found)
 
 
 def model_of(options: argparse.Namespace, **changes: Any) -> tuple[Any, Any]:

@@ -47,7 +47,7 @@ def _padded(rows: dict, seq_len: int, pad: int, device: str) -> dict[str, torch.
     for index in range(count):
         length = len(rows["input_ids"][index])
         for name in ("input_ids", "token_type_ids"):
-            batch[name][index, :length] = torch.as_tensor(rows[name][index], dtype=torch.long)
+            batch[name][index, :length] = torch.tensor(rows[name][index], dtype=torch.long)
         batch["attention_mask"][index, :length] = 1
     batch["start_positions"], batch["end_positions"] = (torch.as_tensor(rows[name]).long() for name in ("start", "end"))
     return {name: tensor.to(device) for name, tensor in batch.items()}

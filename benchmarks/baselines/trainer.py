@@ -35,7 +35,7 @@ def main() -> None:
     options = arguments()
     model, tokenizer = model_of(options, _attn_implementation="sdpa")
     windows, _ = windows_of(options, tokenizer)
-    windows = windows.rename_columns({"start": "start_positions", "end": "end_positions"})
+    named = [row | {"start_positions": row["start"], "end_positions": row["end"]} for row in windows]
     seen: list[tuple[int, int]] = []
 
     def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -52,7 +52,7 @@ def main() -> None:
         trainer = Trainer(
             model=model,
             args=_settings(folder, options),
-            train_dataset=windows,
+            train_dataset=named,
             data_collator=collate,
             callbacks=[clock],
         )

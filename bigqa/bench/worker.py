@@ -15,7 +15,6 @@ from bigqa.machine.heap import hold_tight
 if __name__ == "__main__":
     hold_tight()  # before torch is imported
 
-import datasets
 import numpy as np
 import torch
 from torch import nn
@@ -34,12 +33,13 @@ from bigqa.models.sources import first_position, load_config, load_model, resolv
 from bigqa.run.planning import shortfall
 from bigqa.settings import Settings, make_settings
 from bigqa.tasks.qa import QuestionAnswering
+from bigqa.tasks.rows import Rows
 
 WARM_UP = {"tight": 1, "kept": 3}
 """Steps before those that are timed: what a heap keeps has met every size by the third."""
 
 
-def full_windows(count: int, seq_len: int, vocabulary_size: int) -> Any:
+def full_windows(count: int, seq_len: int, vocabulary_size: int) -> Rows:
     """Return windows of random tokens, all of one length, in the form of features: rows by index."""
     random = np.random.default_rng(42)
     starts = np.arange(count) % (seq_len - 2)
@@ -49,7 +49,7 @@ def full_windows(count: int, seq_len: int, vocabulary_size: int) -> Any:
         "start": starts,
         "end": starts + 1,
     }
-    return datasets.Dataset.from_dict(columns).with_format("numpy")
+    return Rows.of_columns(columns)
 
 
 class Figures(Silent):

@@ -1,12 +1,40 @@
-"""Locks of builds that were killed. In: torch's folder of compiled extensions. Out: the same, without them.
+"""What DeepSpeed compiles of itself. In: torch's folder of compiled extensions. Out: the same, fit to be used.
 
-DeepSpeed compiles parts of itself at their first use, under a lock that is a file (torch's `FileBaton`). A build that
-is killed leaves the file behind, and whoever wants that part afterwards waits for it for ever and says nothing.
+It compiles a part at the part's first use, for a minute or two, under a lock that is a file (torch's `FileBaton`). A
+build that is killed leaves the file behind, and whoever wants that part afterwards waits for it for ever and says
+nothing. `python -m bigqa.engine.extensions` compiles ahead of the first use.
 """
 
 import contextlib
 import os
+import sys
 from pathlib import Path
+from typing import Any
+
+PARTS = ("CPUAdamBuilder", "ShareMemCommBuilder")
+"""Adam of optimizers that are offloaded; and what DeepSpeed's collectives on a CPU build as they start."""
+
+
+def make_ready() -> None:
+    """Let DeepSpeed find the ninja that is installed beside Python, and no lock that nobody holds.
+
+    A Python that is called by its path, without its environment being activated, does not see it.
+    """
+    beside, path = str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)
+    if beside not in path.split(os.pathsep):
+        os.environ["PATH"] = f"{path}{os.pathsep}{beside}"
+    drop_stale_locks()
+
+
+def compile_ahead() -> None:
+    """Compile what this machine's training may want, where it is not compiled. Raises: whatever compilers raise."""
+    make_ready()
+    from deepspeed.accelerator import get_accelerator
+
+    builders: list[Any] = [get_accelerator().create_op_builder(name) for name in PARTS]
+    for builder in builders:
+        if builder is not None and builder.is_compatible(verbose=False):
+            builder.load(verbose=False)
 
 
 def drop_stale_locks() -> None:
@@ -37,3 +65,18 @@ def _is_open(file: Path) -> bool:
                     if os.path.samestat(opened.stat(), known):
                         return True
     return not processes
+
+
+def main() -> None:
+    """Compile, or say in a line why not: DeepSpeed tries again where a training wants it."""
+    try:
+        compile_ahead()
+    except ImportError:
+        print("bigqa: DeepSpeed is not installed: nothing to compile")
+    except Exception as error:  # a compiler that is missing or fails has many ways to say so
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        print(f"bigqa: DeepSpeed's parts are not compiled ({reason}); optimizers that are offloaded will need them")
+
+
+if __name__ == "__main__":
+    main()

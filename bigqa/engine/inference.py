@@ -28,7 +28,7 @@ class Inputs:
 
     task: SpanTask
     windows: Any
-    """A `datasets.Dataset` of features: rows by index, memory-mapped."""
+    """Features, as `bigqa.tasks.rows.Rows`: memory-mapped."""
     lengths: Sequence[int]
     """Tokens of each window."""
     device: torch.device

@@ -4,7 +4,7 @@ In: a recorder, the parts of a step. Out: blocks of code in which the recorder k
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -17,8 +17,8 @@ from bigqa.memory.optimizers import state_tensors
 from bigqa.memory.work import Work
 
 
-class Recorder(Protocol):
-    """What is told of the moments."""
+class Noting(Protocol):
+    """What a recorder is told."""
 
     phase: str
     work: Work
@@ -28,15 +28,13 @@ class Recorder(Protocol):
 
     def mark(self, category: Category, tensors: Any) -> None:
         """Say what tensors are for."""
-        ...
 
-    def numbers(self, tensors: Iterable[Tensor]) -> list[int]:
-        """Return the storages of tensors."""
-        ...
+    def numbers(self, tensors: Any) -> Any:
+        """Return the numbers of their storages."""
 
 
 @contextlib.contextmanager
-def phases_of(recorder: Recorder, parts: Parts) -> Iterator[None]:
+def phases_of(recorder: Noting, parts: Parts) -> Iterator[None]:
     """Name the phases of a step by hooks on its parts, so that the step itself stays as it is."""
     update, weights, optimizer, task = parts.update, parts.update.weights, parts.update.optimizer, parts.task
     clip, gather, step, loss_sum = update.step, weights.gather_gradients, optimizer.step, task.loss_sum
@@ -84,7 +82,7 @@ def phases_of(recorder: Recorder, parts: Parts) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def states_of(recorder: Recorder, optimizers: list[torch.optim.Optimizer]) -> Iterator[None]:
+def states_of(recorder: Noting, optimizers: list[torch.optim.Optimizer]) -> Iterator[None]:
     """Note when a first step makes states: when an optimizer steps; one of ours, when a parameter's turn comes."""
 
     def made(make: Callable[..., Any]) -> Callable[..., Any]:

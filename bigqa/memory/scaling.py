@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from bigqa.engine.pinned import whole_pages
 from bigqa.machine.heap import TIGHT_BYTES
 from bigqa.memory.cards import A100, Card
 from bigqa.memory.events import BEFORE, CATEGORIES, Stream
-from bigqa.memory.host import pinned_block
 from bigqa.memory.replay import peaks
 
 Trace = Callable[[int, int], Stream]
@@ -196,7 +196,7 @@ def _middle(low: _Point, high: _Point, inside: tuple[int, int], other: tuple[int
 
 
 def _point(pair: list[Stream], micro_batch: int, card: Card, *, replayed: bool) -> _Point:
-    stream, exact = pair[0], _sizes(pair, micro_batch, card)
+    stream, exact = pair[0], sizes_at(pair, micro_batch, card)
     size_of: dict[int, int] = {}
     sizes = -(-exact // ROUNDING) * ROUNDING
     for index, event in enumerate(stream.events):
@@ -220,7 +220,7 @@ def _point(pair: list[Stream], micro_batch: int, card: Card, *, replayed: bool) 
     )
 
 
-def _sizes(pair: list[Stream], micro_batch: int, card: Card) -> Vector:
+def sizes_at(pair: list[Stream], micro_batch: int, card: Card) -> Vector:
     """Return the size of each allocation at a micro-batch: a line through two traces, or what a rule makes of lines."""
     first, second = (np.array([event.size_bytes for event in stream.events], np.int64) for stream in pair)
     if len(first) != len(second):
@@ -286,7 +286,7 @@ def _pinned(first: tuple[int, ...], second: tuple[int, ...], micro_batch: int) -
     """Return what pinned memory takes for what is sent to the host at a micro-batch."""
     if len(first) != len(second):
         raise NoLineError("what is sent to the host depends on the micro-batch")
-    return sum(pinned_block(a + (b - a) * (micro_batch - BATCHES[0])) for a, b in zip(first, second, strict=True))
+    return sum(whole_pages(a + (b - a) * (micro_batch - BATCHES[0])) for a, b in zip(first, second, strict=True))
 
 
 def _fresh(pair: list[Stream], sizes: Vector, micro_batch: int) -> list[int]:

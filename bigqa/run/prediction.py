@@ -79,9 +79,9 @@ def predict(
     """
     windows = build_features(file, tokenizer, lengths, training=False, cache_dir=cache_folder() / "features")
     sizes = window_lengths(windows)
-    inputs = windows.select_columns([name for name in COLUMNS if name in windows.column_names])
+    inputs = windows.only([name for name in COLUMNS if name in windows.names])
     task = qa_task(tokenizer, model)
-    logits = span_logits(model, task, inputs.with_format("numpy"), sizes, device, on_progress, packs=packs)
+    logits = span_logits(model, task, inputs, sizes, device, on_progress, packs=packs)
     questions = iter_questions(file, need_answers=False)
     answers, nbest = decode(questions, windows, logits, lengths, n_best=n_best)
     return Predictions(answers, nbest)

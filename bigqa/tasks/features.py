@@ -1,4 +1,4 @@
-"""Windows of a data set as memory-mapped Arrow files. In: a data set, a tokenizer, lengths. Out: a dataset.
+"""Windows of a data set as memory-mapped Arrow files. In: a data set, a tokenizer, lengths. Out: rows.
 
 Tokenized by the tokenizer's own threads and written in small batches, so that memory stays flat however long the data.
 The cache's key covers the data, the tokenizer, every length and the form of the rows; a file appears under its name
@@ -12,13 +12,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from bigqa.errors import BigqaError
 from bigqa.files import atomic_path
 from bigqa.tasks.documents import data_files
+from bigqa.tasks.rows import Rows
 from bigqa.tasks.squad import DATA, Question, iter_questions
 from bigqa.tasks.windows import Lengths, Template, answer_tokens, learn_template, make_windows, question_tokens, target
 
@@ -58,7 +57,7 @@ def build_features(
     limit: int | None = None,
     with_targets: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
-) -> datasets.Dataset:
+) -> Rows:
     """Return a data set's windows, from the cache where they were made before.
 
     For training: token ids and targets. Else also what it takes to read answers off; with targets where wanted.
@@ -74,12 +73,12 @@ def build_features(
         rows = _rows(questions, tokenizer, lengths, training=training)
         with atomic_path(file) as temporary:
             _write(temporary, rows, training=training, on_row=_reporter(on_progress, total))
-    return datasets.Dataset.from_file(str(file))
+    return Rows.of_file(file)
 
 
-def window_lengths(windows: datasets.Dataset) -> list[int]:
+def window_lengths(windows: Rows) -> list[int]:
     """Return the tokens of each window."""
-    return list(pc.list_value_length(windows.data.column("input_ids")).to_pylist())
+    return windows.lengths("input_ids")
 
 
 def _reporter(on_progress: Callable[[int, int], None] | None, total: int) -> Callable[[Row], None]:

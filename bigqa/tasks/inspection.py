@@ -16,6 +16,7 @@ from bigqa.tasks import korquad1
 from bigqa.tasks.features import build_features, window_lengths
 from bigqa.tasks.postprocess import Logits, decode
 from bigqa.tasks.published import is_wordpiece, published_answers
+from bigqa.tasks.rows import Rows
 from bigqa.tasks.squad import Question, read_questions
 from bigqa.tasks.windows import Lengths
 
@@ -99,14 +100,11 @@ def _ceiling(name: str, golds: dict[str, list[str]], answers: dict[str, str]) ->
     return {f"{name}_em": score.exact_match, f"{name}_f1": score.f1}
 
 
-def _targets(windows: Any) -> Iterator[dict[str, Any]]:
-    rows = windows.select_columns(["question", "start", "end"]).with_format("numpy")
-    for batch in rows.iter(batch_size=1024):
-        for index in range(len(batch["end"])):
-            yield {name: values[index] for name, values in batch.items()}
+def _targets(windows: Rows) -> Iterator[dict[str, Any]]:
+    return iter(windows.only(["question", "start", "end"]))
 
 
-def _perfect_logits(windows: Any, sizes: list[int]) -> Iterator[Logits]:
+def _perfect_logits(windows: Rows, sizes: list[int]) -> Iterator[Logits]:
     for number, (row, size) in enumerate(zip(_targets(windows), sizes, strict=True)):
         start, end = np.zeros(size, np.float32), np.zeros(size, np.float32)
         if row["end"] > 0:

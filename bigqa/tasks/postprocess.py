@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from bigqa.tasks.rows import Rows
 from bigqa.tasks.squad import Question
 from bigqa.tasks.windows import Lengths
 
@@ -21,29 +22,22 @@ Span = tuple[float, int, int]
 
 
 def decode(
-    questions: Iterable[Question], dataset: Any, logits: Iterable[Logits], lengths: Lengths, n_best: int = 20
+    questions: Iterable[Question], windows: Rows, logits: Iterable[Logits], lengths: Lengths, n_best: int = 20
 ) -> tuple[dict[str, str], dict[str, list[dict[str, Any]]]]:
     """Return `{id: text}` and n-best lists. `logits`: (window, start logits, end logits) of every window, in order."""
     answers: dict[str, str] = {}
     nbest: dict[str, list[dict[str, Any]]] = {}
     # Every question has at least one window, so the two streams go in step.
-    for question, spans in zip(questions, _spans_by_question(dataset, logits, lengths, n_best), strict=True):
+    for question, spans in zip(questions, _spans_by_question(windows, logits, lengths, n_best), strict=True):
         nbest[question.id] = _candidates(spans, question.context, n_best)
         answers[question.id] = nbest[question.id][0]["text"]
     return answers, nbest
 
 
-def _spans_by_question(dataset: Any, logits: Iterable[Logits], lengths: Lengths, n_best: int) -> Iterator[list[Span]]:
-    rows = dataset.select_columns(COLUMNS).with_format("numpy")
-    pairs = zip(_stream(rows), logits, strict=True)
+def _spans_by_question(windows: Rows, logits: Iterable[Logits], lengths: Lengths, n_best: int) -> Iterator[list[Span]]:
+    pairs = zip(windows.only(COLUMNS), logits, strict=True)
     for _, group in groupby(pairs, key=lambda pair: int(pair[0]["question"])):
         yield [span for row, (_, start, end) in group for span in _spans(row, start, end, lengths, n_best)]
-
-
-def _stream(rows: Any) -> Iterator[dict[str, Any]]:
-    for batch in rows.iter(batch_size=256):
-        for index in range(len(batch["question"])):
-            yield {name: values[index] for name, values in batch.items()}
 
 
 def _spans(row: dict[str, Any], start_S: Array, end_S: Array, lengths: Lengths, n_best: int) -> list[Span]:

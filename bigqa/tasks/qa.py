@@ -114,12 +114,12 @@ def _targets(rows: list[Row]) -> Batch:
 
 
 def _joined(rows: list[Row], name: str, spare: int, value: int) -> Tensor:
-    parts = [torch.as_tensor(row[name], dtype=torch.long) for row in rows]
+    parts = [torch.tensor(row[name], dtype=torch.long) for row in rows]
     return torch.cat([*parts, torch.full((spare,), value)])[None]
 
 
 def _pad(rows: list[Row], name: str, value: int) -> Tensor:
     padded_BS = torch.full((len(rows), max(len(row[name]) for row in rows)), value, dtype=torch.long)
     for index, row in enumerate(rows):
-        padded_BS[index, : len(row[name])] = torch.as_tensor(row[name], dtype=torch.long)
+        padded_BS[index, : len(row[name])] = torch.tensor(row[name], dtype=torch.long)
     return padded_BS

@@ -37,7 +37,7 @@ class Training:
     processes: Processes
     parts: Parts
     windows: Any
-    """A `datasets.Dataset` of features: rows by index, memory-mapped."""
+    """Features, as `bigqa.tasks.rows.Rows`: memory-mapped."""
     lengths: Sequence[int]
     """Tokens of each window."""
     packs: bool
