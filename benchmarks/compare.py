@@ -37,6 +37,9 @@ CASES: dict[str, dict[str, Any]] = {
         "model": "enliple-large-v1", "seq_len": 384, "doc_stride": 128, "batch": 16, "steps": (2, 2, 3),
         "micro_batch": 8,
     },
+    "gpu-small-512": {
+        "model": "enliple-small", "seq_len": 512, "doc_stride": 128, "batch": 16, "steps": (2, 2, 2), "device": "cuda",
+    },
     "gpu-large-384": {
         "model": "enliple-large-v1", "seq_len": 384, "doc_stride": 128, "batch": 64, "steps": (12, 20, 30),
         "device": "cuda",

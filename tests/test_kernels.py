@@ -1,98 +1,76 @@
-"""Which kernel a card's attention is: what one has for heads of a size, and how far tokens look."""
+"""Which cards a build of torch has kernels for. The rules are those of NVIDIA's programming guide, by hand."""
 
-from types import SimpleNamespace
+import re
 
 import pytest
 import torch
-from null_gpu import on_null_gpu
 
-from bigqa.engine.attention import kernels
-from bigqa.engine.attention.kernels import runs_flash
-from bigqa.memory import scratch
-from bigqa.memory.cards import A100, Card
-
-RTX3090 = Card((8, 6), 82, 1536)
+from bigqa.engine import processes
+from bigqa.errors import BigqaError
+from bigqa.machine.gpus import GPUS
+from bigqa.machine.kernels import IN_CUDA_12_6, IN_CUDA_13, Build, has_kernels, lacking
 
 
 @pytest.mark.parametrize(
-    ("capability", "size", "drops", "runs"),
+    ("capability", "code", "runs"),
     [
-        ((7, 5), 64, False, False),
-        ((8, 0), 256, True, True),
-        ((8, 0), 264, False, False),
-        ((9, 0), 256, True, True),
-        *(((major, minor), 192, True, True) for major, minor in ((8, 6), (8, 9), (12, 0))),
-        *(((major, minor), 256, True, False) for major, minor in ((8, 6), (8, 9), (12, 0), (12, 1))),
-        ((8, 6), 224, False, False),
-        ((8, 6), 256, False, True),
+        ((8, 9), ["sm_86"], True),  # binary code: within a major version, upwards
+        ((8, 0), ["sm_86"], False),
+        ((9, 0), ["sm_86"], False),
+        ((6, 1), ["sm_60"], True),
+        ((12, 1), ["sm_120"], True),
+        ((10, 3), ["sm_100"], True),
+        ((12, 0), ["sm_100"], False),  # no major version runs another's
+        ((9, 0), ["compute_70"], True),  # PTX: upwards without end
+        ((7, 0), ["sm_80", "compute_80"], False),
+        ((9, 0), ["sm_90a"], True),  # of one capability, of one family
+        ((12, 0), ["sm_100a", "compute_100a"], False),
+        ((10, 3), ["sm_100a"], False),
+        ((10, 3), ["sm_100f"], True),
+        ((12, 0), ["compute_100f"], False),
+        ((8, 0), [], False),
+        ((9, 0), ["gfx90a"], False),
     ],
 )
-def test_flash_attention_of_large_heads(capability: tuple[int, int], size: int, drops: bool, runs: bool) -> None:
-    """As torch's own choice has it (`sdp_utils.cpp`); its operation itself would launch nothing, and say nothing."""
-    assert runs_flash(capability, size, drops=drops) is runs
+def test_code_runs_where_the_guide_says(capability: tuple[int, int], code: list[str], runs: bool) -> None:
+    assert has_kernels(capability, code) is runs
 
 
-def held(card: Card, size: int, dropout: float) -> dict[str, int]:
-    """Return what the backward pass of attention holds by kernel, of two windows of 64 and four heads."""
-    query = torch.empty(128, 4, size, dtype=torch.bfloat16, device="meta")
-    ends = torch.empty(3, dtype=torch.int32, device="meta")
-    args = (query, query, query, query, query, query, ends, ends, 64, 64, dropout, False)
-    found: dict[str, int] = {}
-    for one in scratch.beside(torch.ops.aten._flash_attention_backward.default, args, None):
-        kind = one.rule.split()[0]
-        found[kind] = found.get(kind, 0) + one.size(card)
-    return found
+def test_the_cards_of_the_table_that_cuda_13_left_behind() -> None:
+    lacking_13 = {card.name for card in GPUS if not has_kernels(card.capability, IN_CUDA_13)}
+    assert lacking_13 == {"P100", "V100-16", "V100-32", "1080 Ti"}
+    assert {card.name for card in GPUS if not has_kernels(card.capability, IN_CUDA_12_6)} == {"5090", "B200"}
 
 
-def test_what_a_kernel_takes_follows_the_choice() -> None:
-    assert held(A100, 256, 0.1) == held(RTX3090, 256, 0.0) and held(A100, 256, 0.1)["efficient"] == 0
-    of_3090 = held(RTX3090, 256, 0.1)
-    assert of_3090["flash"] == 0 and of_3090["efficient"] == held(Card((7, 5), 40, 1024), 256, 0.1)["efficient"] > 0
-    assert held(RTX3090, 64, 0.1)["efficient"] == 0
+@pytest.mark.parametrize(
+    ("capability", "version", "code", "says"),
+    [
+        ((7, 0), "2.13.0+cu130", IN_CUDA_13, r"torch 2.13.0\+cu130 has no .* 7.0.*torch==2.13.0 --index-url .*/cu126$"),
+        ((6, 1), "2.14.1+cpu", None, "torch 2.14.1 as PyPI has it .* 6.1.*torch==2.14.1 --index-url .*/cu126$"),
+        ((7, 0), "2.15.0+cu132", IN_CUDA_13, r"the last torch .*'torch==2.14.\*' --index-url .*/cu126$"),
+        ((12, 0), "2.13.0+cu126", IN_CUDA_12_6, "install PyPI's, which has: pip install torch==2.13.0$"),
+        ((3, 5), "2.13.0+cu130", IN_CUDA_13, "no build of torch that this program runs with"),
+    ],
+)
+def test_what_to_install_instead_is_one_line(
+    capability: tuple[int, int], version: str, code: tuple[str, ...] | None, says: str
+) -> None:
+    found = lacking("CARD", capability, Build(version, code))
+    assert found is not None and "\n" not in found and "for the CARD (compute" in found
+    assert re.search(says, found)
 
 
-@pytest.fixture
-def without_flash(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_has_flash", lambda query, drops: False)
+def test_nothing_is_said_of_a_card_that_has_kernels() -> None:
+    assert lacking("T4", (7, 5), Build("2.13.0+cu130", IN_CUDA_13)) is None
+    assert lacking("V100", (7, 0), Build("2.13.0+cu126", IN_CUDA_12_6)) is None
 
 
-@pytest.mark.usefixtures("without_flash")
-@pytest.mark.parametrize(("span", "refused"), [(31, True), (32, False), (33, False), (None, False)])
-def test_windows_no_longer_than_tokens_look_need_no_flash_attention(span: int | None, refused: bool) -> None:
-    """In a window of 32, two tokens are at most 31 apart."""
-    one = torch.empty(4, 32, 8)
-    bounds = kernels.Bounds(torch.tensor([0, 32], dtype=torch.int32), 32, False, span)
-    # A CPU has no such kernel: what is refused by torch was not refused by us.
-    with pytest.raises(NotImplementedError, match="need flash" if refused else "_efficient_attention_forward"):
-        kernels._packed_on_gpu(one, one, one, bounds, 0.1, 1.0)
-
-
-def test_models_with_large_heads_that_look_only_so_far_are_padded_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = SimpleNamespace(sliding_window=8, num_attention_heads=2, head_dim=256, hidden_size=512)
-    for capability, packs in (((8, 0), True), ((8, 6), False)):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
-        assert kernels.packs_on(torch.device("cuda", 0), torch.bfloat16, config, 16) is packs
-
-
-@pytest.mark.nullgpu
-@pytest.mark.parametrize(("card", "large"), [("3090", "Efficient"), ("A100-40", "Flash")])
-def test_the_kernel_that_runs(card: str, large: str) -> None:
-    program = """
-import json, torch
-from bigqa.engine.attention import kernels
-class Module: is_causal = False
-ends = torch.tensor([0, 100, 200], dtype=torch.int32).cuda()
-found = []
-for size, dropout, span in ((64, 0.1, None), (256, 0.1, None), (256, 0.1, 100)):
-    q, k, v = (torch.randn(1, 2, 200, size, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
-    made, _ = kernels.attention(Module, q, k, v, None, dropout, None, cu_seq_lens_q=ends, max_length_q=100,
-                                sliding_window=span)
-    node, names = made.grad_fn, []
-    while node is not None and "Attention" not in node.name():
-        node = node.next_functions[0][0]
-    made.sum().backward()
-    found.append(node.name())
-print(json.dumps(found))
-"""
-    found = on_null_gpu(program, card)
-    assert ["Flash" in found[0], *(large in name for name in found[1:])] == [True, True, True]
+def test_training_is_refused_on_a_card_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
+    monkeypatch.setattr(processes, "torch_here", lambda: Build("2.13.0+cu130", IN_CUDA_13))
+    with pytest.raises(BigqaError, match=r"no kernels for the Tesla V100 .*cu126; or train on the CPU: --device cpu$"):
+        processes.check_kernels(torch.device("cuda", 0))
+    processes.check_kernels(torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    processes.check_kernels(torch.device("cuda", 0))

@@ -11,10 +11,9 @@ import pytest
 
 from benchmarks.null_cells import FOLDER, Cell, predicted, read_cells
 from bigqa.memory.cards import Card, card_for
-from bigqa.memory.estimate import Estimator, MemoryEstimate
+from bigqa.memory.estimate import MemoryEstimate
+from bigqa.memory.host import pinned_block
 from bigqa.memory.scratch import reduction_bytes
-from bigqa.models.sources import load_config, resolve
-from bigqa.plan.planner import estimator_for
 from bigqa.strategy import can_be_traced
 from bigqa.units import GIB, MIB
 
@@ -28,17 +27,17 @@ SAMPLE = {"enliple-small": 3, "enliple-large-v1": 24, "bert-base": 12}
 """Model -> every how many cells one is replayed; a whole trace of a large one takes a second."""
 
 
-@functools.cache
-def estimator(model: str) -> Estimator:
-    return estimator_for(load_config(resolve(model)))
+def is_shared(cell: Cell) -> bool:
+    """Whether several processes run it, or DeepSpeed."""
+    return cell.gpus > 1 or cell.axes.needs_deepspeed
 
 
 @functools.cache
 def sample() -> list[tuple[Cell, MemoryEstimate]]:
     found = []
     for model, every in SAMPLE.items():
-        cells = [c for c in read_cells(model) if c.outcome == "ok" and can_be_traced(c.axes)]
-        found += [(cell, predicted(estimator(model), cell)) for cell in cells[::every]]
+        cells = [c for c in read_cells(model) if c.outcome == "ok" and can_be_traced(c.axes) and not is_shared(c)]
+        found += [(cell, predicted(cell)) for cell in cells[::every]]
     return found
 
 
@@ -86,7 +85,7 @@ SMALL = pytest.param(
     "enliple-small",
     marks=pytest.mark.xfail(
         strict=True,
-        reason="cells of 60 to 300 MB: QLoRA's unpacked weights, and a segment of 2 MiB, up to 3% of a cell",
+        reason="cells of 60 to 300 MB: a segment of 2 MiB is up to 3% of a cell",
     ),
 )
 OTHERS = [model for model in SAMPLE if model != "enliple-small"]
@@ -96,9 +95,9 @@ def most_short(found: dict[str, float], model: str) -> tuple[float, str]:
     return min((error, name) for name, error in found.items() if name.startswith(f"{model} "))
 
 
-@pytest.mark.parametrize("model", [SMALL, *OTHERS])
-def test_no_more_is_allocated_than_is_said(model: str) -> None:
-    assert most_short(allocated(), model)[0] >= -SHORT[0], most_short(allocated(), model)
+def test_no_more_is_allocated_than_is_said() -> None:
+    found = allocated()
+    assert min(found.values()) >= -SHORT[0], min((error, name) for name, error in found.items())
 
 
 @pytest.mark.parametrize("model", [SMALL, *OTHERS])
@@ -107,7 +106,6 @@ def test_no_more_is_reserved_than_is_said(model: str) -> None:
 
 
 def test_what_is_reached_in_small_cells() -> None:
-    assert most_short(allocated(), "enliple-small")[0] >= -0.0025
     assert most_short(reserved(), "enliple-small")[0] >= -0.031
 
 
@@ -136,3 +134,41 @@ def test_a_sum_over_rows_takes_what_torch_recorded() -> None:
 def test_a_card_that_the_table_has_not_is_taken_for_a_large_one() -> None:
     assert card_for("RTX 9999", (8, 6)) == Card((8, 6), 108, 1536)
     assert card_for("Tesla T4", (7, 5), 15 * GIB) == Card((7, 5), 40, 1024)
+
+
+def test_pinned_memory_comes_in_powers_of_two() -> None:
+    assert [pinned_block(size) for size in (1, 2, 3, 4096, 4097)] == [1, 2, 4, 4096, 8192]
+
+
+SHARDED_ALLOCATED, SHARDED_RESERVED = (0.01, 0.03), (0.02, 0.05)
+"""DeepSpeed's: median and worst error."""
+SHARDED_SHORT = 0.01
+SHARDED_SAMPLE = {"enliple-small": 2, "enliple-large-v1": 5}
+
+
+@functools.cache
+def sharded() -> list[tuple[Cell, MemoryEstimate]]:
+    found = []
+    for model, every in SHARDED_SAMPLE.items():
+        cells = [cell for cell in read_cells(model) if cell.outcome == "ok" and cell.axes.needs_deepspeed]
+        found += [(cell, predicted(cell)) for cell in cells[::every]]
+    return found
+
+
+def test_there_are_cells_of_every_stage_for_one_to_eight_processes() -> None:
+    cells = [cell for model in SHARDED_SAMPLE for cell in read_cells(model) if cell.axes.needs_deepspeed]
+    assert {cell.gpus for cell in cells} == {1, 2, 4, 8} and {cell.axes.zero_stage for cell in cells} == {1, 2, 3}
+    assert {cell.axes.offload_optimizer for cell in cells} == {"none", "cpu"}
+
+
+@pytest.mark.parametrize(("kind", "bars"), [("allocated", SHARDED_ALLOCATED), ("reserved", SHARDED_RESERVED)])
+def test_what_deepspeed_takes(kind: str, bars: tuple[float, float]) -> None:
+    found = {c.key: getattr(m, f"{kind}_bytes") / getattr(c, kind) - 1 for c, m in sharded()}
+    assert statistics.median(map(abs, found.values())) <= bars[0]
+    assert worst(found)[0] <= bars[1], worst(found)
+    assert min(found.values()) >= -SHARDED_SHORT, min((error, key) for key, error in found.items())
+
+
+def test_what_deepspeed_pins() -> None:
+    found = {c.key: m.pinned_bytes / c.pinned - 1 for c, m in sharded() if c.pinned > 25 * MIB}
+    assert found and worst(found)[0] <= PINNED, worst(found)

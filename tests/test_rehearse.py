@@ -29,7 +29,8 @@ from bigqa.rehearse.report import Rehearsal, curves_of, make_report
 from bigqa.rehearse.trace import name_phases, read_trace
 from bigqa.units import MIB
 
-T4 = NullGpu(find_card("T4"))
+T4 = NullGpu(find_card("T4"), context_bytes=430 * MIB)
+"""As the run was recorded."""
 RECORDED = Path(__file__).parent / "recorded" / "rehearsal.json.gz"
 IN_BLOCKS = 4 * (4000 + 1000) + 2 * 16 * MIB
 """As torch takes them: of a segment of 16 MiB, 16,000,000 bytes leave too little to be split off."""
@@ -178,7 +179,7 @@ def asked(*words: str) -> Exception | None:
         (["--", "python", "x.py"], "--gpu is missing"),
         (["--gpu", "T4"], "no command to rehearse"),
         (["--gpu", "T4", "--gpu-memory", "much", "--", "python", "x.py"], "not a size"),
-        (["--gpu", "T4", "--gpu-memory", "400MiB", "--", "python", "x.py"], "alone takes 430 MiB"),
+        (["--gpu", "T4", "--gpu-memory", "160MiB", "--", "python", "x.py"], "alone takes 164 MiB"),
         (["--gpu", "P100", "--", "python", "x.py"], "no code for the P100"),
     ],
 )
@@ -264,7 +265,7 @@ def test_a_plain_loop_is_ended_after_its_steps_and_told(tmp_path: Path) -> None:
 def test_too_small_a_card_is_told_with_torchs_message(tmp_path: Path) -> None:
     (tmp_path / "loop.py").write_text(PROGRAM)
     # 256 MiB of weights, of gradients and of the first moments; the second moments do not fit.
-    options = ("--gpu", "T4", "--gpu-memory", "1330MiB")
+    options = ("--gpu", "T4", "--gpu-memory", "1064MiB")
     run = rehearsed(["python", "loop.py", "2896"], tmp_path, *options, exit_code=3)["runs"][0]
     assert not run["fits"] and run["shortage"]["is_end"]
     assert run["shortage"]["message"].startswith("CUDA out of memory. Tried to allocate 128.00 MiB")

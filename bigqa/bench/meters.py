@@ -12,7 +12,7 @@ import torch
 from bigqa.engine.loop.meter import MemoryMeter
 from bigqa.engine.pinned import pinned_by_all
 from bigqa.machine import devices
-from bigqa.memory.estimate import CONTEXT_BYTES
+from bigqa.machine.contexts import context_of
 
 INTERVAL_S = 0.005
 
@@ -44,8 +44,9 @@ class DeviceMeter:
         """Limit torch's allocator to what a card of this size would leave it."""
         if cap_bytes is None or self.device.type != "cuda":
             return
-        total = torch.cuda.get_device_properties(self.device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, max(0, cap_bytes - CONTEXT_BYTES) / total), self.device)
+        card = torch.cuda.get_device_properties(self.device)
+        left = max(0, cap_bytes - context_of(card.name, card.total_memory))
+        torch.cuda.set_per_process_memory_fraction(min(1.0, left / card.total_memory), self.device)
 
     def begin_timing(self) -> None:
         """Read the energy counter where the warm-up ends."""

@@ -20,7 +20,8 @@ from bigqa.engine.optim.release import ReleasedUpdate
 from bigqa.engine.optim.scaling import LossScaler
 from bigqa.engine.optim.update import Update
 from bigqa.engine.processes import Processes
-from bigqa.engine.sharding import ShardedUpdate, deepspeed_config
+from bigqa.engine.sharding import ShardedUpdate
+from bigqa.engine.zero import deepspeed_config
 from bigqa.errors import BigqaError
 from bigqa.settings import Settings
 from bigqa.strategy import Precision, Strategy, missing_package, with_low_precision
@@ -98,11 +99,11 @@ def change(model: nn.Module, strategy: Strategy) -> Weights:
 
     Trainer and predictor share this.
     """
-    _change_modules(model, strategy)
+    change_modules(model, strategy)
     return Weights(model, strategy.precision)
 
 
-def _change_modules(model: nn.Module, strategy: Strategy) -> None:
+def change_modules(model: nn.Module, strategy: Strategy) -> None:
     attention.use(model)
     adapters.apply(model, strategy.adapters)
     modules.swap(model, strategy.device)  # the adapters' dropout too
@@ -129,7 +130,7 @@ def build(model: nn.Module, task: TrainedTask, settings: Settings, processes: Pr
     undecayed = undecayed_names(model)
     packs = _packs(model, task, strategy, settings.seq_len, processes.device)
     if strategy.needs_deepspeed:
-        _change_modules(model, strategy)
+        change_modules(model, strategy)
         # Rounded in host memory, so that a GPU never holds fp32 weights that it would only give up.
         exact = {name: p.detach().float().clone() for name, p in model.named_parameters() if p.requires_grad}
         model.to(DTYPES[strategy.precision])
@@ -175,6 +176,7 @@ def _sharded(
         micro_batch=share_of_batch(settings, processes.world_size),
         world_size=processes.world_size,
         nvme=settings.nvme,
+        num_parameters=sum(p.numel() for p in model.parameters()),
     )
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     groups = parameter_groups(trained, undecayed, settings.weight_decay)

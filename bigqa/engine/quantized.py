@@ -17,6 +17,8 @@ BLOCK = 64
 """Weights that share a scale."""
 SCALE_BLOCK = 256
 """Scales that share a scale of their own."""
+CODES = 16
+"""What 4 bits stand for."""
 
 
 class QuantizedLinear(nn.Linear):
@@ -39,7 +41,8 @@ class QuantizedLinear(nn.Linear):
         """Return the weight, [out, in]."""
         shape = (self.out_features, self.in_features)
         if self.weight.is_meta:
-            return torch.empty(shape, dtype=dtype, device="meta")
+            scales = torch.empty_like(self.state[1], dtype=torch.float32)  # held while the weight is unpacked
+            return scales.new_empty(shape, dtype=dtype)
         from bitsandbytes.functional import dequantize_4bit
 
         self.state.dtype = dtype
@@ -47,10 +50,14 @@ class QuantizedLinear(nn.Linear):
         return weight
 
     def state_tensors(self) -> list[Tensor]:
-        """Return what is kept beside the packed weight."""
+        """Return what is kept beside the packed weight, in the order in which it is placed on a device.
+
+        Source: bitsandbytes, `QuantState.to`.
+        """
         if self.weight.is_meta:
             return list(self.state)
-        return [self.state.absmax, self.state.code, self.state.state2.absmax, self.state.state2.code]
+        state = self.state
+        return [state.code, state.absmax, state.offset, state.state2.absmax, state.state2.code]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         # Scales follow to another device, and never to another precision.
@@ -84,8 +91,9 @@ def _quantize(weight: Tensor) -> tuple[Tensor, Any]:
     state: Any
     if weight.is_meta:
         scales = -(-weight.numel() // BLOCK)
-        sizes = ((scales, torch.uint8), (-(-scales // SCALE_BLOCK), torch.float32))
-        state = [torch.empty(count, dtype=dtype, device="meta") for count, dtype in sizes]
+        shapes: tuple[tuple[int, ...], ...] = ((CODES,), (scales,), (), (-(-scales // SCALE_BLOCK),), (256,))
+        state = [torch.empty(shape, dtype=torch.float32, device="meta") for shape in shapes]
+        state[1] = state[1].to(torch.uint8)
         return torch.empty((weight.numel() + 1) // 2, 1, dtype=torch.uint8, device="meta"), state
     try:
         from bitsandbytes.functional import quantize_4bit

@@ -1,10 +1,11 @@
 """ZeRO through DeepSpeed: states sharded over the processes, and offloaded to the host or a disk.
 
 In: a model and a strategy. Out: an `Update` whose canonical state is that of every other one. DeepSpeed is given
-our own configuration (`configs/deepspeed/` holds it as files) and our own optimizer; only its CPU Adam is its own.
+our own configuration (see `bigqa.engine.zero`) and our own optimizer; only its CPU Adam is its own.
 """
 
 import contextlib
+import functools
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -20,63 +21,11 @@ from bigqa.engine.optim.optimizers import BETAS
 from bigqa.engine.optim.scaling import ForDeepSpeed, LossScaler
 from bigqa.engine.optim.update import State, Update
 from bigqa.engine.recovery import is_out_of_memory
+from bigqa.engine.zero import NORMED_AT_ONCE
 from bigqa.errors import BigqaError
 from bigqa.strategy import Strategy
 
-BUCKET_ELEMENTS = 50_000_000
-"""Of a reduction or a gathering: 100 MB in low precision, a tenth of DeepSpeed's own default for big cards."""
-MAX_LIVE_PARAMETERS = 100_000_000
-"""Gathered at once in ZeRO-3."""
 INSTALL = "ZeRO needs DeepSpeed: pip install 'bigqa[deepspeed]'"
-
-
-def deepspeed_config(
-    strategy: Strategy, *, clip: float, global_batch: int, micro_batch: int, world_size: int, nvme: Path | None = None
-) -> dict[str, Any]:
-    """Return DeepSpeed's configuration, every field on purpose; `configs/deepspeed/README.md` explains each."""
-    on_gpu = strategy.device == "cuda"
-    # Pinned memory serves copies to a GPU; without one it is only memory that cannot be swapped.
-    zero: dict[str, Any] = {
-        "stage": strategy.zero_stage,
-        "overlap_comm": on_gpu,
-        "contiguous_gradients": True,
-        "reduce_bucket_size": BUCKET_ELEMENTS,
-        "allgather_bucket_size": BUCKET_ELEMENTS,
-        "round_robin_gradients": False,
-    }
-    if strategy.zero_stage == 3:
-        zero |= {
-            "stage3_max_live_parameters": MAX_LIVE_PARAMETERS,
-            "stage3_max_reuse_distance": MAX_LIVE_PARAMETERS,
-            "stage3_prefetch_bucket_size": BUCKET_ELEMENTS // 2,
-            "stage3_param_persistence_threshold": 100_000,
-            "stage3_gather_16bit_weights_on_model_save": False,
-        }
-    for part, where in (("optimizer", strategy.offload_optimizer), ("param", strategy.offload_parameters)):
-        if where != "none":
-            zero[f"offload_{part}"] = {"device": where, "pin_memory": on_gpu}
-        if where == "nvme":
-            zero[f"offload_{part}"]["nvme_path"] = str(nvme or "FOLDER")
-    share = -(-global_batch // world_size)
-    config = {
-        "train_micro_batch_size_per_gpu": micro_batch,
-        "gradient_accumulation_steps": -(-share // micro_batch),
-        "gradient_clipping": clip,
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": False,
-        "zero_force_ds_cpu_optimizer": strategy.offload_optimizer != "none",
-        "steps_per_print": 2**31,
-        "wall_clock_breakdown": False,
-    }
-    if strategy.precision == "bf16":
-        config["bf16"] = {"enabled": True}
-    if strategy.precision == "fp16":
-        config["fp16"] = {"enabled": True, "loss_scale": 0, "initial_scale_power": 16, "loss_scale_window": 2000,
-                          "hysteresis": 1, "min_loss_scale": 1}  # fmt: skip
-    if strategy.offload_optimizer == "nvme" or strategy.offload_parameters == "nvme":
-        config["aio"] = {"block_size": 1048576, "queue_depth": 16, "intra_op_parallelism": 2, "single_submit": False,
-                         "overlap_events": True}  # fmt: skip
-    return config
 
 
 class ShardedUpdate(Update):
@@ -99,6 +48,9 @@ class ShardedUpdate(Update):
             if is_out_of_memory(error):
                 raise
             raise BigqaError(f"DeepSpeed did not start: {error}") from error
+        if hasattr(self.engine.optimizer, "_constant_buffered_norm2"):
+            whole = self.engine.optimizer._constant_buffered_norm2
+            self.engine.optimizer._constant_buffered_norm2 = functools.partial(whole, buffer_size=NORMED_AT_ONCE)
         self.module = model
         self.stage = strategy.zero_stage
         self.world_size = world_size
@@ -109,7 +61,7 @@ class ShardedUpdate(Update):
             self.engine.optimizer.loss_scaler = ForDeepSpeed(self.scaler)
         self.changing, self.completed = False, 0
         # DeepSpeed takes its masters from weights that are rounded already.
-        self._set_weights(exact)
+        self._set_masters(exact)
 
     def begin(self, step: int, seed: int) -> None:
         """Begin a step."""
@@ -163,7 +115,8 @@ class ShardedUpdate(Update):
 
     def load(self, state: State, step: int) -> None:
         """Take a canonical state, as it was after `step` steps."""
-        self._set_weights(state.weights)
+        self._set_masters(state.weights)
+        self._round_into_model(state.weights)
         self._load_extras(state.extras)
         if not state.moments:
             return
@@ -194,18 +147,21 @@ class ShardedUpdate(Update):
             whole.tie_weights()  # type: ignore[operator]
         return whole
 
-    def _set_weights(self, weights: Mapping[str, Tensor]) -> None:
+    def _set_masters(self, weights: Mapping[str, Tensor]) -> None:
+        """Take fp32 weights out of host memory, never by way of a device: it may have just the room to train."""
+        for name, parameter in self.parameters.items():
+            self._set(parameter, weights[name], None)
+
+    def _round_into_model(self, weights: Mapping[str, Tensor]) -> None:
         import deepspeed
 
         for name, parameter in self.parameters.items():
-            value = weights[name].to(parameter.device, torch.float32)
-            self._set(parameter, value, None)
             if self.stage < 3:
-                parameter.data.copy_(value)
+                parameter.data.copy_(weights[name])
                 continue
             with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
                 if torch.distributed.get_rank() == 0:
-                    parameter.data.copy_(value)
+                    parameter.data.copy_(weights[name])
 
     def _set(self, parameter: nn.Parameter, value: Tensor, kind: str | None) -> None:
         from deepspeed.utils import (
@@ -215,7 +171,7 @@ class ShardedUpdate(Update):
             safe_set_local_optimizer_state,
         )
 
-        value = value.to(parameter.device, torch.float32)
+        value = value.float()
         if self.stage == 3:  # DeepSpeed's own setter of whole tensors does not pad them to a multiple of the processes
             value = self._partition(parameter, value)
             if kind is None:
@@ -228,7 +184,7 @@ class ShardedUpdate(Update):
             safe_set_full_optimizer_state(parameter, value, kind)
 
     def _partition(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
-        size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+        size = parameter.ds_tensor.ds_numel  # type: ignore[attr-defined]
         padded = torch.zeros(size * self.world_size, device=value.device)
         padded[: value.numel()] = value.flatten()
         rank = torch.distributed.get_rank()

@@ -1,11 +1,13 @@
 """A model of torch's CUDA caching allocator. In: allocations and frees. Out: bytes reserved on the device, and peaks.
 
-Source: c10/cuda/CUDACachingAllocator.cpp of torch 2.11-2.13, defaults (no expandable segments, no size limit on splits,
-one stream). Requests up to 1 MiB come from segments of 2 MiB, up to 10 MiB from segments of 20 MiB, larger ones from a
-segment of their own, rounded to 2 MiB. The smallest free block that fits is taken, and split where enough is left over.
+Source: c10/cuda/CUDACachingAllocator.cpp of torch 2.11-2.13, defaults (no expandable segments, no limit on splits).
+Each stream has blocks of its own. Requests up to 1 MiB come from segments of 2 MiB, up to 10 MiB from segments of
+20 MiB, larger ones from a segment of their own, rounded to 2 MiB. The smallest free block that fits is taken, and split
+where enough is left over.
 """
 
 from bisect import bisect_left, insort
+from collections import defaultdict
 from dataclasses import dataclass
 
 MIB = 2**20
@@ -27,7 +29,8 @@ class Block:
 
     address: int
     size: int
-    small: bool
+    pool: tuple[int, bool]
+    """Its stream, and whether it is of small blocks."""
     free: bool = False
     before: "Block | None" = None
     after: "Block | None" = None
@@ -41,14 +44,15 @@ class CachingAllocator:
         self.allocated_bytes = self.reserved_bytes = 0
         self.peak_allocated_bytes = self.peak_reserved_bytes = 0
         self._used: dict[int, Block] = {}
-        self._free: dict[bool, list[tuple[int, int, Block]]] = {True: [], False: []}
+        self._free: dict[tuple[int, bool], list[tuple[int, int, Block]]] = defaultdict(list)
         self._next_address = 0
 
-    def allocate(self, key: int, size_bytes: int) -> None:
-        """Allocate under a key. Raises: OutOfMemory."""
+    def allocate(self, key: int, size_bytes: int, stream: int = 0) -> None:
+        """Allocate under a key, for a stream. Raises: OutOfMemory."""
         size = max(MIN_BLOCK, -(-size_bytes // MIN_BLOCK) * MIN_BLOCK)
         small = size <= SMALL_SIZE
-        block = self._best_fit(size, small) or self._new_segment(size, small)
+        pool = stream, small
+        block = self._best_fit(size, pool) or self._new_segment(size, pool)
         left = block.size - size
         if left >= MIN_BLOCK if small else left > SMALL_SIZE:
             self._split(block, size)
@@ -74,8 +78,8 @@ class CachingAllocator:
                 pool.remove(entry)
                 self.reserved_bytes -= entry[0]
 
-    def _best_fit(self, size: int, small: bool) -> Block | None:
-        pool = self._free[small]
+    def _best_fit(self, size: int, key: tuple[int, bool]) -> Block | None:
+        pool = self._free[key]
         index = bisect_left(pool, (size, -1))
         if index == len(pool):
             return None
@@ -83,8 +87,8 @@ class CachingAllocator:
         block.free = False
         return block
 
-    def _new_segment(self, size: int, small: bool) -> Block:
-        if small:
+    def _new_segment(self, size: int, pool: tuple[int, bool]) -> Block:
+        if pool[1]:
             segment = SMALL_SEGMENT
         elif size < MIN_LARGE_ALLOCATION:
             segment = LARGE_SEGMENT
@@ -96,12 +100,12 @@ class CachingAllocator:
                 raise OutOfMemory(f"{segment} bytes more than {self.reserved_bytes} of {self.limit_bytes}")
         self.reserved_bytes += segment
         self.peak_reserved_bytes = max(self.peak_reserved_bytes, self.reserved_bytes)
-        block = Block(self._next_address, segment, small)
+        block = Block(self._next_address, segment, pool)
         self._next_address += segment + 1  # segments never touch
         return block
 
     def _split(self, block: Block, size: int) -> None:
-        rest = Block(block.address + size, block.size - size, block.small, before=block, after=block.after)
+        rest = Block(block.address + size, block.size - size, block.pool, before=block, after=block.after)
         if block.after is not None:
             block.after.before = rest
         block.after, block.size = rest, size
@@ -118,8 +122,8 @@ class CachingAllocator:
 
     def _keep(self, block: Block) -> None:
         block.free = True
-        insort(self._free[block.small], (block.size, block.address, block))
+        insort(self._free[block.pool], (block.size, block.address, block))
 
     def _forget(self, block: Block) -> None:
-        pool = self._free[block.small]
+        pool = self._free[block.pool]
         pool.pop(bisect_left(pool, (block.size, block.address)))

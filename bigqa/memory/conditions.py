@@ -11,13 +11,19 @@ import torch
 def dropout_of(device_type: str) -> Iterator[None]:
     """Keep a mask of one byte per element, as CUDA's dropout does; the plain form multiplies by a float mask.
 
-    A `TorchFunctionMode` would do as well, at a third of the trace's time.
+    What drops nothing has no mask (torch, `Dropout.cpp`, `is_fused_kernel_acceptable`). A `TorchFunctionMode` would do
+    as well, at a third of the trace's time.
     """
     if device_type != "cuda":
         yield
         return
     functions = torch._VF
-    functions.dropout = lambda *args: torch.native_dropout(*args)[0]  # type: ignore[attr-defined]
+    plain = torch._C._VariableFunctions.dropout
+
+    def dropout(input: torch.Tensor, p: float, train: bool) -> torch.Tensor:
+        return torch.native_dropout(input, p, train)[0] if train and 0 < p < 1 else plain(input, p, train)
+
+    functions.dropout = dropout  # type: ignore[attr-defined]
     try:
         yield
     finally:

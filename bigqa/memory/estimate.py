@@ -7,6 +7,7 @@ Everything that is not a torch tensor is one small function with its source: `me
 import copy
 import functools
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +15,8 @@ from pydantic import BaseModel, ConfigDict
 
 from bigqa.engine.attention import kernels as attention
 from bigqa.engine.attention.packing import packs_without_data
-from bigqa.memory import deepspeed, host
+from bigqa.engine.optim.precision import DTYPES
+from bigqa.memory import deepspeed, host, parallel
 from bigqa.memory.cards import A100, Card
 from bigqa.memory.events import Stream, on_card
 from bigqa.memory.forks import in_forks
@@ -23,14 +25,12 @@ from bigqa.memory.scratch import workspace_bytes
 from bigqa.memory.timeline import Timeline, timeline_of
 from bigqa.memory.trace import trace_step
 from bigqa.memory.whole import whole_footprint
+from bigqa.memory.zero.estimating import ShardedRuns
+from bigqa.memory.zero.trace import MicroBatch, trace_micro_batch
 from bigqa.strategy import Strategy
 from bigqa.tasks.base import Batch, Task
 
 MIB = 2**20
-CONTEXT_BYTES = 430 * MIB
-"""A CUDA context with torch's kernels loaded, as NVML shows it: 300-500 MiB by card and driver. A datasheet has no such
-figure; `bigqa bench` measures it."""
-
 
 Key = tuple[Strategy, int, bool]
 """What shapes a trace: the axes, the sequence length, whether gradients are accumulated."""
@@ -76,6 +76,7 @@ class Estimator:
         self._scalings: dict[Key, Scaling] = {}
         self._wholes: dict[tuple[Key, int], Stream] = {}
         self._counts: tuple[int, int] | None = None
+        self._sharded = ShardedRuns(self._trace_micro_batch, lambda: self.num_parameters)
 
     @property
     def num_parameters(self) -> int:
@@ -156,40 +157,92 @@ class Estimator:
 
         `whole`: trace all layers, which is exact in what the allocator reserves and takes about a second.
         """
+        if strategy.needs_deepspeed and strategy.device == "cuda":
+            return self._of_sharded(strategy, micro_batch, seq_len, accumulating, world_size, card, whole)
         if whole:
             found = self._whole((_traced(strategy), seq_len, accumulating), micro_batch, card)
         else:
             found = self.footprint(strategy, micro_batch, seq_len, accumulating=accumulating, card=card)
-        states = None
-        if strategy.needs_deepspeed:
-            states = deepspeed.states(strategy, self.num_parameters, self.largest_layer, world_size)
-            found = deepspeed.with_states(found, states)
         if strategy.device == "cpu":
+            states = None
+            if strategy.needs_deepspeed:
+                states = deepspeed.states(strategy, self.num_parameters, self.largest_layer, world_size)
+                found = deepspeed.with_states(found, states)
             return _on_cpu(found, strategy, states)
+        if world_size > 1 and strategy.adapters == "none":  # adapters' gradients are a few megabytes
+            found = self._averaging(found, strategy)
         allocated, reserved = found.allocated_bytes, found.reserved_bytes
         workspaces = min(2 * workspace_bytes(card), found.by_category["temporaries"])
         # What torch leaves unsplit at the end of a block counts as allocated, and is nobody's.
         unsplit = allocated - sum(found.by_category.values())
         parts = {"temporaries": found.by_category["temporaries"] - workspaces + unsplit, "workspaces": workspaces}
-        pinned = (states.pinned_bytes if states else 0) + found.pinned_bytes
-        kept = (states.host_bytes if states else 0) + pinned + found.managed_bytes
+        kept = found.pinned_bytes + found.managed_bytes
         return MemoryEstimate(
             allocated_bytes=allocated,
             reserved_bytes=reserved,
-            device_bytes=reserved + CONTEXT_BYTES,
+            device_bytes=reserved + card.context_bytes,
             host_bytes=host.CUDA_BASELINE_BYTES + max(kept, host.loading_bytes(strategy, self.num_parameters)),
-            pinned_bytes=pinned,
+            pinned_bytes=found.pinned_bytes,
             managed_bytes=found.managed_bytes,
-            disk_bytes=states.disk_bytes if states else 0,
+            disk_bytes=0,
             phase=found.phase,
-            by_category=found.by_category | parts | {"context": CONTEXT_BYTES},
+            by_category=found.by_category | parts | {"context": card.context_bytes},
             largest=found.largest,
         )
 
+    def _averaging(self, found: Footprint, strategy: Strategy) -> Footprint:
+        """Add the buckets in which several processes average gradients."""
+        with torch.device("meta"):
+            model = self.make_model(self.config)
+        each = DTYPES[strategy.precision].itemsize
+        sizes = [each * parameter.numel() for parameter in model.parameters()]
+        allocated, reserved = parallel.taken(parallel.buckets(reversed(sizes)))
+        return replace(
+            found,
+            allocated_bytes=found.allocated_bytes + allocated,
+            reserved_bytes=found.reserved_bytes + reserved,
+            by_category=found.by_category | {"gradients": found.by_category["gradients"] + allocated},
+        )
+
+    def _of_sharded(
+        self, strategy: Strategy, micro_batch: int, seq_len: int, accumulating: bool, world_size: int, card: Card,
+        whole: bool,
+    ) -> MemoryEstimate:  # fmt: skip
+        found = self._sharded.peaks(
+            strategy, micro_batch, seq_len, accumulating=accumulating, world_size=world_size, card=card, whole=whole
+        )
+        workspaces = min(2 * workspace_bytes(card), found.by_category["temporaries"])
+        unsplit = found.allocated_bytes - sum(found.by_category.values())
+        parts = {"temporaries": found.by_category["temporaries"] - workspaces + unsplit, "workspaces": workspaces}
+        kept = found.host_bytes + found.pinned_bytes
+        return MemoryEstimate(
+            allocated_bytes=found.allocated_bytes,
+            reserved_bytes=found.reserved_bytes,
+            device_bytes=found.reserved_bytes + card.context_bytes,
+            host_bytes=host.CUDA_BASELINE_BYTES + max(kept, host.loading_bytes(strategy, self.num_parameters)),
+            pinned_bytes=found.pinned_bytes,
+            disk_bytes=deepspeed.states(strategy, self.num_parameters, self.largest_layer, world_size).disk_bytes,
+            phase=found.phase,
+            by_category=found.by_category | parts | {"context": card.context_bytes},
+            largest=found.largest,
+        )
+
+    def _trace_micro_batch(self, strategy: Strategy, micro_batch: int, seq_len: int) -> MicroBatch:
+        return trace_micro_batch(
+            lambda: self.make_model(self.config),
+            self.task,
+            lambda: self.task.example(micro_batch, seq_len, packed=self.packs),
+            strategy,
+        )
+
     def timeline(
-        self, strategy: Strategy, micro_batch: int, seq_len: int, *, accumulating: bool, card: Card = A100
-    ) -> Timeline:
-        """Return the memory of one step over time, of the whole model; DeepSpeed's own states are not in it."""
+        self, strategy: Strategy, micro_batch: int, seq_len: int, *, accumulating: bool, world_size: int = 1,
+        card: Card = A100,
+    ) -> Timeline:  # fmt: skip
+        """Return the memory of one step over time, of the whole model."""
+        if strategy.needs_deepspeed and strategy.device == "cuda":
+            asked: dict[str, Any] = {"accumulating": accumulating, "world_size": world_size, "card": card}
+            return timeline_of(self._sharded.last_step(strategy, micro_batch, seq_len, **asked))
         stream = self._trace(_traced(strategy), int(self.config.num_hidden_layers), micro_batch, seq_len, accumulating)
         return timeline_of(on_card(stream, card))
 

@@ -58,6 +58,8 @@ class Stream:
     """Of paged optimizers' states: CUDA's managed memory, which torch does not count."""
     states: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
     """Event before which an optimizer steps, and the storages of its states: a first step makes them there."""
+    placed: tuple[int, ...] = ()
+    """Storages of the model, in the order in which it is placed on a GPU."""
     added_to: dict[int, int] = field(default_factory=dict)
     """Storage of a gradient -> that of the gradient of an earlier micro-batch that it is added to."""
 

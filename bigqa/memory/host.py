@@ -13,6 +13,14 @@ BITSANDBYTES_BYTES = 55 * MIB
 """bitsandbytes, once it is loaded."""
 
 
+def pinned_block(size_bytes: int) -> int:
+    """Return what torch's allocator of pinned memory takes for a tensor: a power of two.
+
+    Source: torch, `CachingHostAllocator.h`, `allocate`: `c10::llvm::PowerOf2Ceil`.
+    """
+    return 1 << max(0, size_bytes - 1).bit_length()
+
+
 def loading_bytes(strategy: Strategy, num_parameters: int) -> int:
     """Return what weights take in host memory before they are on the GPU: in fp32, and where there are masters, twice.
 

@@ -54,7 +54,8 @@ class _Run:
         gone = {event.storage for event in self.events[: self.begin] if not event.size_bytes}
         later = gone | self.gradients | {storage for made in self.states.values() for storage in made}
         there = [e.storage for e in self.events[: self.begin] if e.size_bytes and e.storage not in later]
-        for storage in sorted(there, key=lambda one: self.stream.categories[one] != "weights"):
+        turn = {storage: place for place, storage in enumerate(self.stream.placed)}
+        for storage in sorted(there, key=lambda one: turn.get(one, len(turn))):
             self._allocate(storage)
 
     def _first_micro_batch(self) -> None:

@@ -196,7 +196,7 @@ def _middle(low: _Point, high: _Point, inside: tuple[int, int], other: tuple[int
 
 
 def _point(pair: list[Stream], micro_batch: int, card: Card, *, replayed: bool) -> _Point:
-    stream, exact = pair[0], _sizes(pair, micro_batch, card)
+    stream, exact = pair[0], sizes_at(pair, micro_batch, card)
     size_of: dict[int, int] = {}
     sizes = -(-exact // ROUNDING) * ROUNDING
     for index, event in enumerate(stream.events):
@@ -220,7 +220,7 @@ def _point(pair: list[Stream], micro_batch: int, card: Card, *, replayed: bool) 
     )
 
 
-def _sizes(pair: list[Stream], micro_batch: int, card: Card) -> Vector:
+def sizes_at(pair: list[Stream], micro_batch: int, card: Card) -> Vector:
     """Return the size of each allocation at a micro-batch: a line through two traces, or what a rule makes of lines."""
     first, second = (np.array([event.size_bytes for event in stream.events], np.int64) for stream in pair)
     if len(first) != len(second):

@@ -193,9 +193,15 @@ def _of_norms(args: tuple[Any, ...]) -> list[Scratch]:
     return [Scratch("bytes", (4 * len(tensors) * most,))]
 
 
+def _of_softmax_backward(args: tuple[Any, ...], result: Any) -> list[Scratch]:
+    """Source: torch, `SoftMax.cu`, `softmax_backward_cuda_out`: the product of gradient and output."""
+    return [Scratch("bytes", (args[0].nbytes,))]
+
+
 _OF: dict[Any, Callable[[tuple[Any, ...], Any], list[Scratch]]] = {
     torch.ops.aten.sum.dim_IntList: _of_sum,
     torch.ops.aten._flash_attention_backward.default: _of_packed_backward,
     torch.ops.aten._flash_attention_forward.default: _of_packed,
     torch.ops.aten.embedding_dense_backward.default: _of_embedding_backward,
+    torch.ops.aten._softmax_backward_data.default: _of_softmax_backward,
 }

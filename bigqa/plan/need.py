@@ -23,8 +23,6 @@ class Need:
     """At the published batch in one micro-batch."""
     cards: tuple[str, ...]
     """Of the table, those that have the least."""
-    is_whole: bool = True
-    """Whether all that it holds is in the figures: of what DeepSpeed makes for itself, a part is not."""
 
 
 def need(question: Question) -> list[Need]:
@@ -37,7 +35,10 @@ def need(question: Question) -> list[Need]:
         if row.device == "cuda" and (row.seq_len or 0) < workload.seq_len and can_be_traced(row)
     }
     estimator.trace_ahead(
-        (row, row.seq_len or workload.seq_len, accumulating) for row in rows.values() for accumulating in (True, False)
+        (row, row.seq_len or workload.seq_len, accumulating)
+        for row in rows.values()
+        if not row.needs_deepspeed  # whose traces are of all layers, and are few
+        for accumulating in (True, False)
     )
     found = []
     for name, strategy in rows.items():
@@ -47,8 +48,7 @@ def need(question: Question) -> list[Need]:
             for size in (1, workload.global_batch)
         )
         cards = (card.name for card in GPUS if card.memory_bytes * (1 - HEADROOM) >= least and _can_run(card, strategy))
-        whole = not strategy.needs_deepspeed
-        found.append(Need(name, strategy.tier, least, published, tuple(cards), whole))
+        found.append(Need(name, strategy.tier, least, published, tuple(cards)))
     return sorted(found, key=lambda row: (row.tier, row.least_bytes))
 
 

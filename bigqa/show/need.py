@@ -33,15 +33,13 @@ def need_text(rows: Sequence[Need]) -> str:
     """Say in a line for each tier what is enough."""
     lines = []
     for tier, changes in TIERS.items():
-        members = [row for row in rows if row.tier == tier and row.is_whole]
+        members = [row for row in rows if row.tier == tier]
         if members:
             least = min(members, key=lambda row: row.least_bytes)
             lines.append(f"Changing {changes}: {format_bytes(least.least_bytes)} is enough ({least.name}).")
     whole = [row for row in rows if row.name == "plain"]
     if whole:
         lines.append(f"With nothing saved, at the published batch: {format_bytes(whole[0].published_bytes)} (plain).")
-    if not all(row.is_whole for row in rows):
-        lines.append("ZeRO's rows want more than that: a part of what DeepSpeed makes for itself is not in them.")
     lines.append("As NVML shows it, on one GPU. These are predictions; none has been measured on a GPU yet.")
     return "\n".join(lines)
 
