@@ -20,7 +20,8 @@ from benchmarks.common import REPORTS, machine, speeds, spread
 from benchmarks.tables import put_between
 from bigqa.files import read_json, write_json
 from bigqa.models.sources import load_config, resolve
-from bigqa.speed.calibration import LAYER_SHARE, measure_cpu, measure_gpu
+from bigqa.speed.calibration import measure_cpu
+from bigqa.speed.card import LAYER_SHARE, measure_gpu
 
 NAME = "compare"
 CASES: dict[str, dict[str, Any]] = {
@@ -35,6 +36,9 @@ CASES: dict[str, dict[str, Any]] = {
     "large-384-batch-16": {
         "model": "enliple-large-v1", "seq_len": 384, "doc_stride": 128, "batch": 16, "steps": (2, 2, 3),
         "micro_batch": 8,
+    },
+    "gpu-small-512": {
+        "model": "enliple-small", "seq_len": 512, "doc_stride": 128, "batch": 16, "steps": (2, 2, 2), "device": "cuda",
     },
     "gpu-large-384": {
         "model": "enliple-large-v1", "seq_len": 384, "doc_stride": 128, "batch": 64, "steps": (12, 20, 30),
@@ -76,10 +80,9 @@ def device_of(case: dict[str, Any]) -> str:
 
 def matrix_rate(device: str) -> float:
     """Measure what bf16 products reach, on a GPU large ones. FLOP/s."""
-    host = measure_cpu(1.0)
     if device == "cpu":
-        return host.low_flops_per_s
-    return measure_gpu(torch.device("cuda"), None, host).low_flops_per_s / LAYER_SHARE
+        return measure_cpu(1.0).low_flops_per_s
+    return measure_gpu(torch.device("cuda")).low_flops_per_s / LAYER_SHARE
 
 
 def _bigqa(case: dict[str, Any], steps: int, data: list[str]) -> dict[str, Any]:

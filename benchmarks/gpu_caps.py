@@ -6,6 +6,7 @@ In: `runs/gpu/` with the reports of a grid. Out: more reports there. Run: `pytho
 import argparse
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -48,15 +49,18 @@ def main() -> None:
     parser.add_argument("--caps", default="")
     parser.add_argument("--at-prediction", action="store_true")
     parser.add_argument("--budget-s", type=float)
+    parser.add_argument("--reports", type=Path, default=REPORTS, help="a folder of reports: more are put beside them")
     options = parser.parse_args()
-    reports = read_reports([REPORTS])
+    reports = read_reports([options.reports])
     cases = at_prediction(reports) if options.at_prediction else list(chosen_at(reports, parse_caps(options.caps)))
     hardware = detect()
     rates = kept_rates(hardware) or calibrate(hardware)
     gpu = hardware.gpus[0]
     assert torch.cuda.is_available()
     predictor = Predictor(hardware, gpu, {"cpu": rates["cpu"], "cuda": rates[gpu.name]})
-    left = sweep(cases, REPORTS, predictor, Limits(budget_s=options.budget_s), lambda r: print(line_of(r), flush=True))
+    left = sweep(
+        cases, options.reports, predictor, Limits(budget_s=options.budget_s), lambda r: print(line_of(r), flush=True)
+    )
     sys.exit(OUT_OF_TIME if left else 0)
 
 

@@ -52,9 +52,11 @@ def memory_facts() -> dict[str, int]:
     return {"context_bytes": bare, "context_with_cublas_bytes": loaded, "cublas_workspace_bytes": workspace}
 
 
-def step_profile(folder: Path, micro_batch: int = 32) -> str:
+def step_profile(folder: Path, model: str, micro_batch: int = 32) -> str:
     """Return where the time of a step goes, by kernel."""
-    case = Case.model_validate(FASTEST | {"micro_batch": micro_batch, "global_batch": micro_batch, "steps": 1})
+    case = Case.model_validate(
+        FASTEST | {"model": model, "micro_batch": micro_batch, "global_batch": micro_batch, "steps": 1}
+    )
     settings = worker.settings_of(case, folder)
     training = worker.training_of(case, settings, Processes("cuda"), Silent())
     feed = training.feed()
@@ -75,10 +77,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Facts of this card.")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--model", default=FASTEST["model"], help="whose step is profiled")
     options = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if options.profile:
-        write_text(options.out / "profile.txt", step_profile(options.out))
+        write_text(options.out / "profile.txt", step_profile(options.out, options.model))
         return
     facts: dict[str, Any] = memory_facts()
     hardware = detect()

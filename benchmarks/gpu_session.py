@@ -23,11 +23,18 @@ from bigqa.files import read_json, write_json
 ROOT = Path(__file__).parents[1]
 REPORTS = Path(__file__).parent / "runs" / "gpu"
 CONFIGS = Path(__file__).parent / "configs"
-LARGE = "enliple-large-v1"
 CAPS = "80GiB,40GiB,24GiB,16GiB,11GiB,8GiB,6GiB,4GiB,2GiB"
-BENCH = ["bigqa.cli", "bench", "--device", "cuda", "--out", str(REPORTS)]
 FEW = "plain,recompute,selective,8bit-recompute,stochastic-release-recompute"
 ADAPTED = "lora,lora-recompute,qlora-recompute"
+BEYOND = {
+    "roberta-large": FEW,
+    "deberta-v3-large": FEW,
+    "modernbert-large": FEW,
+    "xlm-roberta-xl": FEW,
+    "qwen3-0.6b": f"{FEW},{ADAPTED}",
+    "llama-7b": ADAPTED,
+}
+"""Models beyond BERT -> what is run of them."""
 
 
 @dataclass(frozen=True)
@@ -40,22 +47,67 @@ class Stage:
     """Whether the command keeps to a budget of its own, and goes on later."""
 
 
-def stages(data: Path | None) -> Iterator[Stage]:
-    """Yield the stages, the most valuable first."""
-    yield Stage("device", ("benchmarks.gpu_device", "--out", str(REPORTS.parent / "gpu-device")))
-    yield Stage("tests", ("pytest", "-q", "-m", "gpu", "-p", "no:xdist", "-o", "addopts=", "tests/gpu"))
-    grid = (*BENCH, LARGE, "--seq-len", "384", "--global-batch", "64", "--micro-batch", "32,8,1")
-    yield Stage("grid", grid, takes_budget=True)
-    yield Stage("capped at the prediction", ("benchmarks.gpu_caps", "--at-prediction"), takes_budget=True)
+@dataclass(frozen=True)
+class Scale:
+    """How large the work of a session is."""
+
+    model: str = "enliple-large-v1"
+    grid: tuple[str, ...] = ("--seq-len", "384", "--global-batch", "64", "--micro-batch", "32,8,1")
+    caps: str = CAPS
+    tests: tuple[str, ...] = ("-m", "gpu")
+    compare: tuple[str, ...] = ()
+    beyond: tuple[str, ...] = ("--seq-len", "384", "--global-batch", "8", "--micro-batch", "8")
+    layers: int | None = None
+    """Of the models beyond BERT; none: their own."""
+    strategies: str | None = None
+    """Of those models; none: as `BEYOND` says."""
+
+
+SMALL = Scale(
+    model="enliple-small",
+    grid=("--seq-len", "128", "--global-batch", "4", "--micro-batch", "2", "--strategies", "plain,8bit-recompute"),
+    caps="2GiB,1GiB",
+    tests=("-m", "gpu and not numbers", "-k", "capped or (predicted and plain)"),
+    compare=("--only", "gpu-small", "--turns", "1"),
+    beyond=("--seq-len", "64", "--global-batch", "2", "--micro-batch", "1"),
+    layers=2,
+    strategies="plain,qlora-recompute",
+)
+"""Every line of a session in minutes: to be rehearsed where no GPU is, before one is rented."""
+
+
+def stages(data: Path | None, folder: Path = REPORTS, scale: Scale | None = None) -> Iterator[Stage]:
+    """Yield the stages, the most valuable first; `folder`: where the reports of grids go."""
+    scale = scale or Scale()
+    bench = ("bigqa.cli", "bench", "--device", "cuda", "--out", str(folder))
+    device = ("benchmarks.gpu_device", "--out", str(folder.parent / "gpu-device"))
+    caps = ("benchmarks.gpu_caps", "--reports", str(folder))
+    yield Stage("device", device)
+    yield Stage("tests", ("pytest", "-q", "-p", "no:xdist", "-o", "addopts=", *scale.tests, "tests/gpu"))
+    yield Stage("grid", (*bench, scale.model, *scale.grid), takes_budget=True)
+    yield Stage("capped at the prediction", (*caps, "--at-prediction"), takes_budget=True)
     if data is not None:
-        words = ("--device", "cuda", "--out", str(REPORTS.parent / "gpu-compare"), "--train-file", str(data))
-        yield Stage("compare", ("benchmarks.compare", *words, "--tokenizer", str(data.with_name("vocab.txt"))))
-    yield Stage("caps", ("benchmarks.gpu_caps", "--caps", CAPS), takes_budget=True)
-    for name in ("roberta-large", "deberta-v3-large", "modernbert-large", "xlm-roberta-xl", "qwen3-0.6b", "llama-7b"):
-        rows = ADAPTED if name == "llama-7b" else f"{FEW},{ADAPTED}" if name == "qwen3-0.6b" else FEW
-        words = (str(CONFIGS / name / "config.json"), "--seq-len", "384", "--global-batch", "8", "--micro-batch", "8")
-        yield Stage(name, (*BENCH, *words, "--strategies", rows), takes_budget=True)
-    yield Stage("profile", ("benchmarks.gpu_device", "--profile", "--out", str(REPORTS.parent / "gpu-device")))
+        words = ("--device", "cuda", "--out", str(folder.parent / "gpu-compare"), "--train-file", str(data))
+        vocabulary = ("--tokenizer", str(data.with_name("vocab.txt")))
+        yield Stage("compare", ("benchmarks.compare", *words, *vocabulary, *scale.compare))
+    yield Stage("caps", (*caps, "--caps", scale.caps), takes_budget=True)
+    for name, rows in BEYOND.items():
+        config = str(_config(name, folder.parent, scale.layers))
+        words = (*scale.beyond, "--strategies", scale.strategies or rows)
+        yield Stage(name, (*bench, config, *words), takes_budget=True)
+    yield Stage("profile", (*device, "--profile", "--model", scale.model))
+
+
+def _config(name: str, folder: Path, layers: int | None) -> Path:
+    """Return a model's configuration, cut to so many layers."""
+    whole = CONFIGS / name / "config.json"
+    if layers is None:
+        return whole
+    cut = folder / "configs" / name / "config.json"
+    config = read_json(whole, "the configuration") | {"num_hidden_layers": layers}
+    config |= {"layer_types": config["layer_types"][:layers]} if "layer_types" in config else {}
+    write_json(cut, config)
+    return cut
 
 
 def run(
@@ -106,14 +158,15 @@ OUT_OF_TIME = 75
 
 def environment_with(wheels: Path | None) -> dict[str, str]:
     """Return the environment, with the packages of a folder of wheels put beside the machine's own."""
-    found = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    inherited = os.environ.get("PYTHONPATH", "")  # where a null GPU's torch is
+    found = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{inherited}".rstrip(os.pathsep)}
     if wheels is None:
         return found
     site = Path(tempfile.gettempdir()) / "bigqa-gpu-site"
     if not site.is_dir():
         words = ["-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-compile", "--target", str(site)]
         subprocess.run([sys.executable, *words, *map(str, sorted(wheels.glob("*.whl")))], check=True)
-    return found | {"PYTHONPATH": f"{ROOT}{os.pathsep}{site}"}
+    return found | {"PYTHONPATH": f"{found['PYTHONPATH']}{os.pathsep}{site}"}
 
 
 def main() -> None:
@@ -122,15 +175,18 @@ def main() -> None:
     parser.add_argument("--budget-s", type=float, default=540)
     parser.add_argument("--wheels", type=Path, help="a folder of wheels that this Python lacks")
     parser.add_argument("--data", type=Path, help="a KorQuAD JSON with a vocab.txt beside it, for the comparison")
+    parser.add_argument("--out", type=Path, default=REPORTS, help="where the reports go; what else is made lies beside")
+    parser.add_argument("--small", action="store_true", help="the same stages, each on little: a rehearsal")
     options = parser.parse_args()
     environment = environment_with(options.wheels)
     probe = [sys.executable, "-c", "import json, torch; print(json.dumps(torch.cuda.is_available()))"]
     found = subprocess.run(probe, env=environment, capture_output=True, text=True, check=False)
     if not (found.returncode == 0 and json.loads(found.stdout)):
         sys.exit("bigqa: no CUDA GPU here: `make gpu` is for a machine that has one")
-    file = REPORTS.parent / "gpu-session.json"
-    missing = run(stages(options.data), file, options.budget_s, environment, lambda text: print(text, flush=True))
-    subprocess.run([sys.executable, "-m", "bigqa.cli", "table", str(REPORTS), "--grade"], env=environment, check=False)
+    file, folder = options.out.parent / "gpu-session.json", options.out
+    todo = stages(options.data, folder, SMALL if options.small else None)
+    missing = run(todo, file, options.budget_s, environment, lambda text: print(text, flush=True))
+    subprocess.run([sys.executable, "-m", "bigqa.cli", "table", str(folder), "--grade"], env=environment, check=False)
     for name, why in missing.items():
         print(f"{name}: {why}", flush=True)
     sys.exit(OUT_OF_TIME if missing else 0)

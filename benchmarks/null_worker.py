@@ -29,6 +29,7 @@ from bigqa.engine import build
 from bigqa.engine.attention.packing import can_pack
 from bigqa.engine.loop.fit import fit
 from bigqa.engine.loop.recorder import Silent
+from bigqa.engine.pinned import pinned_by_all
 from bigqa.engine.processes import Processes
 from bigqa.memory.estimate import with_layers
 from bigqa.models.sources import first_position, load_config, load_model, resolve
@@ -62,12 +63,11 @@ def measure(case: Case, gpus: int) -> dict[str, Any]:
             training = training_of(case, settings, processes, Silent(), _models[case.model])
         with _no_step_on_the_host() if case.axes.offload_optimizer != "none" else contextlib.nullcontext():
             fit(training)
-    pinned = torch.cuda.host_memory_stats()
     return {
         "outcome": "ok",
         "allocated": torch.cuda.max_memory_allocated(),
         "reserved": torch.cuda.max_memory_reserved(),
-        "pinned": pinned.get("allocated_bytes.peak", 0),
+        "pinned": pinned_by_all(),
         "managed": int(library.null_most_of(MANAGED)),
     }
 

@@ -67,6 +67,8 @@ class Settings(BaseModel):
     """As a plan gives it; none: plain, in `precision`."""
     ladder: tuple[Rung, ...] | None = None
     """What the run steps down to when memory runs out, in order; none: not decided yet, empty: used up."""
+    deterministic: bool = False
+    """Take from a GPU what gives the same bits each time, at a price; on a CPU that is so anyway."""
     check: bool = True
     """Refuse a strategy that is predicted not to fit."""
     nvme: Path | None = None

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bigqa.configs import FOLDER as CONFIGS
-from bigqa.engine.sharding import deepspeed_config
+from bigqa.engine.zero import deepspeed_config
 from bigqa.strategy import STRATEGIES
 
 FOLDER = CONFIGS / "deepspeed"

@@ -177,27 +177,6 @@ def test_a_disk_that_was_not_looked_at_is_not_full(estimator: Any) -> None:
         assert planner.judge("zero3-nvme", on_disk).fits is fits
 
 
-UUIDS = ["GPU-aaaa-1", "GPU-bbbb-2", "GPU-bbcc-3"]
-
-
-@pytest.mark.parametrize(
-    ("wanted", "indices"),
-    [
-        (None, [0, 1, 2]),
-        ("2,0", [2, 0]),
-        ("GPU-bbcc", [2]),
-        ("1, GPU-aaaa-1", [1, 0]),
-        ("", []),
-        ("-1", []),
-        ("0,7,1", [0]),
-        ("GPU-bb", []),
-    ],
-)
-def test_cards_that_cuda_does_not_see_are_none(wanted: str | None, indices: list[int]) -> None:
-    """As the CUDA programming guide has it: an index or a prefix that fits no card, or several, ends the list."""
-    assert hardware.visible(wanted, UUIDS) == indices
-
-
 def test_offloaded_activations_move_from_the_card_to_pinned_memory(estimator: Any) -> None:
     planner = Planner(estimator, Workload(), machine(card("3090")))
     names = ("plain", "offload-activations")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from bigqa.engine.sharding import LEAST_IN_A_BUCKET, buckets_of
+from bigqa.engine.zero import LEAST_IN_A_BUCKET, buckets_of
 from bigqa.memory import estimate, host, scratch
 from bigqa.memory.cards import Card
 from bigqa.memory.deepspeed import states, with_states
@@ -95,10 +95,9 @@ def test_bitsandbytes_is_loaded_where_it_is_used() -> None:
 
 
 def test_constants_are_those_of_their_sources() -> None:
-    # torch's defaults: ":4096:2:16:8" KiB, and 32 MiB on Hopper. A context: as cards were reported, 300 to 500 MiB.
+    # torch's defaults: ":4096:2:16:8" KiB, and 32 MiB on Hopper.
     assert scratch.workspace_bytes(Card((8, 6))) == (4096 * 2 + 16 * 8) * 1024
     assert scratch.workspace_bytes(Card((9, 0))) == 32 * MIB
-    assert 300 * MIB <= estimate.CONTEXT_BYTES <= 500 * MIB
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bigqa.engine.sharding import LEAST_IN_A_BUCKET, MOST_IN_A_BUCKET, Buckets, buckets_of
+from bigqa.engine.zero import LEAST_IN_A_BUCKET, MOST_IN_A_BUCKET, Buckets, buckets_of
 from bigqa.memory.allocator import MIB, CachingAllocator
 from bigqa.memory.host import pinned_block
 from bigqa.memory.parallel import FIRST_BYTES, OTHER_BYTES, buckets, taken

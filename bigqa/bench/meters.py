@@ -4,15 +4,15 @@ torch's allocator and the kernel keep high-water marks of their own. What NVML s
 every few milliseconds.
 """
 
-import os
 import threading
-from typing import Any
 
 import psutil
 import torch
 
 from bigqa.engine.loop.meter import MemoryMeter
-from bigqa.memory.estimate import CONTEXT_BYTES
+from bigqa.engine.pinned import pinned_by_all
+from bigqa.machine import devices
+from bigqa.machine.contexts import context_of
 
 INTERVAL_S = 0.005
 
@@ -44,8 +44,9 @@ class DeviceMeter:
         """Limit torch's allocator to what a card of this size would leave it."""
         if cap_bytes is None or self.device.type != "cuda":
             return
-        total = torch.cuda.get_device_properties(self.device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, max(0, cap_bytes - CONTEXT_BYTES) / total), self.device)
+        card = torch.cuda.get_device_properties(self.device)
+        left = max(0, cap_bytes - context_of(card.name, card.total_memory))
+        torch.cuda.set_per_process_memory_fraction(min(1.0, left / card.total_memory), self.device)
 
     def begin_timing(self) -> None:
         """Read the energy counter where the warm-up ends."""
@@ -57,22 +58,17 @@ class DeviceMeter:
         if now is not None and self._energy_before is not None:
             self.energy_j = now - self._energy_before
 
-    def peaks(self) -> dict[str, int]:
+    def peaks(self) -> dict[str, int | None]:
         """Return what was found so far."""
-        found = {"peak_host_bytes": self._host.peak_bytes()}
+        found: dict[str, int | None] = {"peak_host_bytes": self._host.peak_bytes()}
         if self._nvml is not None:
             found |= {
                 "peak_allocated_bytes": torch.cuda.max_memory_allocated(self.device),
                 "peak_reserved_bytes": torch.cuda.max_memory_reserved(self.device),
                 "peak_gpu_bytes": self._nvml.peak_bytes,
-                "pinned_bytes": _pinned_bytes(),
+                "pinned_bytes": pinned_by_all(),
             }
         return found
-
-
-def _pinned_bytes() -> int:
-    statistics: Any = getattr(torch.cuda, "host_memory_stats", dict)()
-    return int(statistics.get("allocated_bytes.peak", 0))
 
 
 class _Nvml:
@@ -83,14 +79,9 @@ class _Nvml:
 
         self._nvml = pynvml
         pynvml.nvmlInit()
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        named = visible[index] if index < len(visible) and visible[index] else str(index)
-        self._card = (
-            pynvml.nvmlDeviceGetHandleByIndex(int(named))
-            if named.isdigit()
-            else pynvml.nvmlDeviceGetHandleByUUID(named)
-        )
-        self.peak_bytes = 0
+        self._card = devices.handles(pynvml)[index]
+        self.peak_bytes: int | None = 0
+        """None: the driver did not answer each time, and a peak may have been missed."""
         self._others = self._used() - self._own()
         self._done = threading.Event()
 
@@ -117,12 +108,20 @@ class _Nvml:
             self._look()
 
     def _look(self) -> None:
-        # By process where the driver tells; in a container it often knows other numbers of processes.
-        self.peak_bytes = max(self.peak_bytes, self._own() or self._used() - self._others)
+        if self.peak_bytes is None:
+            return
+        try:
+            # By process where the driver tells; in a container it often knows other numbers of processes.
+            self.peak_bytes = max(self.peak_bytes, self._own() or self._used() - self._others)
+        except self._nvml.NVMLError:
+            self.peak_bytes = None
 
     def _used(self) -> int:
         return int(self._nvml.nvmlDeviceGetMemoryInfo(self._card).used)
 
     def _own(self) -> int:
-        running = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._card)
+        try:
+            running = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._card)
+        except self._nvml.NVMLError:  # not told to everybody
+            return 0
         return sum(int(one.usedGpuMemory or 0) for one in running if one.pid == psutil.Process().pid)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from bigqa.configs import FOLDER
-from bigqa.engine.sharding import deepspeed_config
+from bigqa.engine.zero import deepspeed_config
 from bigqa.strategy import STRATEGIES
 
 ROWS = ("zero1", "zero2", "zero3", "zero2-offload", "zero3-offload", "zero3-nvme")

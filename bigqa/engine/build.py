@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bigqa.engine import adapters, modules, recompute
+from bigqa.engine.alike import without_bf16
 from bigqa.engine.attention import kernels as attention
 from bigqa.engine.attention.packing import can_pack
 from bigqa.engine.loop.step import Parts
@@ -19,7 +20,8 @@ from bigqa.engine.optim.release import ReleasedUpdate
 from bigqa.engine.optim.scaling import LossScaler
 from bigqa.engine.optim.update import Update
 from bigqa.engine.processes import Processes
-from bigqa.engine.sharding import ShardedUpdate, deepspeed_config
+from bigqa.engine.sharding import ShardedUpdate
+from bigqa.engine.zero import deepspeed_config
 from bigqa.errors import BigqaError
 from bigqa.settings import Settings
 from bigqa.strategy import Precision, Strategy, missing_package, with_low_precision
@@ -34,7 +36,7 @@ def choose_precision(asked: str, device: torch.device) -> Precision:
     if asked != "auto":
         return {"bf16": "bf16", "fp16": "fp16"}.get(asked, "fp32")  # type: ignore[return-value]
     if device.type == "cuda":
-        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+        return "fp16" if without_bf16(device) else "bf16"
     return "bf16" if cpu_multiplies_bf16() else "fp32"
 
 
@@ -88,9 +90,8 @@ def possible_strategy(settings: Settings, processes: Processes) -> Strategy:
 def _has_no_bf16(strategy: Strategy, device: torch.device) -> str | None:
     if device.type != "cuda" or not strategy.precision.startswith("bf16"):
         return None
-    if torch.cuda.get_device_capability(device) >= (8, 0):
-        return None
-    return f"{torch.cuda.get_device_name(device)} has no bf16: use fp16 or fp32"
+    lacking = without_bf16(device)
+    return lacking and f"{lacking} has no bf16: use fp16 or fp32"
 
 
 def change(model: nn.Module, strategy: Strategy) -> Weights:

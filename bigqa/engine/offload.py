@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from bigqa.engine.pinned import CudaPinning, Lent, PinnedPool
+
 MIN_BYTES = 2**18
 """Smaller storages cost more in launches than they free."""
 ON_THEIR_WAY = 4
@@ -28,7 +30,8 @@ class _Kept:
         self.reference = StorageWeakRef(storage)  # holds the address, so that no later storage is taken for this one
         self.index = index
         self.num_bytes = storage.nbytes()
-        self.host: Tensor | None = None
+        self.device = storage.device
+        self.host: Any = None
         self.storage: torch.UntypedStorage | None = storage
         """On the device; none while it is on the host alone."""
         self.copied: Any = None
@@ -58,10 +61,22 @@ class ActivationOffload:
         """Hold around a forward pass, and not around its backward pass."""
         self._kept, self._by_address, self.host_bytes = [], {}, 0
         self._leaving.clear()
+        if self._copies is not None:
+            self._copies.begin()
         self._stay = {p.untyped_storage()._cdata for p in (*self.model.parameters(), *self.model.buffers())}
         with torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack):
             yield
         self._by_address.clear()
+
+    def settle(self) -> None:
+        """Let go of what was fetched ahead in a backward pass and never asked for: a part of it may have no gradient.
+
+        Its memory is the computing stream's again, which must not write to it while a copy into it is on its way.
+        """
+        for kept in self._kept:
+            _wait(kept)
+            kept.storage = None
+        self._leaving.clear()
 
     def _pack(self, tensor: Tensor) -> Tensor | Packed:
         storage = tensor.untyped_storage()
@@ -119,7 +134,7 @@ class ActivationOffload:
 def _wait(kept: _Kept) -> None:
     """Let what computes wait for a copy: its memory may then be used again, or read."""
     if kept.copied is not None:
-        torch.cuda.current_stream().wait_event(kept.copied)
+        torch.cuda.current_stream(kept.device).wait_event(kept.copied)
         kept.copied = None
 
 
@@ -128,6 +143,9 @@ class _InPlace:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+
+    def begin(self) -> None:
+        """Begin a forward pass."""
 
     def out(self, storage: torch.UntypedStorage) -> tuple[Tensor, None]:
         """Return a copy."""
@@ -144,17 +162,22 @@ class _OnAStream:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.stream = torch.cuda.Stream(device)
+        self._pool = PinnedPool(CudaPinning(self.stream))
 
-    def out(self, storage: torch.UntypedStorage) -> tuple[Tensor, torch.cuda.Event]:
+    def begin(self) -> None:
+        """Begin a forward pass: it keeps what the one before did, in the same order."""
+        self._pool.begin()
+
+    def out(self, storage: torch.UntypedStorage) -> tuple[Lent, torch.cuda.Event]:
         """Begin a copy to the host; return it, and what tells that it is there."""
-        host = torch.empty(storage.nbytes(), dtype=torch.uint8, pin_memory=True)
-        return host, self._begin(host, _as_bytes(storage))
+        host = self._pool.lend(storage.nbytes())
+        return host, self._begin(host.tensor, _as_bytes(storage))
 
-    def back(self, host: Tensor) -> tuple[torch.UntypedStorage, torch.cuda.Event]:
+    def back(self, host: Lent) -> tuple[torch.UntypedStorage, torch.cuda.Event]:
         """Begin a copy to the device; return it, and what tells that it is there."""
         # Made on the computing stream, which is the one that will give it back.
-        device = torch.empty(host.numel(), dtype=torch.uint8, device=self.device)
-        return device.untyped_storage(), self._begin(device, host)
+        device = torch.empty(host.tensor.numel(), dtype=torch.uint8, device=self.device)
+        return device.untyped_storage(), self._begin(device, host.tensor)
 
     def _begin(self, to: Tensor, source: Tensor) -> torch.cuda.Event:
         self.stream.wait_stream(torch.cuda.current_stream(self.device))

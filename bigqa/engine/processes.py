@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bigqa.errors import BigqaError
 from bigqa.machine.hardware import usable_cores
+from bigqa.machine.kernels import Build, lacking
 
 THREADS_VARIABLE = "BIGQA_THREADS"
 """Threads of each process on a CPU; else the cores that it may use, shared out among the processes."""
@@ -27,6 +28,20 @@ def lost_a_peer(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(mark in str(error).lower() for mark in LOST)
 
 
+def torch_here() -> Build:
+    """Return the torch of this process, and what it has code for."""
+    flags = torch._C._cuda_getArchFlags() if torch.version.cuda is not None else None
+    return Build(torch.__version__, tuple(flags.split()) if flags is not None else None)
+
+
+def check_kernels(device: torch.device) -> None:
+    """Refuse a card that this torch has no kernels for: the first of them would fail. Raises: BigqaError."""
+    if device.type == "cuda" and torch.version.hip is None:
+        found = lacking(torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device), torch_here())
+        if found is not None:
+            raise BigqaError(f"{found}; or train on the CPU: --device cpu")
+
+
 class Processes:
     """This process among those of the run."""
 
@@ -36,6 +51,7 @@ class Processes:
         patience = InitProcessGroupKwargs(timeout=LONGEST_WAIT)
         self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no", kwargs_handlers=[patience])
         self.device: torch.device = self.accelerator.device
+        check_kernels(self.device)
         self.rank: int = self.accelerator.process_index
         self.world_size: int = self.accelerator.num_processes
         self.is_main: bool = self.accelerator.is_main_process

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from types import FrameType
 
+import psutil
 import torch
 
 from bigqa.machine.heap import hand_back
@@ -81,7 +82,10 @@ class HostWatch:
 
     def _watch(self) -> None:
         while not self._done.wait(INTERVAL_S):
-            total, free = self._free_bytes()
+            try:
+                total, free = self._free_bytes()
+            except (OSError, ValueError, psutil.Error):  # a file of the kernel's that is changing: look again
+                continue
             margin = min(MARGIN * total, MOST_MARGIN_BYTES)
             if free < KEPT_MARGINS * margin and hand_back():
                 continue  # look again

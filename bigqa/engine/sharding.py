@@ -1,7 +1,7 @@
 """ZeRO through DeepSpeed: states sharded over the processes, and offloaded to the host or a disk.
 
 In: a model and a strategy. Out: an `Update` whose canonical state is that of every other one. DeepSpeed is given
-our own configuration (`configs/deepspeed/` holds it as files) and our own optimizer; only its CPU Adam is its own.
+our own configuration (see `bigqa.engine.zero`) and our own optimizer; only its CPU Adam is its own.
 """
 
 import contextlib
@@ -9,7 +9,6 @@ import functools
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,93 +18,14 @@ from torch import Tensor, nn
 from bigqa.engine.extensions import make_ready
 from bigqa.engine.optim.moments import NAMES
 from bigqa.engine.optim.optimizers import BETAS
+from bigqa.engine.optim.scaling import ForDeepSpeed, LossScaler
 from bigqa.engine.optim.update import State, Update
 from bigqa.engine.recovery import is_out_of_memory
+from bigqa.engine.zero import NORMED_AT_ONCE
 from bigqa.errors import BigqaError
 from bigqa.strategy import Strategy
 
-MOST_IN_A_BUCKET = 50_000_000
-"""Elements: 100 MB in low precision, a tenth of DeepSpeed's own default for big cards."""
-LEAST_IN_A_BUCKET = 2**19
-BUCKETS_OF_A_MODEL = 32
-PERSISTENT = 100_000
-"""Elements of a parameter that ZeRO-3 keeps whole between the passes of a step."""
-NORMED_AT_ONCE = 2**22
-"""Elements of a gradient that ZeRO-3 with offload widens to fp64 for its norm: embeddings at once took 250 MiB."""
 INSTALL = "ZeRO needs DeepSpeed: pip install 'bigqa[deepspeed]'"
-
-
-@dataclass(frozen=True)
-class Buckets:
-    """What is reduced or gathered at once. Elements."""
-
-    reduced: int
-    prefetched: int
-    live: int
-    """Gathered weights in ZeRO-3."""
-
-
-def buckets_of(num_parameters: int | None) -> Buckets:
-    """Return what fits a model, about a layer of one with many; none: a large model.
-
-    A bucket is there whether it is filled or not, so one made for large models outweighs a small one.
-    """
-    reduced = MOST_IN_A_BUCKET
-    if num_parameters is not None:
-        share = num_parameters // BUCKETS_OF_A_MODEL // 1024 * 1024
-        reduced = max(LEAST_IN_A_BUCKET, min(share, MOST_IN_A_BUCKET))
-    return Buckets(reduced, reduced // 2, 2 * reduced)
-
-
-def deepspeed_config(
-    strategy: Strategy, *, clip: float, global_batch: int, micro_batch: int, world_size: int, nvme: Path | None = None,
-    num_parameters: int | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    """Return DeepSpeed's configuration, every field on purpose; `configs/deepspeed/README.md` explains each."""
-    on_gpu = strategy.device == "cuda"
-    buckets = buckets_of(num_parameters)
-    # Pinned memory serves copies to a GPU; without one it is only memory that cannot be swapped.
-    zero: dict[str, Any] = {
-        "stage": strategy.zero_stage,
-        "overlap_comm": on_gpu,
-        "contiguous_gradients": True,
-        "reduce_bucket_size": buckets.reduced,
-        "allgather_bucket_size": buckets.reduced,
-        "round_robin_gradients": False,
-    }
-    if strategy.zero_stage == 3:
-        zero |= {
-            "stage3_max_live_parameters": buckets.live,
-            "stage3_max_reuse_distance": buckets.live,
-            "stage3_prefetch_bucket_size": buckets.prefetched,
-            "stage3_param_persistence_threshold": PERSISTENT,
-            "stage3_gather_16bit_weights_on_model_save": False,
-        }
-    for part, where in (("optimizer", strategy.offload_optimizer), ("param", strategy.offload_parameters)):
-        if where != "none":
-            zero[f"offload_{part}"] = {"device": where, "pin_memory": on_gpu}
-        if where == "nvme":
-            zero[f"offload_{part}"]["nvme_path"] = str(nvme or "FOLDER")
-    share = -(-global_batch // world_size)
-    config = {
-        "train_micro_batch_size_per_gpu": micro_batch,
-        "gradient_accumulation_steps": -(-share // micro_batch),
-        "gradient_clipping": clip,
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": False,
-        "zero_force_ds_cpu_optimizer": strategy.offload_optimizer != "none",
-        "steps_per_print": 2**31,
-        "wall_clock_breakdown": False,
-    }
-    if strategy.precision == "bf16":
-        config["bf16"] = {"enabled": True}
-    if strategy.precision == "fp16":
-        config["fp16"] = {"enabled": True, "loss_scale": 0, "initial_scale_power": 16, "loss_scale_window": 2000,
-                          "hysteresis": 1, "min_loss_scale": 1}  # fmt: skip
-    if strategy.offload_optimizer == "nvme" or strategy.offload_parameters == "nvme":
-        config["aio"] = {"block_size": 1048576, "queue_depth": 16, "intra_op_parallelism": 2, "single_submit": False,
-                         "overlap_events": True}  # fmt: skip
-    return config
 
 
 class ShardedUpdate(Update):
@@ -135,15 +55,13 @@ class ShardedUpdate(Update):
         self.stage = strategy.zero_stage
         self.world_size = world_size
         self.model = self.engine
-        self.scaler = None
+        self.scaling = LossScaler()
+        self.scaler = self.scaling if strategy.precision == "fp16" else None
+        if self.scaler is not None:
+            self.engine.optimizer.loss_scaler = ForDeepSpeed(self.scaler)
         self.changing, self.completed = False, 0
         # DeepSpeed takes its masters from weights that are rounded already.
         self._set_masters(exact)
-
-    @property
-    def skipped(self) -> int:
-        """Steps of the run that changed nothing: gradients overflowed in fp16."""
-        return int(self.engine.skipped_steps)
 
     def begin(self, step: int, seed: int) -> None:
         """Begin a step."""
@@ -167,37 +85,42 @@ class ShardedUpdate(Update):
         """Clip and step. Returns: the norm before clipping."""
         self.changing = True
         self.engine.step()
+        if self.scaler is not None:
+            self.scaler.update(finite=not self.engine.optimizer.overflow)
         self.completed += 1
         self.changing = False
         return torch.as_tensor(self.engine.get_global_grad_norm() or 0.0)
 
     def state(self) -> State:
         """Gather the canonical state on the first process; every process must call."""
+        return self._gathered(with_moments=all(self._base_state()))
+
+    def _gathered(self, *, with_moments: bool) -> State:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         keeps = torch.distributed.get_rank() == 0
         weights: dict[str, Tensor] = {}
         kept: dict[str, Tensor] = {}
-        has_moments = all(self._base_state())
-        if has_moments:
+        if with_moments:
             self._link_states()
         for name, parameter in self.parameters.items():
             whole = safe_get_full_fp32_param(parameter)
             if keeps:
                 weights[name] = whole.detach().to("cpu", copy=True).view(_shape(parameter))
-            for kind in NAMES if has_moments else ():
+            for kind in NAMES if with_moments else ():
                 moment = safe_get_full_optimizer_state(parameter, kind)
                 if keeps:
                     kept[f"{kind}.{name}"] = moment.detach().to("cpu", copy=True).view(_shape(parameter))
-        return State(weights=weights, moments=kept)
+        return State(weights=weights, moments=kept, extras=self._extras())
 
     def load(self, state: State, step: int) -> None:
         """Take a canonical state, as it was after `step` steps."""
         self._set_masters(state.weights)
         self._round_into_model(state.weights)
+        self._load_extras(state.extras)
         if not state.moments:
             return
-        self._make_states(step)
+        self._make_states(step - self.skipped)
         for name, parameter in self.parameters.items():
             for kind in NAMES:
                 self._set(parameter, state.moments[f"{kind}.{name}"], kind)
@@ -217,7 +140,7 @@ class ShardedUpdate(Update):
 
     def finish(self) -> nn.Module:
         """Return the trained model, whole and in fp32, on the first process."""
-        state = self.state()
+        state = self._gathered(with_moments=False)
         whole: nn.Module = type(self.module)(self.module.config)  # type: ignore[arg-type]
         if state.weights:
             whole.load_state_dict(state.weights, strict=False)
@@ -288,12 +211,30 @@ class ShardedUpdate(Update):
         """Make the moments that the first step would make."""
         base = self.engine.optimizer.optimizer
         as_tensor = isinstance(base, torch.optim.AdamW)
-        for flat in self._flats():
-            state = base.state[flat]
-            state["step"] = torch.tensor(float(step), device=flat.device) if as_tensor else step
-            for kind in NAMES:
-                state.setdefault(kind, torch.zeros_like(flat))
+        for group, flat in enumerate(self._flats()):
+            with self._in_memory(group):
+                state = base.state[flat]
+                state["step"] = torch.tensor(float(step), device=flat.device) if as_tensor else step
+                for kind in NAMES:
+                    state.setdefault(kind, torch.zeros_like(flat))
         self._link_states()
+
+    def is_on_disk(self, group: int) -> bool:
+        """Whether a group's states are on a disk between steps: small ones stay in memory."""
+        return self.stage == 3 and bool(self.engine.optimizer._swappable_optimizer_subgroup(group))
+
+    @contextlib.contextmanager
+    def _in_memory(self, group: int) -> Iterator[None]:
+        """Hold around work on a group's states: on a disk, they are read before, and written back with what was added.
+
+        Of a group that is on a disk, the tensor itself is empty.
+        """
+        zero, is_on_disk = self.engine.optimizer, self.is_on_disk(group)
+        if is_on_disk:
+            zero._optimizer_states_and_gradient_swap_in(group)
+        yield
+        if is_on_disk:
+            zero._optimizer_states_and_gradient_swap_out(group)
 
 
 def _deepspeed() -> Any:

@@ -21,6 +21,8 @@ class Chip:
     multiprocessors: int
     l2_kib: int
     bus_bits: int
+    source: str
+    """Of the multiprocessors, L2 and bus."""
 
 
 @dataclass(frozen=True)
@@ -35,28 +37,28 @@ class Multiprocessor:
 
 
 CHIPS: dict[str, Chip] = {
-    "T4": Chip("Tesla T4", 15095, 40, 4096, 256),
-    "P100": Chip("Tesla P100-PCIE-16GB", 16276, 56, 4096, 4096),
-    "V100-16": Chip("Tesla V100-PCIE-16GB", 16151, 80, 6144, 4096),
-    "V100-32": Chip("Tesla V100-PCIE-32GB", 32501, 80, 6144, 4096),
-    "1080 Ti": Chip("NVIDIA GeForce GTX 1080 Ti", 11172, 28, 2816, 352),
-    "2080 Ti": Chip("NVIDIA GeForce RTX 2080 Ti", 11011, 68, 5632, 352),
-    "3060-12": Chip("NVIDIA GeForce RTX 3060", 12044, 28, 2304, 192),
-    "3080-10": Chip("NVIDIA GeForce RTX 3080", 10009, 68, 5120, 320),
-    "3090": Chip("NVIDIA GeForce RTX 3090", 24259, 82, 6144, 384),
-    "4060 Ti-16": Chip("NVIDIA GeForce RTX 4060 Ti", 15974, 34, 32768, 128),
-    "4090": Chip("NVIDIA GeForce RTX 4090", 24210, 128, 73728, 384),
-    "5090": Chip("NVIDIA GeForce RTX 5090", 32111, 170, 98304, 512),
-    "L4": Chip("NVIDIA L4", 22700, 58, 49152, 192),
-    "A10G": Chip("NVIDIA A10G", 22587, 80, 6144, 384),
-    "A100-40": Chip("NVIDIA A100-SXM4-40GB", 40338, 108, 40960, 5120),
-    "A100-80": Chip("NVIDIA A100-SXM4-80GB", 81153, 108, 40960, 5120),
-    "L40S": Chip("NVIDIA L40S", 45458, 142, 98304, 384),
-    "H100": Chip("NVIDIA H100 80GB HBM3", 81004, 132, 51200, 5120),
-    "H200": Chip("NVIDIA H200", 143156, 132, 61440, 6144),
-    "B200": Chip("NVIDIA B200", 182640, 148, 129024, 8192),
+    "T4": Chip("Tesla T4", 15095, 40, 4096, 256, "NVIDIA Turing architecture whitepaper (2018)"),
+    "P100": Chip("Tesla P100-PCIE-16GB", 16276, 56, 4096, 4096, "NVIDIA Tesla P100 whitepaper (2016)"),
+    "V100-16": Chip("Tesla V100-PCIE-16GB", 16151, 80, 6144, 4096, "NVIDIA Tesla V100 whitepaper (2017)"),
+    "V100-32": Chip("Tesla V100-PCIE-32GB", 32501, 80, 6144, 4096, "NVIDIA Tesla V100 whitepaper (2017)"),
+    "1080 Ti": Chip("NVIDIA GeForce GTX 1080 Ti", 11172, 28, 2816, 352, "GeForce GTX 1080 Ti specifications (2017)"),
+    "2080 Ti": Chip("NVIDIA GeForce RTX 2080 Ti", 11011, 68, 5632, 352, "NVIDIA Turing architecture whitepaper (2018)"),
+    "3060-12": Chip("NVIDIA GeForce RTX 3060", 12044, 28, 2304, 192, "GeForce RTX 3060 page; L2: deviceQuery"),
+    "3080-10": Chip("NVIDIA GeForce RTX 3080", 10009, 68, 5120, 320, "NVIDIA GA102 whitepaper (2021)"),
+    "3090": Chip("NVIDIA GeForce RTX 3090", 24259, 82, 6144, 384, "NVIDIA GA102 whitepaper (2021)"),
+    "4060 Ti-16": Chip("NVIDIA GeForce RTX 4060 Ti", 15974, 34, 32768, 128, "NVIDIA Ada whitepaper (2023)"),
+    "4090": Chip("NVIDIA GeForce RTX 4090", 24210, 128, 73728, 384, "NVIDIA Ada whitepaper (2023)"),
+    "5090": Chip("NVIDIA GeForce RTX 5090", 32111, 170, 98304, 512, "NVIDIA RTX Blackwell whitepaper (2025)"),
+    "L4": Chip("NVIDIA L4", 22561, 58, 49152, 192, "NVIDIA L4 datasheet (2023), Ada whitepaper"),
+    "A10G": Chip("NVIDIA A10G", 22587, 80, 6144, 384, "AWS G5 page (2021), NVIDIA GA102 whitepaper"),
+    "A100-40": Chip("NVIDIA A100-SXM4-40GB", 40338, 108, 40960, 5120, "NVIDIA A100 whitepaper (2020)"),
+    "A100-80": Chip("NVIDIA A100-SXM4-80GB", 81153, 108, 40960, 5120, "NVIDIA A100 whitepaper (2020)"),
+    "L40S": Chip("NVIDIA L40S", 45458, 142, 98304, 384, "NVIDIA L40S datasheet (2023), Ada whitepaper"),
+    "H100": Chip("NVIDIA H100 80GB HBM3", 81004, 132, 51200, 5120, "NVIDIA H100 whitepaper (2022)"),
+    "H200": Chip("NVIDIA H200", 143156, 132, 61440, 6144, "H100 whitepaper; L2 as CUDA reports it"),
+    "B200": Chip("NVIDIA B200", 182640, 148, 129536, 7680, "what CUDA reports, in pytorch/ao#4002"),
 }
-"""Multiprocessors, L2 and bus widths: NVIDIA's architecture whitepapers and product pages, as in `gpus`."""
+"""Compute capabilities are in `gpus` (NVIDIA's list "CUDA GPUs"); what a process takes besides torch in `contexts`."""
 
 MULTIPROCESSORS: dict[tuple[int, int], Multiprocessor] = {
     (6, 0): Multiprocessor(64, 48, 2048, 32),

@@ -105,7 +105,7 @@ def find_gpu(name: str, total_bytes: int | None = None) -> GpuModel | None:
     return min(fitting, key=lambda card: card.memory_bytes, default=None)
 
 
-KINDS = {"ti", "super", "laptop", "mobile", "max"}
+KINDS = {"ti", "super", "laptop", "mobile", "max", "mig"}
 """Words that make another card of a name."""
 
 

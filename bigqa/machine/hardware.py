@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from bigqa.errors import BigqaError
 from bigqa.files import write_error
+from bigqa.machine import devices
 from bigqa.machine.gpus import GPUS, GpuModel, find_gpu
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -121,7 +122,7 @@ def capped(gpu: Gpu, memory_bytes: int) -> Gpu:
 
 
 def detect_gpus() -> list[Gpu]:
-    """Ask the driver, through NVML. An empty list without a driver."""
+    """Ask the driver, through NVML, for the cards that CUDA counts, in its order. An empty list without a driver."""
     try:
         import pynvml
 
@@ -130,31 +131,11 @@ def detect_gpus() -> list[Gpu]:
         return []
     try:
         driver = str(pynvml.nvmlSystemGetDriverVersion())
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-        names = [str(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles]
-        return [_nvml_gpu(handles[index], driver) for index in visible(os.environ.get("CUDA_VISIBLE_DEVICES"), names)]
+        return [_nvml_gpu(handle, driver) for handle in devices.handles(pynvml)]
     except pynvml.NVMLError:  # a card that tells nothing of its memory cannot be planned for
         return []
     finally:
         pynvml.nvmlShutdown()
-
-
-def visible(wanted: str | None, uuids: list[str]) -> list[int]:
-    """Return the indices of the cards that CUDA_VISIBLE_DEVICES leaves, in its order: numbers, or how UUIDs begin.
-
-    As CUDA reads it: what comes after the first that is not there is left out. None: all of them.
-    """
-    if wanted is None:
-        return list(range(len(uuids)))
-    found: list[int] = []
-    for word in (one.strip() for one in wanted.split(",")):
-        fitting = (
-            [int(word)] if word.isdigit() else [i for i, uuid in enumerate(uuids) if word and uuid.startswith(word)]
-        )
-        if len(fitting) != 1 or fitting[0] >= len(uuids):
-            break
-        found += fitting
-    return found
 
 
 def _nvml_gpu(handle: Any, driver: str) -> Gpu:
@@ -170,7 +151,7 @@ def _nvml_gpu(handle: Any, driver: str) -> Gpu:
         name=name,
         total_bytes=int(memory.total),
         free_bytes=int(memory.free),
-        capability=tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)),
+        capability=devices.capability(pynvml, handle),
         driver=driver,
         model=find_gpu(name, int(memory.total)),
         others=len(others),

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from bigqa.machine.chips import MULTIPROCESSORS, chip_of
+from bigqa.machine.contexts import context_of
 from bigqa.machine.gpus import find_gpu
 
 
@@ -14,6 +15,8 @@ class Card:
     multiprocessors: int = 108
     threads: int = 2048
     """That a multiprocessor holds at once."""
+    context_bytes: int = context_of("A100-80")
+    """What a process takes of it besides torch's memory."""
 
 
 A100 = Card()
@@ -24,4 +27,5 @@ def card_for(name: str, capability: tuple[int, int], total_bytes: int | None = N
     per = MULTIPROCESSORS.get(capability)
     model = find_gpu(name, total_bytes)
     multiprocessors = A100.multiprocessors if model is None else chip_of(model).multiprocessors
-    return Card(capability, multiprocessors, per.threads if per else A100.threads)
+    threads = per.threads if per else A100.threads
+    return Card(capability, multiprocessors, threads, context_of(name, total_bytes))

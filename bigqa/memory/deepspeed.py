@@ -6,7 +6,7 @@ In: a strategy, parameters, processes. Out: bytes. The states of ZeRO are those 
 
 from dataclasses import dataclass, replace
 
-from bigqa.engine.sharding import buckets_of
+from bigqa.engine.zero import buckets_of
 from bigqa.memory.scaling import Footprint
 from bigqa.strategy import Strategy
 

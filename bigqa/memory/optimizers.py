@@ -48,12 +48,17 @@ class StandIn(torch.optim.Optimizer):
         self.unpacks = strategy.optimizer != "adamw"
         self.managed_bytes = 0
         # What codes mean, once for each moment (bitsandbytes, `Optimizer2State.init_state`).
-        self.codes = [torch.zeros(256) for _ in range(2)] if self.unpacks and strategy.device == "cuda" else []
+        has_codes = self.unpacks and strategy.device == "cuda"
+        self.codes = [self._first().new_zeros(256, dtype=torch.float32) for _ in range(2)] if has_codes else []
         self.kept_elsewhere = strategy.offload_optimizer != "none"
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.requires_grad:
                     self.state[parameter] = dict(self._state(parameter))
+
+    def _first(self) -> Tensor:
+        parameter: Tensor = self.param_groups[0]["params"][0]
+        return parameter
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Hold what each parameter's step holds; the state is there."""
@@ -67,7 +72,7 @@ class StandIn(torch.optim.Optimizer):
         if self.kept_elsewhere:
             return
         if self.kind == "adamw":  # as `torch.optim.AdamW` makes them
-            yield "step", torch.zeros((), dtype=torch.float32)
+            yield "step", torch.zeros((), dtype=torch.float32, device=parameter.device)
         if self.kind == "adamw" or parameter.numel() < SMALLEST_8BIT:
             dtype = parameter.dtype if self.kind == "adamw" else torch.float32
             for name in ("exp_avg", "exp_avg_sq"):

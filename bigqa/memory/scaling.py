@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from bigqa.engine.pinned import whole_pages
 from bigqa.machine.heap import TIGHT_BYTES
 from bigqa.memory.cards import A100, Card
 from bigqa.memory.events import BEFORE, CATEGORIES, Stream
-from bigqa.memory.host import pinned_block
 from bigqa.memory.replay import peaks
 
 Trace = Callable[[int, int], Stream]
@@ -286,7 +286,7 @@ def _pinned(first: tuple[int, ...], second: tuple[int, ...], micro_batch: int) -
     """Return what pinned memory takes for what is sent to the host at a micro-batch."""
     if len(first) != len(second):
         raise NoLineError("what is sent to the host depends on the micro-batch")
-    return sum(pinned_block(a + (b - a) * (micro_batch - BATCHES[0])) for a, b in zip(first, second, strict=True))
+    return sum(whole_pages(a + (b - a) * (micro_batch - BATCHES[0])) for a, b in zip(first, second, strict=True))
 
 
 def _fresh(pair: list[Stream], sizes: Vector, micro_batch: int) -> list[int]:

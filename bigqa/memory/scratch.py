@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bigqa.engine.attention.kernels import runs_flash
 from bigqa.memory.cards import Card
 
 MIB = 2**20
@@ -99,13 +100,34 @@ def workspace_bytes(card: Card) -> int:
     return WORKSPACE_HOPPER_BYTES if card.capability >= (9, 0) else WORKSPACE_BYTES
 
 
+def flash_queries_bytes(card: Card, size: int, groups: int, head: int, drops: int) -> int:
+    """Return the queries' gradient in fp32; of `--deterministic`, as often as the groups fit into the multiprocessors.
+
+    Source: torch, `flash_api.cpp`, `mha_varlen_bwd`: `dq_accum`, `nsplits`. `groups`: windows times heads.
+    """
+    if not runs_flash(card.capability, head, drops=bool(drops)):
+        return 0
+    return size * -(-card.multiprocessors // groups) if torch.are_deterministic_algorithms_enabled() else size
+
+
+def flash_bytes(card: Card, size: int, head: int, drops: int) -> int:
+    """Return what flash attention takes, where a card has it for heads of a size."""
+    return size if runs_flash(card.capability, head, drops=bool(drops)) else 0
+
+
+def efficient_bytes(card: Card, size: int, always: int, head: int, drops: int) -> int:
+    """Return what the memory-efficient kernel takes, where there is no flash attention or `always`."""
+    return size if always or not runs_flash(card.capability, head, drops=bool(drops)) else 0
+
+
 RULES: dict[str, Callable[..., int]] = {
     "reduction": reduction_bytes,
     "semaphores": semaphore_bytes,
     "segments": segment_bytes,
     "workspace": workspace_bytes,
-    "flash": lambda card, size: size if card.capability >= (8, 0) else 0,
-    "efficient": lambda card, size, always: size if always or card.capability < (8, 0) else 0,
+    "flash": flash_bytes,
+    "flash queries": flash_queries_bytes,
+    "efficient": efficient_bytes,
     "bytes": lambda card, size: size,
 }
 PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "_addmm_activation"}
@@ -141,15 +163,19 @@ def _of_packed_backward(args: tuple[Any, ...], result: Any) -> list[Scratch]:
     """
     query, ends, longest = args[1], args[6], args[8]
     tokens, heads, size = query.shape
-    windows, low = ends.shape[0] - 1, query.dtype != torch.float32
-    sums = Scratch("efficient", (4 * heads * tokens, 1))
+    windows, low, of = ends.shape[0] - 1, query.dtype != torch.float32, (size, int(args[10] > 0))
+    sums = Scratch("efficient", (4 * heads * tokens, 1, *of))
     if not low:
         return [sums]
     rows = tokens + 128 * windows
     rounded = -(-size // 32) * 32 if size <= 128 else -(-size // 64) * 64
     blocks = heads * windows * -(-longest // 64) * -(-size // 64)
-    held = [Scratch("flash", (4 * heads * rows,)), Scratch("flash", (4 * heads * rows * rounded,))]
-    return [*held, Scratch("efficient", (4 * heads * tokens, 0)), Scratch("efficient", (blocks * TURN_BYTES, 0))]
+    held = [
+        Scratch("flash", (4 * heads * rows, *of)),
+        Scratch("flash queries", (4 * heads * rows * rounded, heads * windows, *of)),
+    ]
+    turns = Scratch("efficient", (blocks * TURN_BYTES, 0, *of))
+    return [*held, Scratch("efficient", (4 * heads * tokens, 0, *of)), turns]
 
 
 def _of_embedding_backward(args: tuple[Any, ...], result: Any) -> list[Scratch]:
@@ -157,7 +183,7 @@ def _of_embedding_backward(args: tuple[Any, ...], result: Any) -> list[Scratch]:
 
 
 def _of_packed(args: tuple[Any, ...], result: Any) -> list[Scratch]:
-    return [] if args[0].dtype == torch.float32 else [Scratch("flash", (1,))]
+    return [] if args[0].dtype == torch.float32 else [Scratch("flash", (1, args[0].shape[-1], int(args[7] > 0)))]
 
 
 def _of_norms(args: tuple[Any, ...]) -> list[Scratch]:
@@ -167,9 +193,15 @@ def _of_norms(args: tuple[Any, ...]) -> list[Scratch]:
     return [Scratch("bytes", (4 * len(tensors) * most,))]
 
 
+def _of_softmax_backward(args: tuple[Any, ...], result: Any) -> list[Scratch]:
+    """Source: torch, `SoftMax.cu`, `softmax_backward_cuda_out`: the product of gradient and output."""
+    return [Scratch("bytes", (args[0].nbytes,))]
+
+
 _OF: dict[Any, Callable[[tuple[Any, ...], Any], list[Scratch]]] = {
     torch.ops.aten.sum.dim_IntList: _of_sum,
     torch.ops.aten._flash_attention_backward.default: _of_packed_backward,
     torch.ops.aten._flash_attention_forward.default: _of_packed,
     torch.ops.aten.embedding_dense_backward.default: _of_embedding_backward,
+    torch.ops.aten._softmax_backward_data.default: _of_softmax_backward,
 }

@@ -5,7 +5,6 @@ meta device, which needs no GPU, no memory for weights and no compiler; kernels 
 named by the engine (see `engine.attention`), and dropout is turned into the form that the real device uses.
 """
 
-import contextlib
 import gc
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -20,11 +19,11 @@ from bigqa.engine.attention.windows import STANDS_FOR
 from bigqa.engine.build import change, make_offload, make_update
 from bigqa.engine.loop.step import Parts, train_step
 from bigqa.engine.optim.optimizers import parameter_groups, undecayed_names
-from bigqa.engine.optim.rounding import RoundedAdamW
 from bigqa.engine.quantized import QuantizedLinear
 from bigqa.memory import scratch, shapes
 from bigqa.memory.conditions import collected_on_demand, dropout_of
 from bigqa.memory.events import BEFORE, Category, Event, Stream
+from bigqa.memory.moments import phases_of, states_of
 from bigqa.memory.optimizers import stand_in, state_tensors
 from bigqa.memory.work import Work
 from bigqa.strategy import Strategy
@@ -82,7 +81,7 @@ def trace_step(
             _others = [make_batch()] if accumulating and recorder.on_gpu else []
         micro_work = recorder.work = Work()
         recorder.phase = "forward" if recorder.on_gpu else recorder.phase  # the loss is made before the pass begins
-        with _phases(recorder, parts), _states_of(recorder, optimizers):
+        with phases_of(recorder, parts), states_of(recorder, optimizers):
             train_step(parts, [batch], 1)
         recorder.closed = True
     stream = recorder.stream(micro_work)
@@ -141,8 +140,8 @@ class Recorder(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run an operation and look at what it made."""
-        if self.on_gpu and self._is_added_up(func, args):
-            func = torch.ops.aten.add_.Tensor
+        if self.on_gpu:
+            func = self._as_without_a_mode(func, args)
         early = [self._begin_scratch(one, "norms") for one in scratch.ahead(func, args)] if self.on_gpu else []
         result, key = shapes.run(func, args, kwargs or {})
         made = sum(self._see(tensor, func) for tensor in self._in_order(func, result))
@@ -193,6 +192,8 @@ class Recorder(TorchDispatchMode):
         )
 
     def _see(self, tensor: Tensor, func: Any) -> int:
+        if self.on_gpu and not tensor.is_meta:
+            return 0  # made in host memory, as modules are that a model makes when it sees its first batch
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._known:
@@ -207,6 +208,17 @@ class Recorder(TorchDispatchMode):
         # Half the price of `weakref.finalize`; the reference must be kept for its callback to come.
         self._alive[number] = weakref.ref(storage, lambda _: self._end(key, number))
         return size_bytes
+
+    def _as_without_a_mode(self, func: Any, args: tuple[Any, ...]) -> Any:
+        """Return what torch runs where no dispatch mode such as this one looks on: some backward passes work in place.
+
+        Source: torch, `FunctionsManual.cpp`, `areAnyTensorSubclassLike`, as of what is gathered (`gather_backward`).
+        """
+        if self._is_added_up(func, args):
+            return torch.ops.aten.add_.Tensor
+        if func is torch.ops.aten.scatter_add.default and self.phase == "backward" and not torch.is_grad_enabled():
+            return torch.ops.aten.scatter_add_.default
+        return func
 
     def _is_added_up(self, func: Any, args: tuple[Any, ...]) -> bool:
         """Whether autograd, which adds gradients of one tensor up, would do so in place.
@@ -255,88 +267,6 @@ class Recorder(TorchDispatchMode):
         if not self.closed and self._known.get(key) == number:
             del self._known[key]
             self.events.append(Event(number, 0, self.phase, ""))
-
-
-@contextlib.contextmanager
-def _phases(recorder: Recorder, parts: Parts) -> Iterator[None]:
-    """Name the phases of a step by hooks on its parts, so that the step itself stays as it is."""
-    update, weights, optimizer, task = parts.update, parts.update.weights, parts.update.optimizer, parts.task
-    clip, gather, step, loss_sum = update.step, weights.gather_gradients, optimizer.step, task.loss_sum
-
-    def enter(phase: str, function: Callable[..., Any], after: str | None = None) -> Callable[..., Any]:
-        def wrapped(*args: Any, **options: Any) -> Any:
-            recorder.phase = phase
-            result = function(*args, **options)
-            recorder.phase = after or phase
-            return result
-
-        return wrapped
-
-    release: Any = getattr(update, "release", None)
-    of_update = Work()
-
-    def clip_and_step() -> Tensor:
-        recorder.phase = "clip"
-        recorder.work, recorder.updating = of_update, True
-        return clip()
-
-    def released(*args: Any) -> None:
-        # Within the backward pass, but once in a step, however many micro-batches it has.
-        of_micro_batch = recorder.work
-        recorder.work, recorder.updating = of_update, True
-        release(*args)
-        recorder.work, recorder.updating = of_micro_batch, False
-
-    def gather_and_mark() -> None:
-        recorder.mark("gradients", [p.grad for p in parts.model.parameters() if p.grad is not None])
-        gather()
-        recorder.mark("gradients", [p.grad for p in weights.masters.values() if p.grad is not None])
-
-    update.step = clip_and_step  # type: ignore[method-assign]
-    if release:
-        vars(update)["release"] = released
-    weights.gather_gradients = gather_and_mark  # type: ignore[method-assign]
-    optimizer.step = enter("optimizer", step)  # type: ignore[method-assign]
-    task.loss_sum = enter("forward", loss_sum, "backward")  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        del update.step, weights.gather_gradients, optimizer.step, task.loss_sum
-        vars(update).pop("release", None)
-
-
-@contextlib.contextmanager
-def _states_of(recorder: Recorder, optimizers: list[torch.optim.Optimizer]) -> Iterator[None]:
-    """Note when a first step makes states: when an optimizer steps; one of ours, when a parameter's turn comes."""
-
-    def made(make: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(parameter: Tensor) -> Any:
-            state = make(parameter)
-            tensors = [value for value in state.values() if isinstance(value, Tensor)]
-            recorder.states.append((len(recorder.events), tuple(recorder.numbers(tensors))))
-            return state
-
-        return wrapped
-
-    def noted(optimizer: torch.optim.Optimizer, step: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(*args: Any, **options: Any) -> Any:
-            recorder.states.append((len(recorder.events), tuple(recorder.numbers(state_tensors(optimizer)))))
-            return step(*args, **options)
-
-        return wrapped
-
-    steps = [optimizer.step for optimizer in optimizers]
-    for optimizer, step in zip(optimizers, steps, strict=True):
-        if isinstance(optimizer, RoundedAdamW):
-            vars(optimizer)["make_state"] = made(optimizer.make_state)
-        else:
-            optimizer.step = noted(optimizer, step)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        for optimizer, step in zip(optimizers, steps, strict=True):
-            optimizer.step = step  # type: ignore[method-assign]
-            vars(optimizer).pop("make_state", None)
 
 
 def _find_activations(events: list[Event], categories: dict[int, Category]) -> None:

@@ -3,9 +3,9 @@
 In: a stream at full depth. Out: a `Footprint`. For candidates so near a limit that fragmentation decides.
 """
 
+from bigqa.engine.pinned import whole_pages
 from bigqa.memory.cards import A100, Card
 from bigqa.memory.events import BEFORE, Event, Stream, find_peak, on_card, sizes_on
-from bigqa.memory.host import pinned_block
 from bigqa.memory.replay import peaks
 from bigqa.memory.scaling import Footprint
 
@@ -28,7 +28,7 @@ def whole_footprint(stream: Stream, *, made_on_host: bool, card: Card = A100) ->
         operations=stream.operations,
         step_bytes=stream.step_bytes,
         offloaded_bytes=stream.offloaded_bytes,
-        pinned_bytes=sum(map(pinned_block, stream.offloaded)),
+        pinned_bytes=sum(map(whole_pages, stream.offloaded)),
         managed_bytes=stream.managed_bytes,
     )
 

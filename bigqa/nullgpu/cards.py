@@ -5,15 +5,15 @@ from typing import Literal
 
 from bigqa.errors import UsageError
 from bigqa.machine.chips import chip_of, multiprocessor_of
+from bigqa.machine.contexts import context_bytes
 from bigqa.machine.gpus import GPUS, GpuModel, find_gpu
+from bigqa.machine.kernels import IN_CUDA_13, has_kernels
 from bigqa.units import MIB
 
 Bound = Literal["least", "most"]
 
-OLDEST = (7, 5)
-"""CUDA 13 makes no code for older cards, so torch's builds for it have none (CUDA 13.0 release notes)."""
-CONTEXT_BYTES = 430 * MIB
-"""What a CUDA context with torch's kernels takes, as for predictions (`memory.estimate`)."""
+
+AS_KNOWN = -1
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,13 @@ class NullGpu:
     count: int = 1
     memory_bytes: int | None = None
     """Total memory as CUDA reports it; none: the card's own."""
-    context_bytes: int = CONTEXT_BYTES
+    context_bytes: int = AS_KNOWN
+    """What CUDA's context takes of it; by itself as `machine.contexts` knows it of the card."""
     bound: Bound = "least"
+
+    def __post_init__(self) -> None:
+        if self.context_bytes == AS_KNOWN:
+            object.__setattr__(self, "context_bytes", context_bytes(self.card))
 
     @property
     def total_bytes(self) -> int:
@@ -68,12 +73,12 @@ def find_card(name: str) -> GpuModel:
         capability = "{}.{}".format(*card.capability)
         raise UsageError(
             f"--gpu {name}: since CUDA 13 torch has no code for the {card.name} (compute capability {capability}, the "
-            f"oldest is 7.5); it runs torch built for CUDA 12.6, which cannot be rehearsed: "
-            f"`bigqa probe --gpu {card.name!r}` predicts"
+            f"oldest is 7.5); it runs torch built for CUDA 12.6 (`bigqa probe --gpu {card.name!r}` says which, and "
+            f"predicts), and that cannot be rehearsed"
         )
     return card
 
 
 def runs(card: GpuModel) -> bool:
     """Whether torch's builds for CUDA 13 have code for it."""
-    return card.capability >= OLDEST
+    return has_kernels(card.capability, IN_CUDA_13)

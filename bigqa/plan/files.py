@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from bigqa.engine.sharding import deepspeed_config
+from bigqa.engine.zero import deepspeed_config
 from bigqa.errors import BigqaError
 from bigqa.files import write_json, write_text
 from bigqa.plan.candidates import Candidate
@@ -50,6 +50,7 @@ def plan_of(found: Probe) -> dict[str, Any]:
         "predicted": chosen.model_dump(mode="json"),
         "hardware": found.hardware.model_dump(mode="json"),
         "gpu": found.gpu.model_dump(mode="json") if found.gpu else None,
+        "num_gpus": found.num_gpus,
         "versions": versions(),
     }
 

@@ -5,8 +5,10 @@ No weights are made and nothing is run: the planner traces the trainer's own ste
 
 from dataclasses import dataclass
 
+from bigqa.engine.processes import torch_here
 from bigqa.errors import UsageError
 from bigqa.machine.hardware import Gpu, Hardware
+from bigqa.machine.kernels import lacking
 from bigqa.memory.estimate import Estimator
 from bigqa.memory.timeline import Timeline
 from bigqa.plan.candidates import Candidate, Workload, choose
@@ -50,6 +52,12 @@ class Probe:
         """Where nothing fits: what is short of its limit by the smallest factor."""
         short = [c for c in self.candidates if c.memory is not None and c.verdict == "too large"]
         return min(short, key=lambda c: c.peak_bytes / max(1, c.limit_bytes), default=None)
+
+    @property
+    def without_kernels(self) -> str | None:
+        """Where the torch that is installed has no kernels for the card: what to install instead."""
+        gpu = self.gpu
+        return lacking(gpu.name, gpu.capability, torch_here()) if gpu is not None else None
 
     def timeline(self, candidate: Candidate) -> Timeline:
         """Return the memory of one step of a candidate over time."""

@@ -14,6 +14,7 @@ class Facts:
 
     found: Mapping[str, Any]
     snapshot_file: Path
+    command_failed: bool = False
 
     @property
     def device(self) -> Mapping[str, Any]:
@@ -44,15 +45,20 @@ class Facts:
 
     @property
     def is_short(self) -> bool:
-        """Whether it ended because memory ran out."""
-        failure = self.found["failure"]
-        return failure is not None and "OutOfMemoryError" in failure["type"]
+        """Whether it ended because memory ran out.
+
+        Many programs catch torch's error, say it in words of their own and end: then no step followed the shortage.
+        """
+        failure, shortages = self.found["failure"], self.found["shortages"]
+        if failure is not None:
+            return "OutOfMemoryError" in failure["type"]
+        return bool(self.command_failed and shortages and shortages[-1]["step"] > self.found["steps"])
 
 
-def read_facts(folder: Path) -> list[Facts]:
+def read_facts(folder: Path, *, command_failed: bool = False) -> list[Facts]:
     """Return the facts of all processes that used the GPU."""
     found = [
-        Facts(json.loads(file.read_text(encoding="utf-8")), file.with_suffix(".pickle"))
+        Facts(json.loads(file.read_text(encoding="utf-8")), file.with_suffix(".pickle"), command_failed)
         for file in folder.glob("*.json")
     ]
     return sorted(

@@ -10,7 +10,7 @@ import jinja2
 from bigqa.nullgpu.cards import NullGpu
 from bigqa.rehearse.render import PHASES, headline, notes, shortage_lines
 from bigqa.rehearse.report import Curves, Rehearsal
-from bigqa.units import format_bytes
+from bigqa.units import MIB, format_bytes
 
 TEMPLATES = Path(__file__).parent / "templates"
 COLOURS = {
@@ -54,17 +54,19 @@ def _run(run: Rehearsal, gpu: NullGpu) -> dict[str, Any]:
             group.count,
             group.where or "autograd's own thread",
             group.text,
-            group.own,
+            group.own if group.own != group.where else "",
         )
         for group in run.largest
+        if group.size_bytes >= MIB
     ]
+    by_size = sorted(run.by_kind.items(), key=lambda item: -item[1])
     return {
         "bound": {"least": "everything done at once", "most": "done only when the host waits"}[run.bound],
         "headline": headline(run, gpu),
         "shortage": "\n".join(shortage_lines(run.shortage)) if run.shortage else "",
         "notes": notes(run),
-        "figures": [(name, format_bytes(size)) for name, size in figures.items() if size],
-        "kinds": [(kind, format_bytes(size)) for kind, size in sorted(run.by_kind.items(), key=lambda item: -item[1])],
+        "figures": [(name, format_bytes(size)) for name, size in figures.items() if size >= MIB],
+        "kinds": [(kind, format_bytes(size)) for kind, size in by_size if size >= MIB],
         "at": PHASES.get(run.phase, run.phase) + (f" of step {run.step}" if run.step else ""),
         "largest": rows,
         "chart": _chart(run.curves, gpu.free_bytes),

@@ -10,6 +10,7 @@ from typing import Any
 from bigqa.nullgpu.cards import NullGpu
 from bigqa.rehearse.facts import Facts
 from bigqa.rehearse.trace import KINDS, Allocation, Place, Trace, read_trace
+from bigqa.units import format_bytes
 
 LARGEST = 10
 POINTS = 600
@@ -216,10 +217,11 @@ def _shortage(facts: Facts, places: Places) -> Shortage | None:
     if not found:
         return None
     last, failure = found[-1], facts.found["failure"]
-    stack = failure["stack"] if facts.is_short else last["stack"]
+    is_told = facts.is_short and failure is not None
+    stack = failure["stack"] if is_told else last["stack"]
     own = places.own(stack)
     return Shortage(
-        message=failure["message"] if facts.is_short else f"{last['wanted_bytes']} bytes were wanted",
+        message=failure["message"] if is_told else f"{format_bytes(last['wanted_bytes'])} were wanted of the GPU",
         phase=last["phase"],
         step=last["step"],
         where=name_of(places.outside_torch(stack)),

@@ -24,6 +24,7 @@ from bigqa.nullgpu.environment import variables
 from bigqa.nullgpu.python import Interpreter, TorchBuild, interpreter_of
 from bigqa.nullgpu.torch_build import cuda_build
 from bigqa.rehearse.facts import read_facts
+from bigqa.rehearse.own import answered_yes
 from bigqa.rehearse.report import Rehearsal, make_report
 
 INSIDE = Path(__file__).parent / "inside"
@@ -73,7 +74,7 @@ def rehearse(
         folder = Path(name)
         begun = time.monotonic()
         code = _run(words, _environment(gpu, stage, folder, steps, true), stage.python)
-        processes = read_facts(folder)
+        processes = read_facts(folder, command_failed=bool(code))
         is_short = any(process.is_short for process in processes)
         if code and not is_short:
             raise CommandError(
@@ -102,7 +103,8 @@ def _environment(gpu: NullGpu, stage: Stage, folder: Path, steps: int, true: Seq
     is_elsewhere = own_torch is None or own_torch.folder != stage.torch.folder
     paths = (INSIDE, stage.torch.folder) if is_elsewhere else (INSIDE,)
     found = variables(gpu, stage.libraries, paths, os.environ)
-    return found | {"BIGQA_REHEARSE": json.dumps({"folder": str(folder), "steps": steps, "true": list(true)})}
+    told = {"folder": str(folder), "steps": steps, "true": list(true), "known": answered_yes()}
+    return found | {"BIGQA_REHEARSE": json.dumps(told)}
 
 
 def _run(words: Sequence[str], environment: dict[str, str], python: Interpreter) -> int:

@@ -1,21 +1,26 @@
 """What a run hands over at its end. In: a trained model, how training went. Out: `RUN/model`, report.json, scores."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 
 from bigqa.console import progress
 from bigqa.engine import adapters
-from bigqa.engine.build import strategy_of
+from bigqa.engine.build import choose_precision, strategy_of
 from bigqa.engine.loop.fit import Outcome, Training
 from bigqa.engine.loop.meter import MemoryMeter
+from bigqa.engine.optim.precision import DTYPES
+from bigqa.engine.recovery import is_out_of_memory
 from bigqa.files import atomic_folder, write_json
 from bigqa.plan.ladder import switches_of
-from bigqa.run.prediction import LENGTHS_FILE, predict, ready
+from bigqa.run.prediction import LENGTHS_FILE, Predictions, predict, ready
 from bigqa.tasks.scoring import evaluate_files, metric_of
 from bigqa.tasks.windows import Lengths
 from bigqa.versions import versions
+
+Result = TypeVar("Result")
 
 
 def tell_stopped(training: Training, outcome: Outcome) -> None:
@@ -51,6 +56,28 @@ def _save_model(model: Any, training: Training, tokenizer: Any, lengths: Lengths
         write_json(temporary / LENGTHS_FILE, {"schema": 1, "lengths": lengths.model_dump(mode="json")})
 
 
+def on_the_host_if_it_must(
+    work: Callable[[torch.device], Result], model: Any, device: torch.device, precision: str
+) -> Result:
+    """Work with a model on a device, or on the host where the device has no room for it.
+
+    Whole and in low precision it may be larger than all that training held: QLoRA's was in 4 bits.
+    """
+    if device.type != "cuda":
+        return work(device)
+    torch.cuda.empty_cache()
+    width = DTYPES[choose_precision(precision, device)].itemsize
+    if sum(parameter.numel() for parameter in model.parameters()) * width <= torch.cuda.mem_get_info(device)[0]:
+        try:
+            return work(device)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+    model.to("cpu")
+    torch.cuda.empty_cache()
+    return work(torch.device("cpu"))
+
+
 def _report(training: Training, outcome: Outcome) -> dict[str, Any]:
     memory = MemoryMeter(training.processes.device)
     return {
@@ -71,11 +98,16 @@ def _report(training: Training, outcome: Outcome) -> dict[str, Any]:
 
 def _score(training: Training, model: Any, tokenizer: Any, lengths: Lengths) -> dict[str, Any]:
     settings, device = training.settings, training.processes.device
-    assert settings.dev_file is not None
+    dev_file = settings.dev_file
+    assert dev_file is not None
     precision = "fp32" if strategy_of(settings, device).precision == "fp32" else "auto"
     with progress("Predicting") as on_progress:
-        model = ready(model, device, precision)
-        found = predict(model, tokenizer, settings.dev_file, lengths, device, on_progress, packs=training.packs)
+
+        def predicted_on(device: torch.device) -> Predictions:
+            ready(model, device, precision)
+            return predict(model, tokenizer, dev_file, lengths, device, on_progress, packs=training.packs)
+
+        found = on_the_host_if_it_must(predicted_on, model, device, precision)
     write_json(settings.out / "predictions.json", found.answers)
-    score = evaluate_files(settings.dev_file, settings.out / "predictions.json", metric_of(settings.dev_file))
+    score = evaluate_files(dev_file, settings.out / "predictions.json", metric_of(dev_file))
     return dataclasses.asdict(score)

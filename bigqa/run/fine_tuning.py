@@ -9,6 +9,7 @@ from typing import Any
 
 from bigqa.console import INTERRUPTED, console
 from bigqa.engine.build import build, possible_strategy, share_of_batch, strategy_of
+from bigqa.engine.deterministic import deterministic
 from bigqa.engine.loop import checkpoint
 from bigqa.engine.loop.fit import Training, fit
 from bigqa.engine.loop.recorder import Recorder, Silent
@@ -30,6 +31,11 @@ from bigqa.versions import versions
 
 def fine_tune(settings: Settings, *, resume: bool) -> None:
     """Run, or go on with, one fine-tuning run on this process and its peers."""
+    with deterministic(settings.deterministic):
+        _fine_tune(settings, resume=resume)
+
+
+def _fine_tune(settings: Settings, *, resume: bool) -> None:
     processes = Processes(settings.device)
     settings = with_ladder(planned(settings, processes), processes)
     possible_strategy(settings, processes)  # what cannot be had is refused before anything is made

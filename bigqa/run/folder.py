@@ -23,6 +23,7 @@ CHANGEABLE = {
     "keep",
     "nvme",
     "check",
+    "deterministic",
     "dev_file",
 }
 """What a resumed run may change: how it is trained, and what it is scored on. The data, their order and the schedule

@@ -36,6 +36,10 @@ StrategyOption = Annotated[str | None, typer.Option("--strategy", help="A named 
 PrecisionOption = Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16 (both with fp32 masters).")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
 Nvme = Annotated[Path | None, typer.Option(help="A folder on a fast disk, for strategies that offload to it.")]
+Deterministic = Annotated[
+    bool | None,
+    typer.Option("--deterministic/--no-deterministic", help="The same bits each time on a GPU too: slower."),
+]
 Check = Annotated[bool | None, typer.Option("--check/--no-check", help="Refuse what is predicted not to fit.")]
 SaveEvery = Annotated[int | None, typer.Option(help="Steps between checkpoints.")]
 Keep = Annotated[int | None, typer.Option(help="Checkpoints to keep.")]
@@ -67,6 +71,7 @@ def train_signature(
     plan: PlanFile = None,
     nvme: Nvme = None,
     check: Check = None,
+    deterministic: Deterministic = None,
     device: Device = None,
     save_every: SaveEvery = None,
     keep: Keep = None,

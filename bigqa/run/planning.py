@@ -79,7 +79,9 @@ def _planner(settings: Settings, processes: Processes) -> Planner:
     config = load_config(resolve(settings.model, tokenizer=settings.tokenizer))
     check_lengths(config, settings.seq_len)
     hardware = detect()
-    gpu = hardware.gpus[processes.device.index or 0] if processes.device.type == "cuda" and hardware.gpus else None
+    # Processes of one run are alike, so the card with the least free memory decides.
+    cards = hardware.gpus[: processes.on_this_machine] if processes.device.type == "cuda" else ()
+    gpu = min(cards, key=lambda card: card.free_bytes, default=None)
     machine = machine_for(
         hardware,
         gpu,

@@ -29,6 +29,7 @@ def probe_json(found: Probe) -> str:
         "workload": found.workload.model_dump(mode="json"),
         "candidates": [_as_row(candidate) for candidate in found.candidates],
         "choice": found.chosen.name if found.chosen else None,
+        "without_kernels": found.without_kernels,
     }
     return json.dumps(value, ensure_ascii=False)
 

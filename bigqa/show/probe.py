@@ -52,6 +52,8 @@ def plan_text(found: Probe, plan: Path, *, is_written: bool = False) -> str:
             lines.append(f"Next: {found.next_best.name}. {_gives_up(found, found.next_best)}")
         lines.append("Run:" if is_written else f"Run (after --out {plan}):")
         lines.append(f"  {launch_words(found, plan)}")
+    if found.without_kernels is not None:
+        lines.append(f"First: {found.without_kernels}")
     lines += _speeds_from(found)
     lines.append("GPU figures are predictions from the step's own trace; none has been measured on a GPU yet.")
     return "\n".join(lines)

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from bigqa.engine.bits import dropping_signs
 from bigqa.files import cache_folder, read_json, write_json
-from bigqa.machine.gpus import GpuModel
 from bigqa.machine.hardware import Hardware, detect
 from bigqa.machine.heap import give_back, hand_back, keep
+from bigqa.speed.card import measured_apart
 from bigqa.speed.throughput import STALE_S, Rates
 
 SCHEMA = 5
@@ -25,7 +25,7 @@ QUICK_S, LONG_S = 0.04, 0.5
 """Of each rate: where a probe measures by the way, and where a person asked to measure."""
 TOKENS, WIDTH, HEADS, WINDOW, HEAD = 2048, 1024, 16, 320, 64
 FEW_TOKENS, LAYERS = 256, 64
-CPU_ERROR, QUICK_ERROR, GPU_ERROR = 0.15, 0.3, 0.1
+CPU_ERROR, QUICK_ERROR = 0.15, 0.3
 MANY, QUICK_MANY, MANY_8BIT = 2**25, 2**23, 2**24
 """Parameters that AdamW is timed on: more than caches hold, or few enough to make in passing."""
 
@@ -50,7 +50,8 @@ def calibrate(hardware: Hardware, disk: Path | None = None) -> dict[str, Rates]:
     found = {"cpu": measure_cpu(LONG_S, whole=True)}
     for index, gpu in enumerate(hardware.gpus):
         if torch.cuda.is_available() and gpu.name not in found:
-            found[gpu.name] = measure_gpu(torch.device("cuda", index), gpu.model, found["cpu"])
+            # Offloaded states are stepped by the CPU's AdamW.
+            found[gpu.name] = dataclasses.replace(measured_apart(index, gpu.name), adam_per_s=found["cpu"].adam_per_s)
     if disk is not None and disk_rate:
         found = {name: dataclasses.replace(rates, disk_bytes_per_s=disk_rate) for name, rates in found.items()}
     values = {name: dataclasses.asdict(rates) for name, rates in found.items()}
@@ -96,40 +97,6 @@ def measure_cpu(seconds: float, *, whole: bool = False) -> Rates:
     )
 
 
-def measure_gpu(device: torch.device, card: GpuModel | None, host: Rates) -> Rates:
-    """Measure a card; `host`: the CPU's rates, whose AdamW offloaded states are stepped by."""
-    low = torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-    size = 8192
-    products = {}
-    for dtype in (low, torch.float32):
-        a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-        products[dtype] = 2 * size**3 / _gpu_time(lambda a=a, b=b: a @ b)  # type: ignore[misc]
-    shape = (16, 16, 512, 64)
-    q, k, v = (torch.randn(shape, device=device, dtype=low) for _ in range(3))
-    attention = torch.nn.functional.scaled_dot_product_attention
-    attention_flops = 4 * 16 * 16 * 512 * 512 * 64 / _gpu_time(lambda: attention(q, k, v))
-    big, out = (torch.empty(2**28, device=device, dtype=torch.uint8) for _ in range(2))
-    pinned = torch.empty(2**27, dtype=torch.uint8, pin_memory=True)
-    there = torch.empty(2**27, dtype=torch.uint8, device=device)
-    tiny = torch.zeros(1, device=device)
-    return Rates(
-        low_flops_per_s=products[low] * LAYER_SHARE,
-        fp32_flops_per_s=products[torch.float32] * 0.9,
-        low_batched_flops_per_s=attention_flops * 0.7,  # with its backward pass
-        fp32_batched_flops_per_s=min(attention_flops * 0.7, products[torch.float32] * 0.7),
-        bytes_per_s=2 * 2**28 / _gpu_time(lambda: out.copy_(big)) * 0.9,
-        link_bytes_per_s=2**27 / _gpu_time(lambda: there.copy_(pinned, non_blocking=True)),
-        launch_s=_launch_time(tiny),
-        half_speed_tokens=HALF_SPEED_MEASURED,
-        adam_per_s=host.adam_per_s,
-        source=f"measured on {torch.cuda.get_device_name(device)}",
-        error=GPU_ERROR,
-    )
-
-
-LAYER_SHARE = 0.85
-"""What a GPU's products of a layer's sizes keep of a large one's rate."""
-HALF_SPEED_MEASURED = 256
 FRESH_BYTES, QUICK_FRESH_BYTES, STALE_BYTES = 2**26, 2**24, 2**28
 MOVED_BYTES = (3 + 2 + 2) * 2 * TOKENS * WIDTH
 """Read and written by a sum, an activation and a norm, in bf16."""
@@ -251,27 +218,6 @@ def _time(function: Callable[[], object], seconds: float) -> float:
         function()
         taken.append(time.perf_counter() - started)
     return sorted(taken)[len(taken) // 2]
-
-
-def _gpu_time(function: Callable[[], Tensor], repeats: int = 20) -> float:
-    for _ in range(3):
-        function()
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    for _ in range(repeats):
-        function()
-    end.record()
-    torch.cuda.synchronize()
-    return float(start.elapsed_time(end)) / 1000 / repeats
-
-
-def _launch_time(tensor: Tensor, repeats: int = 2000) -> float:
-    """Return the host's time for one small operation, in Python, as a training loop launches them."""
-    torch.cuda.synchronize()
-    started = time.perf_counter()
-    for _ in range(repeats):
-        tensor.add_(1)
-    return (time.perf_counter() - started) / repeats
 
 
 def _file(hardware: Hardware) -> Path:

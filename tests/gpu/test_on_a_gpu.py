@@ -1,5 +1,6 @@
 """What only a GPU can show: strategies that need one, kernels against the library's attention, memory as predicted."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from bigqa.bench.cases import rows_on
 from bigqa.bench.predict import Predictor
 from bigqa.bench.report import Case
 from bigqa.bench.sweep import run_case
+from bigqa.machine.contexts import context_of
 from bigqa.machine.hardware import detect
-from bigqa.memory.estimate import CONTEXT_BYTES
-from bigqa.speed.calibration import measure_cpu, measure_gpu
+from bigqa.speed.calibration import measure_cpu
+from bigqa.speed.card import measure_gpu
 from bigqa.strategy import STRATEGIES
 
 pytestmark = [
@@ -40,11 +42,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("name", [*CHANGES_LITTLE, "fp16"])
 def test_the_loss_curve_is_that_of_plain_fp32(trained: Path, name: str) -> None:
     assert difference(losses(trained / name), losses(trained / REFERENCE)) < BAND
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("name", [name for name in ALONE if STRATEGIES[name].adapters != "none"])
 def test_adapters_learn(trained: Path, name: str) -> None:
     found = losses(trained / name)
@@ -61,7 +65,7 @@ def large(name: str, micro_batch: int, **changes: Any) -> Case:
 def predictor() -> Predictor:
     hardware = detect()
     cpu = measure_cpu(0.2)
-    rates = measure_gpu(torch.device("cuda"), hardware.gpus[0].model, cpu)
+    rates = replace(measure_gpu(torch.device("cuda")), adam_per_s=cpu.adam_per_s)
     return Predictor(hardware, hardware.gpus[0], {"cpu": cpu, "cuda": rates})
 
 
@@ -78,5 +82,6 @@ def test_a_run_capped_at_its_prediction_finishes_and_well_below_fails(predictor:
     case = large("recompute", 8)
     need = predictor.of(case).memory.device_bytes
     assert run_case(case.model_copy(update={"cap_bytes": int(1.02 * need)}), 200).ok
-    less = CONTEXT_BYTES + int(0.8 * (need - CONTEXT_BYTES))
+    context = context_of(torch.cuda.get_device_name())
+    less = context + int(0.8 * (need - context))
     assert run_case(case.model_copy(update={"cap_bytes": less}), 200).outcome == "out of memory"

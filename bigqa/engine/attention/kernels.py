@@ -21,11 +21,14 @@ from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
 
+from bigqa.engine.alike import FLASH_FROM, least_capability
 from bigqa.engine.attention.windows import Shape, attend
 
 NAME = "bigqa"
-FLASH_SIZES = 256
-"""Largest head of torch's flash kernels."""
+FLASH_SIZES, FLASH_SIZES_EVERYWHERE = 256, 192
+"""Largest heads of torch's flash kernels, and of those on cards with little shared memory."""
+LITTLE_SHARED = {(8, 6), (8, 9), (12, 0), (12, 1)}
+"""Compute capabilities whose blocks have 99 KiB of it."""
 STAND_IN_FOR: ContextVar[str] = ContextVar("STAND_IN_FOR", default="cpu")
 """The device type that tensors on the meta device stand for."""
 
@@ -119,14 +122,14 @@ def _packed_on_gpu(query: Tensor, key: Tensor, value: Tensor, bounds: Bounds, dr
     """Flash attention where the card has it for this precision, else the memory-efficient kernel, which all have."""
     tensors_THD = [one.transpose(0, 1) for one in (query, key, value)]
     ends, longest = bounds.ends, bounds.longest
-    if _has_flash(query):
+    if _has_flash(query, dropout > 0.0):
         before = -1 if bounds.span is None else bounds.span - 1
         context: Tensor = torch.ops.aten._flash_attention_forward(
             *tensors_THD, ends, ends, longest, longest, dropout, bounds.causal, False, scale=scale,
             window_size_left=before, window_size_right=0 if bounds.causal else before,
         )[0]  # fmt: skip
         return context
-    if bounds.span is not None and bounds.span <= longest:
+    if bounds.span is not None and bounds.span < longest:
         raise NotImplementedError("windows that look only so far need flash attention, or padding")
     from_top_left = 1
     context = torch.ops.aten._efficient_attention_forward(
@@ -137,12 +140,17 @@ def _packed_on_gpu(query: Tensor, key: Tensor, value: Tensor, bounds: Bounds, dr
 
 
 def packs_on(device: torch.device, dtype: torch.dtype, config: Any, seq_len: int) -> bool:
-    """Whether a device has a kernel for a model's packed windows: tokens that look only so far need flash attention."""
-    if device.type != "cuda" or not any(span < seq_len for span in spans_of(config)):
+    """Whether a device has a kernel for a model's packed windows."""
+    return device.type != "cuda" or packs_at(least_capability(device), dtype, config, seq_len)
+
+
+def packs_at(capability: tuple[int, int], dtype: torch.dtype, config: Any, seq_len: int) -> bool:
+    """Whether a GPU has a kernel for packed windows: tokens that look only so far need flash attention."""
+    if not any(span < seq_len for span in spans_of(config)):
         return True
     heads = int(getattr(config, "num_attention_heads", 1))
     size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-    return _flash_on(device, dtype, size)
+    return _flash_on(capability, dtype, size, drops=True)
 
 
 def spans_of(config: Any) -> list[int]:
@@ -151,16 +159,28 @@ def spans_of(config: Any) -> list[int]:
     return [int(span) for span in found if span]
 
 
-def _has_flash(query: Tensor) -> bool:
+def _has_flash(query: Tensor, drops: bool) -> bool:
     if query.is_meta:
         # Both keep the same for the backward pass; torch's shapes of the other one's backward pass are broken (2.13).
         return True
-    return _flash_on(query.device, query.dtype, query.shape[-1])
+    return _flash_on(torch.cuda.get_device_capability(query.device), query.dtype, query.shape[-1], drops=drops)
 
 
-def _flash_on(device: torch.device, dtype: torch.dtype, size: int) -> bool:
-    low = dtype in (torch.bfloat16, torch.float16) and size <= FLASH_SIZES
-    return low and torch.cuda.get_device_capability(device) >= (8, 0)
+def _flash_on(capability: tuple[int, int], dtype: torch.dtype, size: int, *, drops: bool) -> bool:
+    return dtype in (torch.bfloat16, torch.float16) and runs_flash(capability, size, drops=drops)
+
+
+def runs_flash(capability: tuple[int, int], size: int, *, drops: bool) -> bool:
+    """Whether a card has flash attention for heads of a size, its backward pass included.
+
+    That of large heads wants more shared memory than some cards have, with dropout above all. There torch's operation
+    launches nothing, and says nothing: gradients are what lay in memory. Its own choice of a kernel steers clear.
+    Sources: torch, `flash_bwd_launch_template.h`, `run_mha_bwd_hdim256`; `sdp_utils.cpp`,
+    `check_requires_grad_and_head_dim_gt192_constraints_on_sm86_89_or_120`.
+    """
+    if capability < FLASH_FROM or size > FLASH_SIZES:
+        return False
+    return capability not in LITTLE_SHARED or size <= FLASH_SIZES_EVERYWHERE or (size > 224 and not drops)
 
 
 def mask(

@@ -25,13 +25,17 @@ def can_pack(model: nn.Module, task: SpanTask, seq_len: int) -> bool:
     try:
         rows = _trial_rows(model.config, seq_len)
         with torch.no_grad():
-            padded, packed = (_logits(model, task, batch) for batch in (task.collate(rows), task.pack(rows)))
+            padded = _logits(model, task, task.collate(rows))
+            told_before = attention.count_packed()
+            packed = _logits(model, task, task.pack(rows))
     except Exception as error:  # a model's own code may fail in any way on what it was not made for
         if is_out_of_memory(error):
             raise
         return False
     finally:
         model.train(was_training)
+    if attention.count_packed() == told_before:  # its attention was never told where a window ends
+        return False
     precision = next(p.dtype for p in model.parameters() if p.is_floating_point())
     return bool((padded - packed).abs().max() <= CLOSE[precision] * padded.abs().max())
 

@@ -48,5 +48,7 @@ def accumulate(parts: Parts, batches: list[Batch], num_windows: int) -> Tensor:
             with contextlib.nullcontext() if parts.offload is None else parts.offload.keeping():
                 loss = parts.task.loss_sum(parts.model, batch) * share / num_windows
             parts.update.backward(loss)
+            if parts.offload is not None:
+                parts.offload.settle()
         total += loss.detach()
     return total

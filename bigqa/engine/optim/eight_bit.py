@@ -1,7 +1,8 @@
-"""AdamW with 8-bit moments: bitsandbytes' own step, and on a CPU the same piece by piece.
+"""AdamW with 8-bit moments: bitsandbytes' own kernels, on a CPU piece by piece, on a GPU without waiting for them.
 
 In: parameters and gradients. Out: stepped parameters. bitsandbytes unpacks a whole parameter's moments on a CPU, five
-fp32 tensors of its size; blocks of 256 share a scale and nothing else, so pieces give the same to the bit.
+fp32 tensors of its size; blocks of 256 share a scale and nothing else, so pieces give the same to the bit. On a GPU its
+own loop has the host wait after every parameter, so that nothing is launched ahead.
 """
 
 from typing import Any
@@ -16,7 +17,31 @@ from bigqa.engine.optim.pieces import pieces_of
 
 
 class PiecewiseAdamW8bit(AdamW8bit):
-    """Steps large parameters on a CPU by pieces; all else is bitsandbytes'."""
+    """Steps large parameters on a CPU by pieces, and one after the other without a wait; kernels are bitsandbytes'."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Step every parameter that has a gradient: all on one stream, so that each finds what the one before left."""
+        self.begin()
+        waits_for: torch.device | None = None
+        for gindex, group in enumerate(self.param_groups):
+            for pindex, p in enumerate(group["params"]):
+                if p.grad is None:
+                    continue
+                if not self.state[p]:
+                    self.init_state(group, p, gindex, pindex)
+                self.prefetch_state(p)
+                self.update_step(group, p, gindex, pindex)
+                waits_for = p.device if self.is_paged and p.device.type == "cuda" else waits_for
+        if waits_for is not None:  # the host can touch paged states: once a step, they are there for it
+            torch.cuda.synchronize(waits_for)
+
+    def begin(self) -> None:
+        """Do what bitsandbytes does once, before there are states."""
+        if not self.initialized:
+            self.check_overrides()
+            self.to_gpu()
+            self.initialized = True
 
     @torch.no_grad()
     def update_step(self, group: dict[str, Any], p: nn.Parameter, gindex: int, pindex: int) -> None:

@@ -3,7 +3,8 @@
 bitsandbytes keeps them as 8-bit codes with a scale for each block of 256. The scales go along beside the fp32 form: a
 block whose largest value is negative has no code for it, and its scale cannot be told from the values. So taking
 moments out and putting them back changes no bit. Moments are made one at a time: as fp32 all of them would take eight
-bytes for each parameter, where the run holds two.
+bytes for each parameter, where the run holds two. They are made in host memory, and put in place from there: a run that
+is saved or resumed takes no more of a GPU than its steps do.
 """
 
 import functools
@@ -50,7 +51,7 @@ def put(
     scales: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> None:
     """Put both moments in place, as they are after `step` steps; `scales`: of moments that were kept in 8 bits."""
-    first, second = (moment.to(parameter.device, torch.float32) for moment in moments)
+    first, second = moments
     if hasattr(optimizer, "make_state"):  # of `engine.rounding`
         state = optimizer.make_state(parameter)
         state["step"] = step
@@ -63,7 +64,9 @@ def put(
     if not hasattr(optimizer, "init_state"):
         count = torch.tensor(float(step), device=parameter.device)
         # Copies: what is read from a file is the file, mapped, and goes with its checkpoint.
-        optimizer.state[parameter] = {NAMES[0]: first.clone(), NAMES[1]: second.clone(), "step": count}
+        pairs = zip(NAMES, (first, second), strict=True)
+        made = {kind: torch.empty_like(parameter, dtype=torch.float32).copy_(moment) for kind, moment in pairs}
+        optimizer.state[parameter] = made | {"step": count}
         return
     _make_state(optimizer, parameter)
     state = optimizer.state[parameter]
@@ -74,21 +77,21 @@ def put(
 
 def _in_fp32(state: dict[str, Any], kind: str, number: str) -> Tensor:
     if kind in state:
-        kept: Tensor = state[kind].float()
+        kept: Tensor = state[kind].to("cpu").float()
         return kept
     return _decoded(state, number)
 
 
 def _decoded(state: dict[str, Any], number: str) -> Tensor:
     if state[f"state{number}"].dtype == torch.float32:
-        kept: Tensor = state[f"state{number}"]
+        kept: Tensor = state[f"state{number}"].to("cpu")
         return kept
     from bitsandbytes.functional import dequantize_blockwise
 
     codes, scales, code = (state[f"{name}{number}"] for name in ("state", "absmax", "qmap"))
     if codes.device != scales.device:  # paged codes are the host's to torch, and the GPU may be writing to them
         torch.cuda.synchronize(scales.device)
-        codes = codes.to(scales.device)
+    codes, scales, code = (one.to("cpu") for one in (codes, scales, code))
     values: Tensor = dequantize_blockwise(codes, absmax=scales, code=code, blocksize=BLOCK)
     return values
 
@@ -100,7 +103,7 @@ def _encode(state: dict[str, Any], number: str, moment: Tensor, scale: Tensor | 
         return
     code, flat, codes, scales = state[f"qmap{number}"], moment.reshape(-1), kept.view(-1), state[f"absmax{number}"]
     for piece in pieces_of(flat):
-        part, at = flat[piece], slice(piece.start // BLOCK, -(-piece.stop // BLOCK))
+        part, at = flat[piece].to(scales.device, torch.float32), slice(piece.start // BLOCK, -(-piece.stop // BLOCK))
         blocks = functional.pad(part, (0, -part.numel() % BLOCK)).view(-1, BLOCK)
         scales[at].copy_(_scale_of(blocks, code) if scale is None else scale[at])
         codes[piece].copy_(_codes_of(blocks, scales[at, None], code).view(-1)[: part.numel()])
@@ -125,10 +128,7 @@ def _codes_of(blocks: Tensor, scale: Tensor, code: Tensor) -> Tensor:
 
 
 def _make_state(optimizer: Any, parameter: nn.Parameter) -> None:
-    if not optimizer.initialized:
-        optimizer.check_overrides()
-        optimizer.to_gpu()
-        optimizer.initialized = True
+    optimizer.begin()
     for group_index, group in enumerate(optimizer.param_groups):
         for index, candidate in enumerate(group["params"]):
             if candidate is parameter:

@@ -89,9 +89,11 @@ class ReleasedUpdate(Update):
                 parameter.copy_(master)
 
     def _extras(self) -> dict[str, Any]:
-        return {} if self._last_norm is None else {"last_norm": float(self._last_norm)}
+        norm = {} if self._last_norm is None else {"last_norm": float(self._last_norm)}
+        return super()._extras() | norm
 
     def _load_extras(self, extras: Mapping[str, Any]) -> None:
+        super()._load_extras(extras)
         if extras.get("last_norm") is not None:
             device = next(iter(self.weights.masters.values())).device
             self._last_norm = torch.tensor(extras["last_norm"], device=device)

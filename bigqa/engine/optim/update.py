@@ -28,7 +28,7 @@ class State:
     scales: Mapping[str, Tensor] = field(default_factory=dict)
     """Of the moments that are kept in 8 bits, by the same names; see `moments`."""
     extras: Mapping[str, Any] = field(default_factory=dict)
-    """`scaler` of fp16, `last_norm` of released gradients."""
+    """`scaler` of a run that is in fp16 or was, `last_norm` of released gradients."""
 
 
 class Update:
@@ -52,6 +52,8 @@ class Update:
         self.world_size = world_size
         self.scaler = scaler
         """For fp16 alone."""
+        self.scaling = scaler or LossScaler()
+        """What a checkpoint keeps of it, in every precision: a run may go on in another one and come back."""
         self.changing = False
         """Whether weights are being changed: a failure now leaves them neither before a step nor after it."""
         self.completed = 0
@@ -60,7 +62,7 @@ class Update:
     @property
     def skipped(self) -> int:
         """Steps of the run that changed nothing: gradients overflowed in fp16."""
-        return self.scaler.skipped if self.scaler else 0
+        return self.scaling.skipped
 
     def set_rate(self, lr: float) -> None:
         """Set the learning rate of the next step."""
@@ -158,12 +160,12 @@ class Update:
         return model
 
     def _extras(self) -> dict[str, Any]:
-        return {"scaler": asdict(self.scaler)} if self.scaler else {}
+        is_of_use = self.scaler is not None or self.scaling != LossScaler()
+        return {"scaler": asdict(self.scaling)} if is_of_use else {}
 
     def _load_extras(self, extras: Mapping[str, Any]) -> None:
-        if self.scaler is not None:
-            for name, value in (extras.get("scaler") or {}).items():
-                setattr(self.scaler, name, value)
+        for name, value in (extras.get("scaler") or {}).items():
+            setattr(self.scaling, name, value)
 
 
 def clip_gradients(gradients: list[Tensor], max_norm: float) -> Tensor:

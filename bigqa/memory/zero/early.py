@@ -5,7 +5,7 @@ Source: DeepSpeed 0.19, `runtime/zero/stage_1_and_2.py`; methods say what they f
 
 from dataclasses import dataclass, field
 
-from bigqa.engine.sharding import Buckets
+from bigqa.engine.zero import Buckets
 from bigqa.memory.zero.device import REDUCING, SCALAR, Device
 from bigqa.memory.zero.layout import Layout, partitions_of
 from bigqa.strategy import Strategy

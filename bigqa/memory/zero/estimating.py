@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from bigqa.engine.sharding import buckets_of
+from bigqa.engine.zero import buckets_of
 from bigqa.memory.cards import Card
 from bigqa.memory.events import Stream, sizes_on
 from bigqa.memory.host import pinned_block

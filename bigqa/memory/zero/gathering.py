@@ -8,7 +8,7 @@ from collections import defaultdict, deque
 from collections.abc import Sequence
 from typing import Protocol
 
-from bigqa.engine.sharding import Buckets
+from bigqa.engine.zero import Buckets
 from bigqa.memory.zero.layout import Layout
 
 LONG_AGO = -(10**10)

@@ -5,7 +5,7 @@ Two: the first makes the optimizer's states, and ZeRO-3 only records in its firs
 
 from collections.abc import Sequence
 
-from bigqa.engine.sharding import Buckets
+from bigqa.engine.zero import Buckets
 from bigqa.memory.events import BEFORE
 from bigqa.memory.replay import WORKSPACE
 from bigqa.memory.zero.device import Device

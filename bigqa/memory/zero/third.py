@@ -5,7 +5,7 @@ Source: DeepSpeed 0.19, `runtime/zero/stage3.py` and `partition_parameters.py`; 
 
 from collections.abc import Iterator, Sequence
 
-from bigqa.engine.sharding import NORMED_AT_ONCE, PERSISTENT, Buckets
+from bigqa.engine.zero import NORMED_AT_ONCE, PERSISTENT, Buckets
 from bigqa.memory.zero.device import GATHERING, MAIN, REDUCING, SCALAR, Device
 from bigqa.memory.zero.gathering import Gathering
 from bigqa.memory.zero.layout import Layout

@@ -19,8 +19,10 @@ PINNED, MANAGED = 2, 4
 class Reads:
     """Counts reads by place."""
 
-    def __init__(self, true: list[str]) -> None:
+    def __init__(self, true: list[str], known: list[str]) -> None:
         self.true = true
+        self.known = known
+        """Places that a real GPU is known to answer yes: nobody needs to be told of them."""
         self.by_place: dict[tuple[int, str, int], dict[str, Any]] = {}
         self.library: Any = None
         self.answer = ANSWER(self._read)
@@ -44,18 +46,17 @@ class Reads:
         known = self.by_place.get(key)
         if known is None:
             stack = stack_of(frame)
-            yes = size == 1 and any(self._is_true(place) for place in stack)
-            known = self.by_place[key] = {"size": size, "times": 0, "answer": int(yes), "stack": stack}
+            is_known = size == 1 and any(_is_at(place, self.known) for place in stack)
+            yes = is_known or (size == 1 and any(_is_at(place, self.true) for place in stack))
+            known = {"size": size, "times": 0, "answer": int(yes), "is_known": is_known, "stack": stack}
+            self.by_place[key] = known
         known["times"] += 1
         return int(known["answer"])
 
-    def _is_true(self, place: dict[str, Any]) -> bool:
-        at = f"{place['file']}:{place['line']}"
-        return any(name == "all" or at == name or at.endswith(f"/{name}") for name in self.true)
-
     def found(self) -> list[dict[str, Any]]:
         """Return the reads, questions first."""
-        return sorted(self.by_place.values(), key=lambda read: (read["size"] != 1, -read["times"]))
+        told = [read for read in self.by_place.values() if not read["is_known"]]
+        return sorted(told, key=lambda read: (read["size"] != 1, -read["times"]))
 
     def most_used(self, device: int) -> int:
         """Return the most that was ever used of a device, with its context."""
@@ -68,3 +69,8 @@ class Reads:
     def most_managed(self) -> int:
         """Return the most managed memory that there was."""
         return int(self.library.null_most_of(MANAGED))
+
+
+def _is_at(place: dict[str, Any], names: list[str]) -> bool:
+    at = f"{place['file']}:{place['line']}"
+    return any(name == "all" or at == name or at.endswith(f"/{name}") for name in names)

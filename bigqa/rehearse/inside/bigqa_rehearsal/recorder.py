@@ -35,10 +35,10 @@ def has_data(optimizer: Any) -> bool:
 class Recorder:
     """Looks on."""
 
-    def __init__(self, folder: str, steps: int, true: list[str]) -> None:
+    def __init__(self, folder: str, steps: int, true: list[str], known: list[str]) -> None:
         self.folder = Path(folder)
         self.steps = steps
-        self.reads = Reads(true)
+        self.reads = Reads(true, known)
         self.marks: list[tuple[str, int]] = [("set-up", 0)]
         """(phase, steps done when it began)."""
         self.tags: dict[int, dict[int, str]] = {}
@@ -81,6 +81,7 @@ class Recorder:
         self._mark(*self.marks[-1])
         self._await_forward()
         atexit.register(self.write)
+        self._write_before(os._exit)
         self._listen_for_failure()
 
     def on_deepspeed(self) -> None:
@@ -100,6 +101,17 @@ class Recorder:
             return result
 
         DeepSpeedEngine._take_model_step = take_watched
+
+    def _write_before(self, end: Callable[[int], Any]) -> None:
+        """A program may end without Python's own end: it is written down all the same."""
+
+        def write_and_end(code: int) -> None:
+            try:
+                self.write()
+            finally:
+                end(code)
+
+        os._exit = write_and_end  # type: ignore[assignment]
 
     def disable(self) -> None:
         """A fork of a process is not watched."""
@@ -172,7 +184,7 @@ class Recorder:
     def _out_of_memory(self, device: int, wanted: int, total: int, free: int) -> None:
         """Torch calls this before it raises its error."""
         self._phase("out of memory", tags=not self.shortages)
-        found = {"device": device, "wanted_bytes": wanted, "free_bytes": free, "stack": stack_of(sys._getframe(1))}
+        found = {"device": device, "wanted_bytes": wanted, "free_bytes": free, "stack": stack_of(sys._getframe())}
         phases = [phase for phase, _ in self.marks[:-1] if phase != "out of memory"]
         self.shortages.append(found | {"phase": phases[-1], "step": self.marks[-1][1] + 1})
 

@@ -1,0 +1,91 @@
+"""A plan of `bigqa probe`, to be rehearsed with our own trainer. In: plan.json, data. Out: the command, and its card.
+
+The trainer gets a plan without a ladder: where memory runs out it ends there, and steps down to nothing that fits.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from bigqa.errors import BigqaError, UsageError
+from bigqa.files import read_json, write_json
+from bigqa.units import format_bytes
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a plan asks for."""
+
+    path: Path
+    plan: dict[str, Any]
+
+    @property
+    def card(self) -> str:
+        """The card that it was made for; empty where it names none."""
+        return str((self.plan.get("gpu") or {}).get("name") or "")
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """What the plan may use of the card, where that is less than all of it."""
+        gpu = self.plan.get("gpu") or {}
+        whole = (gpu.get("model") or {}).get("memory_mib", 0) * 2**20
+        return gpu["total_bytes"] if gpu.get("total_bytes", whole) < whole else None
+
+    @property
+    def num_gpus(self) -> int:
+        """Of a machine; each has a process."""
+        return int(self.plan.get("num_gpus") or 1)
+
+    @property
+    def predicted(self) -> dict[str, int]:
+        """What the plan says of its own need."""
+        memory = (self.plan.get("predicted") or {}).get("memory") or {}
+        names = ("allocated_bytes", "reserved_bytes", "device_bytes")
+        return {name: memory[name] for name in names if name in memory}
+
+    @property
+    def next_rung(self) -> str | None:
+        """What a run would step down to."""
+        ladder = self.plan["settings"].get("ladder") or ()
+        return f"{ladder[0]['name']}, micro-batches of {ladder[0]['micro_batch']}" if ladder else None
+
+
+def read_planned(path: Path) -> Planned:
+    """Read a plan. Raises: BigqaError where it is none, or none for a GPU."""
+    plan = read_json(path, "the plan")
+    if not isinstance(plan, dict) or not isinstance(plan.get("settings"), dict):
+        raise BigqaError(f"{path} is not a plan of `bigqa probe --out`: it has no settings")
+    if plan["settings"].get("device") == "cpu":
+        raise UsageError(f"--plan {path}: a plan for the CPU; `bigqa probe --gpu T4 --out FILE` makes one for a GPU")
+    return Planned(path, plan)
+
+
+def plan_lines(planned: Planned, *, fits: bool) -> list[str]:
+    """Say what the plan itself says, beside what was found."""
+    lines = []
+    if planned.predicted:
+        need, whole = (format_bytes(planned.predicted[name]) for name in ("allocated_bytes", "device_bytes"))
+        lines.append(f"The plan's own figures, for windows that are all full: {need} allocated, {whole} of the card.")
+    if not fits and planned.next_rung is not None:
+        lines.append(f"A run of this plan would step down to {planned.next_rung}.")
+    return lines
+
+
+@contextmanager
+def training_command(planned: Planned, train_file: Path, tokenizer: str | None, num_gpus: int) -> Iterator[list[str]]:
+    """Hold the trainer's command on a plan, with a run folder that goes with it. It is run once."""
+    with TemporaryDirectory(prefix="bigqa-plan-") as name:
+        plan = Path(name) / "plan.json"
+        write_json(plan, planned.plan | {"settings": planned.plan["settings"] | {"ladder": []}})
+        words = [sys.executable]
+        if num_gpus > 1:
+            words += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_gpus)]
+        words += [str(ROOT / "train.py"), "--plan", str(plan), "--train-file", str(train_file.resolve())]
+        words += ["--out", str(Path(name) / "run"), "--device", "cuda", "--no-check"]
+        yield [*words, *(("--tokenizer", tokenizer) if tokenizer else ())]

@@ -1,0 +1,163 @@
+"""What comes before the first step and after the last takes no more of a card than steps: it is done on the host."""
+
+from typing import Any
+
+import pytest
+import torch
+from null_gpu import on_null_gpu
+from torch import nn
+
+from bigqa.bench.cases import rows_on
+from bigqa.engine.optim import moments
+from bigqa.run import delivery
+from bigqa.run.delivery import on_the_host_if_it_must
+from bigqa.strategy import STRATEGIES
+
+CUDA = torch.device("cuda", 0)
+ROWS = [name for name in rows_on("cuda", "bf16") if not STRATEGIES[name].needs_deepspeed]
+
+
+class OnCard:
+    """A tensor that says it lies on a card, and remembers where it was asked to go."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self.values, self.moved = values, 0
+
+    def to(self, device: Any) -> torch.Tensor:
+        assert str(device) == "cpu"
+        self.moved += 1
+        return self.values
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "dtype":
+            return self.values.dtype
+        if name == "device":
+            return CUDA
+        raise AssertionError(f"{name} of a tensor on the card: it would take memory there")
+
+
+def test_moments_are_made_in_host_memory() -> None:
+    pytest.importorskip("bitsandbytes")
+    codes, scales, code = (OnCard(one) for one in (torch.tensor([0, 255], dtype=torch.uint8), torch.ones(1) * 3,
+                                                   torch.linspace(-1, 1, 256)))  # fmt: skip
+    eight_bits: Any = {"state1": codes, "absmax1": scales, "qmap1": code}
+    assert moments._in_fp32(eight_bits, "exp_avg", "1").tolist() == [-3.0, 3.0]
+    assert (codes.moved, scales.moved, code.moved) == (1, 1, 1)
+    low: Any = {"exp_avg": OnCard(torch.ones(2, dtype=torch.bfloat16))}
+    assert moments._in_fp32(low, "exp_avg", "1").dtype == torch.float32
+
+
+class Placed(nn.Linear):
+    """Remembers where it was sent."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 4)
+        self.sent: list[str] = []
+
+    def to(self, *where: Any, **_: Any) -> "Placed":
+        self.sent.append(str(where[0]))
+        return self
+
+
+@pytest.mark.parametrize(
+    ("free", "fails", "tried"),
+    [(10**9, False, ["cuda:0"]), (0, False, ["cpu"]), (10**9, True, ["cuda:0", "cpu"])],
+)
+def test_scoring_goes_to_the_host_where_the_card_has_no_room(
+    monkeypatch: pytest.MonkeyPatch, free: int, fails: bool, tried: list[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10**9))
+    monkeypatch.setattr(delivery, "choose_precision", lambda asked, device: "bf16")
+    model, on = Placed(), []
+
+    def work(device: torch.device) -> str:
+        on.append(str(device))
+        if fails and device.type == "cuda":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return "answers"
+
+    assert on_the_host_if_it_must(work, model, CUDA, "auto") == "answers"
+    assert on == tried and model.sent == ["cpu"] * ("cpu" in tried)
+
+
+def test_another_error_of_scoring_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**9, 10**9))
+    monkeypatch.setattr(delivery, "choose_precision", lambda asked, device: "bf16")
+
+    def work(device: torch.device) -> str:
+        raise RuntimeError("device-side assert")
+
+    with pytest.raises(RuntimeError, match="device-side"):
+        on_the_host_if_it_must(work, Placed(), CUDA, "auto")
+
+
+WHOLE = """
+import gc, json, tempfile, torch, ctypes
+from pathlib import Path
+from bigqa.bench import worker
+from bigqa.bench.cases import rows_on
+from bigqa.bench.report import Case
+from bigqa.engine import adapters
+from bigqa.engine.loop import checkpoint
+from bigqa.engine.loop.fit import fit
+from bigqa.engine.loop.recorder import Silent
+from bigqa.engine.processes import Processes
+from bigqa.run.delivery import on_the_host_if_it_must
+from bigqa.run.prediction import ready
+yes = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_size_t)(lambda size: 1)
+ctypes.CDLL("libcuda.so.1").null_on_read(yes)
+found, processes, total = {}, Processes("cuda"), torch.cuda.get_device_properties(0).total_memory
+def most():
+    peak = torch.cuda.max_memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    return peak
+for name in NAMES:
+    axes = rows_on("cuda", "bf16", (name,))[name].model_copy(update={"micro_batch": None, "seq_len": None})
+    case = Case(model="enliple-small", strategy=name, axes=axes, seq_len=64, micro_batch=1, global_batch=1, steps=1)
+    folder = Path(tempfile.mkdtemp())
+    peaks = {}
+    training = worker.training_of(case, worker.settings_of(case, folder), processes, Silent())
+    peaks["place"] = most()
+    fit(training)
+    peaks["steps"], reserved = most(), torch.cuda.max_memory_reserved()
+    checkpoint.save(folder, 2, training.parts.update.state(), {})
+    peaks["save"] = most()
+    checkpoint.restore(checkpoint.load_newest(folder, print), training.parts.update)
+    peaks["load"] = most()
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(min(1.0, reserved / total))
+    model = training.parts.update.finish()
+    adapters.merge(model)
+    peaks["finish"] = most()
+    def score(device):
+        ready(model, device)
+        ids = torch.ones(1, 64, dtype=torch.long, device=device)
+        with torch.inference_mode():
+            return model(input_ids=ids).start_logits.device.type
+    where = on_the_host_if_it_must(score, model, processes.device, "auto")
+    peaks["score"] = most()
+    found[name] = [peaks, where]
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    del training, model, score
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.nullgpu
+def test_a_run_ends_with_a_model_within_what_its_steps_take() -> None:
+    """Every row without DeepSpeed, at one short window: what does not hang on activations weighs most there."""
+    found = on_null_gpu(WHOLE.replace("NAMES", repr(ROWS)))
+    assert found.keys() == set(ROWS) and {"qlora-recompute", "stochastic-release-recompute", "plain"} <= set(ROWS)
+    over = {
+        f"{name}: {phase}": (peak, peaks["steps"])
+        for name, (peaks, _) in found.items()
+        for phase, peak in peaks.items()
+        if peak > peaks["steps"]
+    }
+    assert over == {}
+    assert found["plain"][1] == "cuda"
