@@ -158,8 +158,8 @@ def _of_packed_backward(args: tuple[Any, ...], result: Any) -> list[Scratch]:
     """Return what flash attention's backward pass holds, and what the memory-efficient kernel's where a card has that.
 
     Sources: torch, `flash_api.cpp`, `mha_varlen_bwd`: sums of scores, and the gradient of the queries in fp32.
-    `attention_backward.cu`, `_efficient_attention_backward`: sums of each row, in fp32 by way of products no larger than
-    what comes next, and what blocks of queries add to by turns (`mem_eff_attention/kernel_backward.h`, `GradQTempStorage`).
+    `attention_backward.cu`, `_efficient_attention_backward`: sums of each row, in fp32 of products no larger than what
+    comes next, and what blocks of queries add to by turns (`mem_eff_attention/kernel_backward.h`, `GradQTempStorage`).
     """
     query, ends, longest = args[1], args[6], args[8]
     tokens, heads, size = query.shape
