@@ -101,8 +101,8 @@ def test_what_is_reserved_at_worst() -> None:
 SMALL = pytest.param(
     "enliple-small",
     marks=pytest.mark.xfail(
-        strict=True,
-        reason="cells of 60 to 300 MB: a segment of 2 MiB is up to 3% of a cell",
+        strict=False,  # which cells are replayed hangs on which there are
+        reason="cells of 60 to 300 MB: two segments of 2 MiB are up to 1.7% of a cell",
     ),
 )
 
