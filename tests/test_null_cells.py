@@ -23,6 +23,8 @@ RESERVED = (0.005, 0.02)
 SHORT = (0.001, 0.005)
 """What a prediction may be short by, allocated and reserved."""
 PINNED = 0.02
+PINNED_BYTES = 25 * MIB
+"""Batches and figures are pinned too, half a MiB."""
 MANY = {"enliple-small": 8, "bert-base": 3}
 """Models of which more than one cell is replayed: a whole trace of a large one takes a second."""
 
@@ -49,7 +51,10 @@ def sample() -> list[tuple[Cell, MemoryEstimate]]:
     for place, (model, there) in enumerate(cells().items()):
         able = [c for c in there if c.outcome == "ok" and can_be_traced(c.axes) and not is_shared(c)]
         found += spread(able, MANY.get(model, 1), 7 * place)  # another part of the strategies of each model
-    return [(cell, predicted(cell)) for cell in found]
+    small = [cell for cell in cells()["enliple-small"] if cell.outcome == "ok" and not is_shared(cell)]
+    found.append(next(cell for cell in small if cell.axes.optimizer == "paged-adamw8bit"))
+    found.append(next(cell for cell in small if cell.axes.activation_offload and cell.pinned > PINNED_BYTES))
+    return [(cell, predicted(cell)) for cell in dict.fromkeys(found)]
 
 
 def errors(said: Callable[[MemoryEstimate], int], found: Callable[[Cell], int]) -> dict[str, float]:
@@ -96,8 +101,8 @@ def test_what_is_reserved_at_worst() -> None:
 SMALL = pytest.param(
     "enliple-small",
     marks=pytest.mark.xfail(
-        strict=True,
-        reason="cells of 60 to 300 MB: a segment of 2 MiB is up to 3% of a cell",
+        strict=False,  # which cells are replayed hangs on which there are
+        reason="cells of 60 to 300 MB: two segments of 2 MiB are up to 1.7% of a cell",
     ),
 )
 
@@ -121,9 +126,8 @@ def test_what_is_reached_in_small_cells() -> None:
 
 
 def test_what_is_pinned() -> None:
-    # Batches and figures are pinned too, half a MiB.
-    cells = [(c, m) for c, m in sample() if c.axes.activation_offload and c.pinned > 25 * MIB]
-    found = {cell.key: memory.pinned_bytes / cell.pinned - 1 for cell, memory in cells}
+    kept = [(c, m) for c, m in sample() if c.axes.activation_offload and c.pinned > PINNED_BYTES]
+    found = {cell.key: memory.pinned_bytes / cell.pinned - 1 for cell, memory in kept}
     assert found and worst(found)[0] <= PINNED, worst(found)
 
 
@@ -143,8 +147,9 @@ def test_a_sum_over_rows_takes_what_torch_recorded() -> None:
 
 
 def test_a_card_that_the_table_has_not_is_taken_for_a_large_one() -> None:
-    assert card_for("RTX 9999", (8, 6)) == Card((8, 6), 108, 1536)
-    assert card_for("Tesla T4", (7, 5), 15 * GIB) == Card((7, 5), 40, 1024)
+    strange, known = card_for("RTX 9999", (8, 6)), card_for("Tesla T4", (7, 5), 15 * GIB)
+    assert (strange.capability, strange.multiprocessors, strange.threads) == ((8, 6), 108, 1536)
+    assert (known.capability, known.multiprocessors, known.threads) == ((7, 5), 40, 1024)
 
 
 def test_pinned_memory_comes_in_powers_of_two() -> None:

@@ -24,6 +24,8 @@ from bigqa.table.text import markdown_table
 from bigqa.units import MIB
 
 FOLDER = Path("benchmarks") / "runs" / "null-gpu"
+CONFIGS = Path("benchmarks") / "configs"
+"""Of models that are no presets, by their names."""
 LABEL = "torch's allocator on a null GPU; kernels not run"
 SAMPLE = 60
 """Cells that the table is of."""
@@ -103,7 +105,7 @@ def _marks(values: Sequence[float], bar: tuple[float, float, float]) -> Iterable
 
 
 def _of_model(file: Path) -> Iterable[Counted]:
-    config = file.parents[2] / "configs" / file.stem / "config.json"
+    config = CONFIGS / file.stem / "config.json"
     for line in file.read_text(encoding="utf-8").splitlines()[1:]:
         one = json.loads(line)
         if one["outcome"] != "ok":
