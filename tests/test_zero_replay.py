@@ -188,6 +188,8 @@ def test_what_is_there_before_the_first_step(world_size: int, held: int) -> None
     """8 Mi parameters: 2 bytes of weights, and this process's part of 4 bytes of masters."""
     device, _ = early(1, world_size)
     assert device.allocator.allocated_bytes == held * MIB
+    device.empty_cache(forget=True)
+    assert device.allocator.peak_allocated_bytes == held * MIB and device.peak_phase == "start"
 
 
 def test_a_step_of_zero_2_by_hand() -> None:
