@@ -101,12 +101,15 @@ def _encode(state: dict[str, Any], number: str, moment: Tensor, scale: Tensor | 
     if kept.dtype == torch.float32:
         kept.copy_(moment)
         return
-    code, flat, codes, scales = state[f"qmap{number}"], moment.reshape(-1), kept.view(-1), state[f"absmax{number}"]
+    # Worked out in host memory: places within a map are integers of 8 bytes.
+    code, flat = state[f"qmap{number}"].to("cpu"), moment.to("cpu").reshape(-1)
+    codes, scales = kept.view(-1), state[f"absmax{number}"]
     for piece in pieces_of(flat):
-        part, at = flat[piece].to(scales.device, torch.float32), slice(piece.start // BLOCK, -(-piece.stop // BLOCK))
+        part, at = flat[piece].float(), slice(piece.start // BLOCK, -(-piece.stop // BLOCK))
         blocks = functional.pad(part, (0, -part.numel() % BLOCK)).view(-1, BLOCK)
-        scales[at].copy_(_scale_of(blocks, code) if scale is None else scale[at])
-        codes[piece].copy_(_codes_of(blocks, scales[at, None], code).view(-1)[: part.numel()])
+        of_blocks = _scale_of(blocks, code) if scale is None else scale[at].to("cpu")
+        scales[at].copy_(of_blocks)
+        codes[piece].copy_(_codes_of(blocks, of_blocks[:, None], code).view(-1)[: part.numel()])
 
 
 def _scale_of(blocks: Tensor, code: Tensor) -> Tensor:
