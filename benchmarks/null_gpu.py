@@ -117,10 +117,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=FOLDER)
     parser.add_argument("--list", action="store_true", help="run nothing; print how many cells there are to be")
     parser.add_argument("--grade", action="store_true", help="run nothing; print the errors of the predictions")
-    parser.add_argument("--sliced", action="store_true", help="grade the four small traces instead of whole ones")
     options = parser.parse_args()
     if options.grade:
-        grade(options.models, options.out, whole=not options.sliced, every=1)
+        grade(options.models, options.out)
         return
     if options.retry:
         forget_failed(options.models, options.out)

@@ -40,9 +40,11 @@ def kl_div(V: int, B: int, T: int) -> Run:
 
 
 def embedding(V: int, B: int, T: int, D: int, **_: Any) -> Run:
-    ids, layer = torch.randint(0, V, (B, T), device=DEVICE), nn.Embedding(V, D).to(DEVICE)
+    ids = torch.randint(0, V, (B, T), device=DEVICE)
+    layer, other = (nn.Embedding(V, D).to(DEVICE) for _ in range(2))  # the benchmark's own lies beside it
 
     def full() -> None:
+        assert other is not None
         out = layer(ids)
         out.backward(torch.randn_like(out))
 
@@ -112,7 +114,8 @@ def liger(folder: Path) -> Iterator[dict[str, Any]]:
             shape = words | {row["x_name"]: size}
             found = peak(OPERATORS[name](**shape))
             real = round(float(row["y_value_50"]) * 2**20)
-            series = f"{name} ({row['gpu_name'].removeprefix('NVIDIA ')})"
+            width = f" of {words['D']}" if name == "embedding" else ""
+            series = f"{name}{width} ({row['gpu_name'].removeprefix('NVIDIA ')})"
             yield {"source": "Liger", "series": series, "what": json.dumps(shape), "public": real, "null": found}
 
 

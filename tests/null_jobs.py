@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -58,9 +59,19 @@ class Watch:
         self.short.append(phase_of(stack_of(sys._getframe())))
 
 
+def join(ranks: int) -> None:
+    """Be the first of so many processes: the others are not there, and the null GPU's NCCL does without them."""
+    own = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": 1}
+    os.environ |= {name: str(value) for name, value in own.items()} | {"MASTER_ADDR": "127.0.0.1"}
+    torch.cuda.set_device(0)
+    torch.distributed.init_process_group("nccl", store=torch.distributed.HashStore(), rank=0, world_size=ranks)
+
+
 def start(job: dict[str, Any], resume: bool) -> tuple[int, dict[str, Any]]:
     """Take a run up in this process; return its exit code, and what was seen."""
     watch = Watch()
+    if job.get("ranks", 1) > 1:
+        join(job["ranks"])
     given = {name: value for name, value in job["options"].items() if value is not None}
     options = {name: Path(value) if name in PATHS else value for name, value in given.items()}
     out = options["out"]
@@ -75,7 +86,7 @@ def start(job: dict[str, Any], resume: bool) -> tuple[int, dict[str, Any]]:
         code, trace = 1, traceback.format_exc()[-6000:]
     facts: dict[str, Any] = {"code": code, "short": watch.short, "traceback": trace}
     if torch.cuda.is_initialized():
-        facts |= {"used": watch.reads.most_used(0), "reserved": torch.cuda.max_memory_reserved()}
+        facts |= {"used": watch.reads.most_used(0), "allocated": torch.cuda.max_memory_allocated()}
     return code, facts
 
 
@@ -109,11 +120,23 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     return {"starts": starts, "seconds": round(time.monotonic() - begun, 1)}
 
 
+def import_libraries() -> None:
+    """Import what strategies import, before there are forks.
+
+    bitsandbytes asks for the card, which would begin CUDA here, and whether there is one, after which torch lets no
+    fork use it unless NVML was asked.
+    """
+    asks_nvml = patch.dict(os.environ, PYTORCH_NVML_BASED_CUDA_CHECK="1")
+    with asks_nvml, patch.object(torch.cuda, "get_device_capability", lambda *_: (8, 0)):
+        for name in ("bitsandbytes", "peft", "deepspeed", "bigqa.engine.optim.eight_bit"):
+            importlib.import_module(name)
+    assert not torch.cuda.is_initialized()
+
+
 def main() -> None:
-    """Answer job for job; the words name modules to import first, where all jobs have the same card."""
+    """Answer job for job."""
     quiet_libraries()
-    for name in sys.argv[1:]:
-        importlib.import_module(name)
+    import_libraries()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
     for line in sys.stdin:

@@ -7,7 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +43,16 @@ STEPS = [1, 2, 3, 4]
 
 
 def job(out: Path, gpu: NullGpu, resume: bool = False, **more: Any) -> dict[str, Any]:
+    """Return a job; with several cards, this is the first of as many processes."""
     options = OPTIONS | {"out": str(out)} | more
-    return {"card": gpu.description(), "count": gpu.count, "options": options, "resume": resume}
+    cards = {"card": gpu.description(), "count": gpu.count, "ranks": gpu.count}
+    return cards | {"options": options, "resume": resume}
 
 
-def run_jobs(jobs: Sequence[dict[str, Any]], *modules: str, **more: str) -> Iterator[dict[str, Any]]:
-    """Yield what became of each job; `modules` are imported once for all."""
-    environment = environment_of(NullGpu(A100, context_bytes=0)) | {"OMP_NUM_THREADS": "1"} | more
-    command = [sys.executable, "-W", "ignore", str(WORKER), *modules]
+def run_jobs(jobs: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield what became of each job."""
+    environment = environment_of(NullGpu(A100, context_bytes=0)) | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", str(WORKER)]
     with subprocess.Popen(
         command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as worker:
@@ -124,7 +126,7 @@ def _one_by_one(jobs: list[dict[str, Any]], pairs: list[tuple[str, str]], folder
                 shutil.rmtree(max((copy / "checkpoints").iterdir()))
             yield one
 
-    return run_jobs(laid(), "deepspeed")  # type: ignore[arg-type]
+    return run_jobs(laid())
 
 
 # ---- where memory runs out ----
@@ -161,3 +163,29 @@ def test_the_ladder_is_gone_down_wherever_memory_runs_out(tmp_path: Path) -> Non
         assert set(starts[-1]["short"]) <= {"evaluation"}
         seen |= {phase for start in starts for phase in start["short"]}
     assert seen >= {"forward", "backward", "step", "evaluation"}, seen
+
+
+# ---- several processes ----
+
+RANKS = 8
+OF_EIGHT = ["plain", "release-recompute", "zero1", "zero2", "zero3"]
+
+
+def test_one_process_of_eight_trains_and_saves(tmp_path: Path) -> None:
+    """DistributedDataParallel and ZeRO, as the first of eight: it does its share, and holds its part."""
+    one, eight = NullGpu(A100, context_bytes=0), NullGpu(A100, context_bytes=0, count=RANKS)
+    jobs = [job(tmp_path / name, eight, strategy=name, global_batch=16, micro_batch=2) for name in OF_EIGHT]
+    jobs.append(job(tmp_path / "alone", one, strategy="zero3", global_batch=16, micro_batch=2))
+    used = {}
+    for name, done in zip([*OF_EIGHT, "alone"], run_jobs(jobs), strict=True):
+        (start,) = done["starts"]
+        assert start["code"] == 0, f"{name}: {start['traceback']}"
+        lines = metrics(tmp_path / name)
+        assert [line["step"] for line in lines] == STEPS and {line["windows"] for line in lines} == {16}
+        plan = json.loads((tmp_path / name / "plan.json").read_text())
+        assert (plan["num_processes"], plan["grad_accum"]) == ((1, 8) if name == "alone" else (RANKS, 1))
+        assert (tmp_path / name / "checkpoints" / "step-00000004" / "weights.safetensors").is_file()
+        assert tensors(tmp_path / name) == tensors(tmp_path / OF_EIGHT[0])
+        used[name] = start["allocated"]
+    assert used["zero3"] < used["zero1"] < used["plain"]
+    assert used["zero3"] < used["alone"]  # an eighth of the states, and all of the windows of a step's share

@@ -1,6 +1,7 @@
 """Packed windows: against the padded model's own logits and gradients, for every family; their drops, their dealing."""
 
 from itertools import chain
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +16,7 @@ from transformers import AutoConfig, AutoModelForQuestionAnswering
 
 from bigqa.engine import modules
 from bigqa.engine.attention import kernels as attention
+from bigqa.engine.attention import packing
 from bigqa.engine.attention.packing import can_pack, fill, packs_without_data, split_padded
 from bigqa.engine.attention.windows import Shape, attend
 from bigqa.engine.bits import dropping_signs
@@ -240,3 +242,18 @@ def test_processes_run_as_many_micro_batches_on_all_windows(packs: bool) -> None
         assert [one["input_ids"].tolist() for one in feed.take(0)] == [one["input_ids"].tolist() for one in batches]
         feed.close()
     assert sorted(found) == sorted(lengths) and len(counts) == 1
+
+
+def test_attention_that_is_never_told_where_windows_end_does_not_pack(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits that agree say nothing then: on a device that computes nothing all are alike."""
+    model, task = SimpleNamespace(training=False), SimpleNamespace(collate=lambda rows: rows, pack=lambda rows: rows)
+    for name in ("eval", "train"):
+        setattr(model, name, lambda *_: None)
+    model.config = SimpleNamespace(vocab_size=100)
+    model.parameters = lambda: iter([torch.zeros(1)])
+    monkeypatch.setattr(packing, "_logits", lambda *_: torch.zeros(2, 2, 4))
+    monkeypatch.setattr(packing.attention, "spans_of", lambda config: [])
+    calls = iter([0, 0, 0, 2])
+    monkeypatch.setattr(packing.attention, "count_packed", lambda: next(calls))
+    assert not packing.can_pack(model, task, 16)  # type: ignore[arg-type]
+    assert packing.can_pack(model, task, 16)  # type: ignore[arg-type]

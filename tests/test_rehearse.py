@@ -18,15 +18,18 @@ from null_gpu import INSTALL
 from rich.console import Console
 from typer.testing import CliRunner
 
-from bigqa.cli.rehearse import as_object, rehearse
+from bigqa.cli.rehearse import as_object, gpu_of, rehearse
 from bigqa.errors import BigqaError, UsageError
 from bigqa.nullgpu.cards import NullGpu, find_card
 from bigqa.rehearse import run as running
 from bigqa.rehearse.facts import Facts
+from bigqa.rehearse.own import answered_yes
 from bigqa.rehearse.page import rehearsal_page
+from bigqa.rehearse.planned import plan_lines, read_planned, training_command
 from bigqa.rehearse.render import headline, read_lines, show_rehearsals
 from bigqa.rehearse.report import Rehearsal, curves_of, make_report
 from bigqa.rehearse.trace import name_phases, read_trace
+from bigqa.sample import FOLDER as SAMPLE
 from bigqa.units import MIB
 
 T4 = NullGpu(find_card("T4"), context_bytes=430 * MIB)
@@ -181,11 +184,80 @@ def asked(*words: str) -> Exception | None:
         (["--gpu", "T4", "--gpu-memory", "much", "--", "python", "x.py"], "not a size"),
         (["--gpu", "T4", "--gpu-memory", "160MiB", "--", "python", "x.py"], "alone takes 164 MiB"),
         (["--gpu", "P100", "--", "python", "x.py"], "no code for the P100"),
+        (["--plan", "plan.json"], "--train-file is missing"),
+        (["--plan", "plan.json", "--train-file", "x", "--", "python", "x.py"], "--plan and a command exclude"),
     ],
 )
 def test_wrong_words_are_told_in_a_line(words: list[str], says: str) -> None:
     error = asked(*words)
     assert isinstance(error, UsageError) and says in str(error)
+
+
+def plan_file(folder: Path, **more: Any) -> Path:
+    """Write a plan as `bigqa probe --gpu T4 --gpu-memory 8GiB --gpus 2 --out` does, as far as a rehearsal reads it."""
+    gpu = {"name": "T4", "total_bytes": 8192 * MIB, "model": {"memory_mib": 15360}}
+    rung = {"name": "recompute", "micro_batch": 3}
+    settings = {"model": "tiny", "device": "cuda", "micro_batch": 4, "ladder": [rung]}
+    memory = {"allocated_bytes": 5 * MIB, "reserved_bytes": 6 * MIB, "device_bytes": 170 * MIB}
+    plan = {"settings": settings, "gpu": gpu, "num_gpus": 2, "predicted": {"memory": memory}} | more
+    file = folder / "plan.json"
+    file.write_text(json.dumps(plan))
+    return file
+
+
+def test_a_plan_brings_its_card_and_is_trained_without_its_ladder(tmp_path: Path) -> None:
+    planned = read_planned(plan_file(tmp_path))
+    card = gpu_of("", None, None, planned)
+    assert (card.card.name, card.count, card.total_bytes) == ("T4", 2, 8192 * MIB)
+    other = gpu_of("L4", 1, None, planned)
+    assert (other.card.name, other.count, other.memory_bytes) == ("L4", 1, None)
+    with training_command(planned, tmp_path / "data.json", "vocab.txt", 2) as words:
+        run = Path(words[words.index("--out") + 1])
+        trained = json.loads(Path(words[words.index("--plan") + 1]).read_text())["settings"]
+        assert trained == planned.plan["settings"] | {"ladder": []} and planned.plan["settings"]["ladder"]
+        assert words[words.index("--nproc-per-node") + 1] == "2" and words[-1] == "vocab.txt"
+        assert any(word.endswith("bigqa/train.py") for word in words) and "--no-check" in words
+        assert not run.exists() and run.parent.is_dir()
+    assert not run.parent.exists()
+    with training_command(planned, tmp_path / "data.json", None, 1) as words:
+        assert words[1].endswith("bigqa/train.py") and "--tokenizer" not in words
+    assert plan_lines(planned, fits=True) == [
+        "The plan's own figures, for windows that are all full: 5 MiB allocated, 170 MiB of the card."
+    ]
+    assert plan_lines(planned, fits=False)[1:] == [
+        "A run of this plan would step down to recompute, micro-batches of 3."
+    ]
+
+
+def test_a_plan_for_the_cpu_is_refused(tmp_path: Path) -> None:
+    file = plan_file(tmp_path, settings={"device": "cpu"})
+    with pytest.raises(UsageError, match="a plan for the CPU"):
+        read_planned(file)
+    (tmp_path / "other.json").write_text("[]")
+    with pytest.raises(BigqaError, match=r"other\.json is not a plan"):
+        read_planned(tmp_path / "other.json")
+
+
+def test_the_trainers_own_questions_are_where_they_are_looked_for() -> None:
+    for place in answered_yes():
+        file, _, number = place.rpartition(":")
+        line = Path(file).read_text(encoding="utf-8").splitlines()[int(number) - 1]
+        assert "isfinite(norm)" in line or ".abs().max() <=" in line
+
+
+def test_a_command_that_says_it_in_its_own_words_ran_out_of_memory_too(recorded: Facts) -> None:
+    def facts(steps: int, failed: bool, failure: Any = None) -> Facts:
+        shortage = {"step": 2, "phase": "forward", "wanted_bytes": MIB, "stack": []}
+        found = {**recorded.found, "steps": steps, "shortages": [shortage], "failure": failure}
+        return Facts(found, recorded.snapshot_file, failed)
+
+    assert facts(1, failed=True).is_short
+    assert not facts(1, failed=False).is_short  # it went on and ended well
+    assert not facts(2, failed=True).is_short  # a step followed: something else ended it
+    other = {"type": "ValueError", "message": "", "stack": []}
+    assert not facts(1, failed=True, failure=other).is_short
+    shortage = make_report([facts(1, failed=True)], T4, 1.0).shortage
+    assert shortage is not None and shortage.is_end and shortage.message == "1 MiB were wanted of the GPU"
 
 
 def stage() -> running.Stage:
@@ -322,3 +394,45 @@ for device, steps in (("meta", 9), ("cuda", 50)):
 """)
     run = rehearsed(["python", "tried.py"], tmp_path, "--gpu", "L4", "--steps", "2")["runs"][0]
     assert run["steps"] == 2 and run["by_kind"]["weights"] == near(4 * 1024 * 1025)
+
+
+@pytest.mark.nullgpu
+def test_a_plan_is_rehearsed_with_our_own_trainer(tmp_path: Path) -> None:
+    """In fp16, whose steps hang on an answer of the GPU; and on a card where its own words tell of the shortage."""
+    settings = {"model": "tiny", "strategy": {"precision": "fp16"}, "device": "cuda", "micro_batch": 4, "seq_len": 128}
+    file = plan_file(tmp_path, settings=settings | {"ladder": [{"name": "less", "micro_batch": 2}]}, num_gpus=1)
+    words = ["--plan", str(file), "--train-file", str(SAMPLE / "train.json"), "--steps", "2"]
+    found = planned_run(words, tmp_path)
+    run = found["runs"][0]
+    assert found["fits"] and run["steps"] == 2 and found["plan"]["device_bytes"] == 170 * MIB
+    assert run["by_kind"]["optimizer"] > 2 * run["by_kind"]["weights"]  # moments and masters: the step was taken
+    assert not [read for read in run["reads"] if read["size_bytes"] == 1]
+    size = (run["nvml_bytes"] - 4 * MIB) // MIB
+    short = planned_run([*words, "--gpu", "T4", "--gpu-memory", f"{size}MiB"], tmp_path, exit_code=3)["runs"][0]
+    assert not short["fits"] and short["shortage"]["is_end"]
+
+
+def planned_run(words: list[str], folder: Path, exit_code: int = 0) -> dict[str, Any]:
+    program = "import typer; from bigqa.cli.rehearse import rehearse as c; typer.run(c)"
+    command = [sys.executable, "-c", program, "--json", *(("--install",) if INSTALL else ()), *words]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == exit_code, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.nullgpu
+def test_memory_that_runs_out_in_the_backward_pass_is_told_too(tmp_path: Path) -> None:
+    """Autograd runs it in a thread of its own, which has no Python below it."""
+    (tmp_path / "wide.py").write_text("""
+import torch
+layers = [torch.nn.Linear(2048, 2048).cuda() for _ in range(8)]
+hidden = torch.empty(64, 2048, device="cuda")
+for layer in layers:
+    hidden = layer(hidden)
+hidden.sum().backward()
+""")
+    # 8 x 16 MiB of weights and some activations fit, as many gradients do not.
+    run = rehearsed(["python", "wide.py"], tmp_path, "--gpu", "T4", "--gpu-memory", "400MiB", exit_code=3)["runs"][0]
+    assert run["shortage"]["message"].startswith("CUDA out of memory. Tried to allocate 16.00 MiB")
+    assert run["shortage"]["phase"] == "backward"

@@ -56,7 +56,7 @@ def rehearse(
     from bigqa.rehearse.run import set_stage, with_bound
 
     planned = _planned(plan, train_file, command)
-    card = _gpu(gpu, gpus, gpu_memory, planned)
+    card = gpu_of(gpu, gpus, gpu_memory, planned)
     words = command or ["bigqa", "train", "--plan", str(plan), "--train-file", str(train_file)]
     stage = set_stage(command or [sys.executable], install=install)
     found = []
@@ -107,7 +107,8 @@ def _command(
             yield words
 
 
-def _gpu(name: str, count: int | None, memory: str | None, planned: "Planned | None") -> "NullGpu":
+def gpu_of(name: str, count: int | None, memory: str | None, planned: "Planned | None") -> "NullGpu":
+    """Return the cards that were asked for; what is left open is the plan's."""
     from bigqa.nullgpu.cards import NullGpu, find_card
     from bigqa.units import format_bytes, parse_bytes
 
