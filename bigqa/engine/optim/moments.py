@@ -62,11 +62,13 @@ def put(
                 _encode(state, number, moment, scale)
         return
     if not hasattr(optimizer, "init_state"):
-        count = torch.tensor(float(step), device=parameter.device)
         # Copies: what is read from a file is the file, mapped, and goes with its checkpoint.
-        pairs = zip(NAMES, (first, second), strict=True)
-        made = {kind: torch.empty_like(parameter, dtype=torch.float32).copy_(moment) for kind, moment in pairs}
-        optimizer.state[parameter] = made | {"step": count}
+        state = optimizer.state[parameter]
+        state["step"] = torch.tensor(float(step), device=parameter.device)
+        for kind, moment in zip(NAMES, (first, second), strict=True):
+            if kind not in state:
+                state[kind] = torch.empty_like(parameter, dtype=torch.float32)
+            state[kind].copy_(moment)
         return
     _make_state(optimizer, parameter)
     state = optimizer.state[parameter]
