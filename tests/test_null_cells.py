@@ -126,9 +126,10 @@ def test_what_is_reached_in_small_cells() -> None:
 
 
 def test_what_is_pinned() -> None:
-    kept = [(c, m) for c, m in sample() if c.axes.activation_offload and c.pinned > PINNED_BYTES]
-    found = {cell.key: memory.pinned_bytes / cell.pinned - 1 for cell, memory in kept}
-    assert found and worst(found)[0] <= PINNED, worst(found)
+    """To the byte, but for what torch pins: figures, and the batches of two steps, a MiB at most here."""
+    cells = [(c, m) for c, m in sample() if c.axes.activation_offload]
+    found = {cell.key: cell.pinned - memory.pinned_bytes for cell, memory in cells}
+    assert found and {key: short for key, short in found.items() if not 0 <= short <= 1.1 * MIB} == {}
 
 
 def test_managed_memory_is_apart() -> None:
