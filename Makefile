@@ -51,7 +51,7 @@ mutants: install  ## break the code in small ways, see that tests fail; resumabl
 
 # torch's CUDA build goes into bigqa's cache, beside .venv's other packages: 600 MB to download, 1.4 GB on disk, once.
 test-null-gpu: install  ## run the tests that need torch's CUDA build, on a GPU that is not there
-	@BIGQA_NULL_INSTALL=1 $(PYTHON) -m pytest -m nullgpu --numprocesses 2 --dist load
+	@BIGQA_NULL_INSTALL=1 $(PYTHON) -m pytest -m nullgpu --numprocesses 2 --dist worksteal
 
 # Not installed: a machine that is lent for minutes has torch already. WHEELS: a folder of wheels that it lacks.
 gpu:  ## measure all on this CUDA GPU; resumable (BUDGET=540 WHEELS=dir DATA=korquad.json)

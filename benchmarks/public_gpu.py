@@ -28,7 +28,7 @@ CARDS = ("A100-80", "H100")
 ROOM = 200 * 2**30
 """Memory of a card: more than any has, since what ran on a real one must not run out here."""
 REASONS = {
-    "cross_entropy": "what torch keeps besides: one block more or less of its smallest sizes",
+    "cross_entropy": "two of torch's smallest blocks; the cause is not known",
     "BERT-base": "torch 2.2 there, with its kernels of attention; the script was not published whole",
 }
 """Of the differences, by how a series begins."""
@@ -77,7 +77,7 @@ def _shifted_line(series: str, rows: list[dict[str, Any]], shift: int) -> str:
     """Return the line of a series whose figures are one constant away."""
     equal = sum(abs(row["null"] - row["public"] - shift) <= EQUAL_BYTES for row in rows)
     constant = f"{-shift / 2**20:,.2f} MiB"
-    why = f"the benchmark's process held {constant} besides: one constant for the series, which is taken off"
+    why = f"one constant for the series, {constant}, is taken off: the benchmark's process held it besides, it seems"
     return f"| {rows[0]['source']} | {series} | {len(rows)} | {equal} | 0 but for the constant | {why} |"
 
 
@@ -87,7 +87,10 @@ def _spread(rows: list[dict[str, Any]]) -> str:
     ends = [(row["null"] / row["public"] - 1, row["null"] - row["public"]) for row in (by_share[0], by_share[-1])]
     if all(abs(size) <= EQUAL_BYTES for _, size in ends):
         return "0"
-    return ", ".join(f"{share:+.2%} ({size / 2**20:+.2f} MiB)" for share, size in ends)
+    return ", ".join(
+        f"{share:+.2%} ({f'{size / 2**20:+.2f} MiB' if abs(size) >= 2**16 else f'{size:+d} bytes'})"
+        for share, size in ends
+    )
 
 
 def main() -> None:

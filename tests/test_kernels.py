@@ -74,3 +74,9 @@ def test_training_is_refused_on_a_card_without_kernels(monkeypatch: pytest.Monke
     processes.check_kernels(torch.device("cpu"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     processes.check_kernels(torch.device("cuda", 0))
+
+
+def test_a_run_asks_before_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[torch.device] = []
+    monkeypatch.setattr(processes, "check_kernels", asked.append)
+    assert processes.Processes("cpu").device == torch.device("cpu") and asked == [torch.device("cpu")]
