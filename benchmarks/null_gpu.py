@@ -38,6 +38,8 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.packs: dict[str, bool] = {}
+        """Whether each model packs: tried once, not on every card."""
         self.python = ask(Path(sys.executable))
         self.torch = cuda_build(self.python, install=False)
         self.libraries = libraries_for(self.python, self.torch, install=False)
@@ -60,13 +62,15 @@ class Bench:
         """Have a cell measured, and write it down. Returns: whether the worker is still there."""
         assert worker.stdin is not None and worker.stdout is not None
         began = time.monotonic()
-        asked = {"key": cell.key, "case": json.loads(cell.case().model_dump_json()), "gpus": cell.gpus}
+        case = json.loads(cell.case().model_dump_json())
+        asked = {"case": case, "gpus": cell.gpus, "packs": self.packs.get(cell.model)}
         print(json.dumps(asked), file=worker.stdin, flush=True)
         answer = json.loads(worker.stdout.readline() or "{}")
         is_there = bool(answer)
         if not is_there:
             answer = {"outcome": "failed", "traceback": f"the worker ended with {worker.wait()}"}
-        answer.pop("key", None)
+        packs = answer.pop("packs", None)
+        self.packs |= {} if packs is None else {cell.model: packs}
         self._append(Cell(**vars(cell) | answer))
         found = answer.get("allocated", answer["outcome"])
         print(f"{cell.key}: {found} ({time.monotonic() - began:.1f} s)", flush=True)
@@ -117,10 +121,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=FOLDER)
     parser.add_argument("--list", action="store_true", help="run nothing; print how many cells there are to be")
     parser.add_argument("--grade", action="store_true", help="run nothing; print the errors of the predictions")
-    parser.add_argument("--sliced", action="store_true", help="grade the four small traces instead of whole ones")
     options = parser.parse_args()
     if options.grade:
-        grade(options.models, options.out, whole=not options.sliced, every=1)
+        grade(options.models, options.out)
         return
     if options.retry:
         forget_failed(options.models, options.out)

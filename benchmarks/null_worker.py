@@ -9,6 +9,7 @@ import ctypes
 import gc
 import json
 import os
+import signal
 import sys
 import tempfile
 import traceback
@@ -45,6 +46,8 @@ LAYERS_TRIED = 2
 """Of each model, to tell whether it packs: all are of the same code, and ModernBERT's two kinds are the first."""
 
 TOKENS_TRIED = 1000
+LONGEST_S = 600
+"""Of a cell, which takes a second: what hangs is no cell for ever."""
 
 
 def measure(case: Case, gpus: int) -> dict[str, Any]:
@@ -105,6 +108,7 @@ def in_a_fork(function: Callable[..., dict[str, Any]], *args: Any) -> dict[str, 
     child = os.fork()
     if child == 0:
         os.close(reading)
+        signal.alarm(LONGEST_S)
         try:
             found = function(*args)
         except BaseException as error:
@@ -120,14 +124,16 @@ def in_a_fork(function: Callable[..., dict[str, Any]], *args: Any) -> dict[str, 
     return json.loads(text) if text else {"outcome": "failed", "traceback": f"ended with status {status}"}
 
 
-def prepare(case: Case) -> None:
+def prepare(case: Case, packs_known: bool | None) -> None:
     """Make what every fork of a model shares, unless it is there."""
     if case.model not in _models:
         _models.clear()
         with unfilled():
             _models[case.model] = model_of(case, seed=42)
         gc.freeze()  # a fork's collector would write to every object
-    if case.model not in _packs:
+    if packs_known is not None:
+        _packs[case.model] = packs_known  # as the worker of another card has found
+    elif case.model not in _packs:
         _packs[case.model] = in_a_fork(packs, case.model)["packs"]
 
 
@@ -157,11 +163,11 @@ def main() -> None:
         cell = json.loads(line)
         case = Case.model_validate(cell["case"])
         try:
-            prepare(case)
+            prepare(case, cell["packs"])
             found = in_a_fork(measure, case, cell["gpus"])
         except Exception:  # of making the model
             found = {"outcome": "failed", "traceback": traceback.format_exc()[-4000:]}
-        print(json.dumps({"key": cell["key"]} | found), file=answers, flush=True)
+        print(json.dumps(found | {"packs": _packs.get(case.model)}), file=answers, flush=True)
 
 
 if __name__ == "__main__":

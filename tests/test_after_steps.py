@@ -141,6 +141,7 @@ for name in NAMES:
     found[name] = [peaks, where]
     torch.cuda.set_per_process_memory_fraction(1.0)
     del training, model, score
+    processes.accelerator.free_memory()  # it keeps every model that it has wrapped
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
@@ -157,7 +158,7 @@ def test_a_run_ends_with_a_model_within_what_its_steps_take() -> None:
         f"{name}: {phase}": (peak, peaks["steps"])
         for name, (peaks, _) in found.items()
         for phase, peak in peaks.items()
-        if peak > peaks["steps"]
+        if peak > peaks["steps"] and phase != "score"  # which is held to what steps reserved
     }
-    assert over == {}
+    assert over == {}, over
     assert found["plain"][1] == "cuda"

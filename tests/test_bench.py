@@ -170,7 +170,7 @@ def roomy() -> Measured:
 @pytest.mark.skipif(not os.access(CGROUP / "memory", os.W_OK), reason="no memory cgroup that this user may make")
 def test_a_cap_is_kept_and_running_out_of_memory_is_a_row(roomy: Measured) -> None:
     assert roomy.ok and (roomy.peak_host_bytes or 0) > 700 * 2**20
-    found = run_case(LARGE.model_copy(update={"cap_bytes": 650 * 2**20}), LIMIT_S)
+    found = run_case(LARGE.model_copy(update={"cap_bytes": 500 * 2**20}), LIMIT_S)
     assert found.outcome == "out of memory" and found.reason.startswith("host")
     assert not list((CGROUP / "memory").glob(f"bigqa-bench-{os.getpid()}"))
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from benchmarks.null_cells import FOLDER, Cell, predicted, read_cells
+from benchmarks.null_cells import FOLDER, MODELS, Cell, predicted, read_cells
 from bigqa.memory.cards import Card, card_for
 from bigqa.memory.estimate import MemoryEstimate
 from bigqa.memory.host import pinned_block
@@ -23,8 +23,15 @@ RESERVED = (0.005, 0.02)
 SHORT = (0.001, 0.005)
 """What a prediction may be short by, allocated and reserved."""
 PINNED = 0.02
-SAMPLE = {"enliple-small": 3, "enliple-large-v1": 24, "bert-base": 12}
-"""Model -> every how many cells one is replayed; a whole trace of a large one takes a second."""
+PINNED_BYTES = 25 * MIB
+"""Batches and figures are pinned too, half a MiB."""
+MANY = {"enliple-small": 8, "bert-base": 3}
+"""Models of which more than one cell is replayed: a whole trace of a large one takes a second."""
+
+
+@functools.cache
+def cells() -> dict[str, list[Cell]]:
+    return {model: read_cells(model) for model in MODELS}
 
 
 def is_shared(cell: Cell) -> bool:
@@ -32,13 +39,22 @@ def is_shared(cell: Cell) -> bool:
     return cell.gpus > 1 or cell.axes.needs_deepspeed
 
 
+def spread(able: list[Cell], count: int, first: int = 0) -> list[Cell]:
+    """Return so many of the cells, or all, from all over the strategies."""
+    able, count = sorted(able, key=lambda cell: cell.key), min(count, len(able))
+    return [able[(index * len(able) // count + first) % len(able)] for index in range(count)]
+
+
 @functools.cache
 def sample() -> list[tuple[Cell, MemoryEstimate]]:
     found = []
-    for model, every in SAMPLE.items():
-        cells = [c for c in read_cells(model) if c.outcome == "ok" and can_be_traced(c.axes) and not is_shared(c)]
-        found += [(cell, predicted(cell)) for cell in cells[::every]]
-    return found
+    for place, (model, there) in enumerate(cells().items()):
+        able = [c for c in there if c.outcome == "ok" and can_be_traced(c.axes) and not is_shared(c)]
+        found += spread(able, MANY.get(model, 1), 7 * place)  # another part of the strategies of each model
+    small = [cell for cell in cells()["enliple-small"] if cell.outcome == "ok" and not is_shared(cell)]
+    found.append(next(cell for cell in small if cell.axes.optimizer == "paged-adamw8bit"))
+    found.append(next(cell for cell in small if cell.axes.activation_offload and cell.pinned > PINNED_BYTES))
+    return [(cell, predicted(cell)) for cell in dict.fromkeys(found)]
 
 
 def errors(said: Callable[[MemoryEstimate], int], found: Callable[[Cell], int]) -> dict[str, float]:
@@ -58,13 +74,14 @@ def worst(found: dict[str, float]) -> tuple[float, str]:
 
 
 def test_there_are_cells_of_every_kind() -> None:
-    cells = [cell for model in SAMPLE for cell in read_cells(model)]
-    assert {cell.card for cell in cells} >= {"T4", "3090", "A100-40", "H100"}
-    assert len({cell.strategy for cell in cells}) >= 15 and {cell.accumulating for cell in cells} == {True, False}
-    assert not [cell.key for cell in cells if cell.outcome == "failed"]
-    for model in SAMPLE:
-        head = (FOLDER / f"{model}.jsonl").read_text(encoding="utf-8").splitlines()[0]
-        assert "kernels not run" in head and '"torch"' in head and '"commit"' in head
+    measured = [cell for there in cells().values() for cell in there]
+    assert {cell.card for cell in measured} >= {"T4", "3090", "A100-40", "H100"}
+    assert len({cell.strategy for cell in measured}) >= 15 and {cell.accumulating for cell in measured} == {True, False}
+    assert not [cell.key for cell in measured if cell.outcome == "failed"]
+    for model, there in cells().items():
+        if there:
+            head = (FOLDER / f"{model}.jsonl").read_text(encoding="utf-8").splitlines()[0]
+            assert "kernels not run" in head and '"torch"' in head and '"commit"' in head
 
 
 def test_what_is_allocated() -> None:
@@ -84,15 +101,14 @@ def test_what_is_reserved_at_worst() -> None:
 SMALL = pytest.param(
     "enliple-small",
     marks=pytest.mark.xfail(
-        strict=True,
-        reason="cells of 60 to 300 MB: a segment of 2 MiB is up to 3% of a cell",
+        strict=False,  # which cells are replayed hangs on which there are
+        reason="cells of 60 to 300 MB: two segments of 2 MiB are up to 1.7% of a cell",
     ),
 )
-OTHERS = [model for model in SAMPLE if model != "enliple-small"]
 
 
 def most_short(found: dict[str, float], model: str) -> tuple[float, str]:
-    return min((error, name) for name, error in found.items() if name.startswith(f"{model} "))
+    return min(((error, name) for name, error in found.items() if name.startswith(f"{model} ")), default=(0.0, ""))
 
 
 def test_no_more_is_allocated_than_is_said() -> None:
@@ -100,7 +116,7 @@ def test_no_more_is_allocated_than_is_said() -> None:
     assert min(found.values()) >= -SHORT[0], min((error, name) for name, error in found.items())
 
 
-@pytest.mark.parametrize("model", [SMALL, *OTHERS])
+@pytest.mark.parametrize("model", [SMALL, *(model for model in MODELS if model != "enliple-small")])
 def test_no_more_is_reserved_than_is_said(model: str) -> None:
     assert most_short(reserved(), model)[0] >= -SHORT[1], most_short(reserved(), model)
 
@@ -110,10 +126,10 @@ def test_what_is_reached_in_small_cells() -> None:
 
 
 def test_what_is_pinned() -> None:
-    # Batches and figures are pinned too, half a MiB.
-    cells = [(c, m) for c, m in sample() if c.axes.activation_offload and c.pinned > 25 * MIB]
-    found = {cell.key: memory.pinned_bytes / cell.pinned - 1 for cell, memory in cells}
-    assert found and worst(found)[0] <= PINNED, worst(found)
+    """To the byte, but for what torch pins: figures, and the batches of two steps, a MiB at most here."""
+    cells = [(c, m) for c, m in sample() if c.axes.activation_offload]
+    found = {cell.key: cell.pinned - memory.pinned_bytes for cell, memory in cells}
+    assert found and {key: short for key, short in found.items() if not 0 <= short <= 1.1 * MIB} == {}
 
 
 def test_managed_memory_is_apart() -> None:
@@ -132,8 +148,9 @@ def test_a_sum_over_rows_takes_what_torch_recorded() -> None:
 
 
 def test_a_card_that_the_table_has_not_is_taken_for_a_large_one() -> None:
-    assert card_for("RTX 9999", (8, 6)) == Card((8, 6), 108, 1536)
-    assert card_for("Tesla T4", (7, 5), 15 * GIB) == Card((7, 5), 40, 1024)
+    strange, known = card_for("RTX 9999", (8, 6)), card_for("Tesla T4", (7, 5), 15 * GIB)
+    assert (strange.capability, strange.multiprocessors, strange.threads) == ((8, 6), 108, 1536)
+    assert (known.capability, known.multiprocessors, known.threads) == ((7, 5), 40, 1024)
 
 
 def test_pinned_memory_comes_in_powers_of_two() -> None:
@@ -143,15 +160,15 @@ def test_pinned_memory_comes_in_powers_of_two() -> None:
 SHARDED_ALLOCATED, SHARDED_RESERVED = (0.01, 0.03), (0.02, 0.05)
 """DeepSpeed's: median and worst error."""
 SHARDED_SHORT = 0.01
-SHARDED_SAMPLE = {"enliple-small": 2, "enliple-large-v1": 5}
+SHARDED_SAMPLE = {"enliple-small": 6, "enliple-large-v1": 4}
 
 
 @functools.cache
 def sharded() -> list[tuple[Cell, MemoryEstimate]]:
     found = []
-    for model, every in SHARDED_SAMPLE.items():
-        cells = [cell for cell in read_cells(model) if cell.outcome == "ok" and cell.axes.needs_deepspeed]
-        found += [(cell, predicted(cell)) for cell in cells[::every]]
+    for model, count in SHARDED_SAMPLE.items():
+        able = [cell for cell in read_cells(model) if cell.outcome == "ok" and cell.axes.needs_deepspeed]
+        found += [(cell, predicted(cell)) for cell in spread(able, count)]
     return found
 
 

@@ -111,7 +111,8 @@ def test_what_cannot_be_planned_is_refused_in_a_line(words: tuple[str, ...], sai
 def test_several_machines_are_launched_with_rank_and_address(tmp_path: Path) -> None:
     """As Accelerate reads it: it takes no configuration of several machines without an address."""
     plan = tmp_path / "plan.json"
-    done = here("probe", "enliple-large-v1", "--gpu", "A100-40", "--gpus", "4", "--nodes", "2", "--out", plan)
+    cards = ["--gpu", "A100-40", "--gpus", "4", "--nodes", "2", "--host-memory", "64GiB"]
+    done = here("probe", "enliple-large-v1", *cards, "--out", plan)
     assert done.returncode == 0, done.stderr
     assert "--machine_rank RANK --main_process_ip ADDRESS" in done.stdout and "--tokenizer VOCAB" in done.stdout
     config = load_config_from_file(str(tmp_path / "plan.accelerate.yaml"))

@@ -1,6 +1,7 @@
 """Two real processes of one run, forked: what they add up, and what the main one tells."""
 
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -60,3 +61,15 @@ def test_a_gpu_that_is_not_there_is_no_device(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(BigqaError, match="--device cpu"):
         Processes("cuda")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize(("asked", "threads"), [("", 4), ("3", 3)])
+def test_cores_are_shared_out(monkeypatch: pytest.MonkeyPatch, device: str, asked: str, threads: int) -> None:
+    """Beside a GPU too, where a launcher's one thread would step all that is offloaded."""
+    set_to: list[int] = []
+    monkeypatch.setenv("BIGQA_THREADS", asked)
+    monkeypatch.setattr("bigqa.engine.processes.usable_cores", lambda: 8)
+    monkeypatch.setattr(torch, "set_num_threads", set_to.append)
+    Processes._share_cores(SimpleNamespace(device=torch.device(device), on_this_machine=2))  # type: ignore[arg-type]
+    assert set_to == [threads]

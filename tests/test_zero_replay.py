@@ -188,6 +188,8 @@ def test_what_is_there_before_the_first_step(world_size: int, held: int) -> None
     """8 Mi parameters: 2 bytes of weights, and this process's part of 4 bytes of masters."""
     device, _ = early(1, world_size)
     assert device.allocator.allocated_bytes == held * MIB
+    device.empty_cache(forget=True)
+    assert device.allocator.peak_allocated_bytes == held * MIB and device.peak_phase == "start"
 
 
 def test_a_step_of_zero_2_by_hand() -> None:
@@ -245,7 +247,7 @@ def test_zero_3_reduces_what_does_not_fit_its_bucket_as_it_is() -> None:
     assert device.allocator.allocated_bytes == (4 + 16) * MIB + 512  # and the norm of the first
     stage.end_backward()
     assert device.allocator.allocated_bytes == 4 * MIB + 2 * 512
-    # The large one as it is, its part once more and in fp32 (in fp64 a norm takes it in pieces), the norm of the first.
+    # The large one as it is, its part once more, and in fp64 for its norm; and the norm of the first.
     assert device.allocator.peak_allocated_bytes == (4 + 16 + 8 + 32) * MIB + 512
 
 

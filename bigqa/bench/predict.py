@@ -14,6 +14,10 @@ from bigqa.memory.estimate import Estimator
 from bigqa.models.sources import load_config, resolve
 from bigqa.plan.planner import known_estimator
 from bigqa.speed.throughput import Rates, Shape, speed_of
+from bigqa.units import MIB
+
+DATASETS_BYTES = 50 * MIB
+"""Of `datasets` and its pandas, which every process imported as far as 0.1.0; reports of the time name its version."""
 
 
 class Predictor:
@@ -78,7 +82,11 @@ def predict_anew(report: RunReport) -> Predicted:
     """Predict a report's case with the code as it is now."""
     gpus = [gpu for gpu in report.hardware.gpus if gpu.name == report.gpu]
     card = card_for(gpus[0].name, gpus[0].capability, gpus[0].total_bytes) if gpus else A100
-    return predict(estimator_of(report), report.case, report.rates, report.hardware.cpu.cores, card)
+    found = predict(estimator_of(report), report.case, report.rates, report.hardware.cpu.cores, card)
+    if "datasets" not in report.versions:
+        return found
+    memory = found.memory.model_copy(update={"host_bytes": found.memory.host_bytes + DATASETS_BYTES})
+    return found.model_copy(update={"memory": memory})
 
 
 def estimator_of(report: RunReport) -> Estimator:

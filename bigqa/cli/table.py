@@ -26,7 +26,7 @@ def table(
     charts: Annotated[Path | None, typer.Option(help="Write the charts into this folder.")] = None,
 ) -> None:
     """Show what was predicted and what was measured, and grade the planner by it."""
-    from bigqa.table.command import form_of, tabled, write_all
+    from bigqa.table.command import form_of, null_gpu_part, tabled, write_all
 
     if update and (check or grade or form or out):
         raise UsageError(
@@ -39,7 +39,9 @@ def table(
     else:
         written = write_all(found.charts(charts)) if charts else []
         if grade or not check:
-            text = found.text(form_of(form, out), graded=grade)
+            chosen = form_of(form, out)
+            text = found.text(chosen, graded=grade)
+            text += null_gpu_part() if grade and chosen == "md" and not folders else ""
             written += write_all({out: text + "\n"}) if out else []
             if out is None:
                 print(text)

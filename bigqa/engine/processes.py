@@ -13,7 +13,7 @@ from bigqa.machine.hardware import usable_cores
 from bigqa.machine.kernels import Build, lacking
 
 THREADS_VARIABLE = "BIGQA_THREADS"
-"""Threads of each process on a CPU; else the cores that it may use, shared out among the processes."""
+"""Threads of each process on the CPU; else the cores that it may use, shared out among the processes."""
 LONGEST_WAIT = timedelta(hours=2)
 """For the process that makes the features, while the others wait."""
 LEFT: list[object] = []
@@ -59,10 +59,10 @@ class Processes:
         self._share_cores()
 
     def _share_cores(self) -> None:
-        # A launcher of several processes gives each one thread; the cores are there to be used.
-        if self.device.type == "cpu":
-            asked = os.environ.get(THREADS_VARIABLE, "")
-            torch.set_num_threads(int(asked) if asked.isdigit() else max(1, usable_cores() // self.on_this_machine))
+        # A launcher of several processes gives each one thread; the cores are there to be used: beside a GPU too, where
+        # they step what is offloaded.
+        asked = os.environ.get(THREADS_VARIABLE, "")
+        torch.set_num_threads(int(asked) if asked.isdigit() else max(1, usable_cores() // self.on_this_machine))
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Prepare a model for training on these processes."""

@@ -8,7 +8,7 @@ import contextlib
 import functools
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bigqa.engine.extensions import make_ready
 from bigqa.engine.optim.moments import NAMES
 from bigqa.engine.optim.optimizers import BETAS
-from bigqa.engine.optim.scaling import LossScaler
+from bigqa.engine.optim.scaling import ForDeepSpeed, LossScaler
 from bigqa.engine.optim.update import State, Update
 from bigqa.engine.recovery import is_out_of_memory
 from bigqa.engine.zero import NORMED_AT_ONCE
@@ -58,7 +58,9 @@ class ShardedUpdate(Update):
         self.scaling = LossScaler()
         self.scaler = self.scaling if strategy.precision == "fp16" else None
         if self.scaler is not None:
-            self.engine.optimizer.loss_scaler = _Scaling(self.scaler)
+            self.engine.optimizer.loss_scaler = ForDeepSpeed(self.scaler)
+        if strategy.device == "cuda" and self.stage in (1, 2):
+            _hold_until_reduced(self.engine.optimizer, self.parameters.values())
         self.changing, self.completed = False, 0
         # DeepSpeed takes its masters from weights that are rounded already.
         self._set_masters(exact)
@@ -211,34 +213,41 @@ class ShardedUpdate(Update):
         """Make the moments that the first step would make."""
         base = self.engine.optimizer.optimizer
         as_tensor = isinstance(base, torch.optim.AdamW)
-        for flat in self._flats():
-            state = base.state[flat]
-            state["step"] = torch.tensor(float(step), device=flat.device) if as_tensor else step
-            for kind in NAMES:
-                state.setdefault(kind, torch.zeros_like(flat))
+        for group, flat in enumerate(self._flats()):
+            with self._in_memory(group):
+                state = base.state[flat]
+                state["step"] = torch.tensor(float(step), device=flat.device) if as_tensor else step
+                for kind in NAMES:
+                    state.setdefault(kind, torch.zeros_like(flat))
         self._link_states()
 
+    def is_on_disk(self, group: int) -> bool:
+        """Whether a group's states are on a disk between steps: small ones stay in memory."""
+        return self.stage == 3 and bool(self.engine.optimizer._swappable_optimizer_subgroup(group))
 
-class _Scaling:
-    """Our loss scaling where DeepSpeed looks for its own.
+    @contextlib.contextmanager
+    def _in_memory(self, group: int) -> Iterator[None]:
+        """Hold around work on a group's states: on a disk, they are read before, and written back with what was added.
 
-    Its own is in no checkpoint of ours, doubles a step later, and ends the run where the scale cannot go lower.
+        Of a group that is on a disk, the tensor itself is empty.
+        """
+        zero, is_on_disk = self.engine.optimizer, self.is_on_disk(group)
+        if is_on_disk:
+            zero._optimizer_states_and_gradient_swap_in(group)
+        yield
+        if is_on_disk:
+            zero._optimizer_states_and_gradient_swap_out(group)
+
+
+def _hold_until_reduced(zero: Any, parameters: Iterable[nn.Parameter]) -> None:
+    """Have the gradients that no bucket has room for stay where they are until they are reduced.
+
+    That goes on beside the computation, on a stream of its own, and they are let go of when it has only been launched:
+    the computation would be given their memory. DeepSpeed (0.19.8) marks what it offloads, and ZeRO-3's, alone.
     """
-
-    def __init__(self, scaler: LossScaler) -> None:
-        self.scaler = scaler
-
-    @property
-    def cur_scale(self) -> float:
-        """The scale of this step's loss."""
-        return self.scaler.scale
-
-    def scale_loss(self, loss: Tensor) -> Tensor:
-        """Scale a loss."""
-        return loss * self.scaler.scale
-
-    def update_scale(self, overflow: bool) -> None:
-        """Wait: DeepSpeed says so before it takes the scale off the gradients, by what the scale is then."""
+    for parameter in parameters:
+        if parameter.numel() > zero.reduce_bucket_size:
+            parameter.register_hook(lambda gradient: gradient.record_stream(zero.reduction_stream))
 
 
 def _deepspeed() -> Any:

@@ -12,6 +12,9 @@ from bigqa.strategy import Strategy
 
 LOW_BYTES, MASTER_BYTES, MOMENT_BYTES = 2, 4, 8
 
+IMPORTED_BYTES = 20 * 2**20
+"""Of DeepSpeed itself, and of its Adam: what importing them adds to a process, as measured."""
+
 
 @dataclass(frozen=True)
 class States:
@@ -38,8 +41,12 @@ def states(strategy: Strategy, num_parameters: int, largest_layer: int, world_si
     optimizer = (MASTER_BYTES + MOMENT_BYTES) * share
     host = pinned = disk = 0
     if strategy.offload_optimizer != "none":
-        # fp32 gradients come to the host beside masters and moments; on the GPU only buckets are left.
-        moved, optimizer, gradients = optimizer + MASTER_BYTES * share, 0, 0
+        # fp32 gradients come to the host beside masters and moments.
+        moved, optimizer = optimizer + MASTER_BYTES * share, 0
+        if stage == 3:  # its gradients come by a flat buffer, and the largest parameter's is there besides
+            gradients += LOW_BYTES * largest_layer
+        else:  # one more copy of the flat weights, and a buffer each for a gradient on its way and on its return
+            gradients = LOW_BYTES * (share + 2 * largest_layer)
         if strategy.offload_optimizer == "nvme":
             disk, pinned = disk + moved, 4 * 4 * min(bucket, share)
         else:
@@ -51,7 +58,7 @@ def states(strategy: Strategy, num_parameters: int, largest_layer: int, world_si
         pinned += 5 * LOW_BYTES * min(bucket, largest_layer)
     # Two buckets while gradients are reduced as others are made, and one to gather updated weights in fp32.
     buffers = LOW_BYTES * bucket * 2 + (LOW_BYTES * bucket if stage < 3 else 0)
-    host += LOW_BYTES * num_parameters // 4
+    host += IMPORTED_BYTES + LOW_BYTES * num_parameters // 4
     return States(weights, gradients, optimizer, buffers, host, pinned, disk)
 
 

@@ -32,8 +32,8 @@ from bigqa.tasks.base import Batch, Task
 
 MIB = 2**20
 
-Key = tuple[Strategy, int, bool]
-"""What shapes a trace: the axes, the sequence length, whether gradients are accumulated."""
+Key = tuple[Strategy, int, bool, bool]
+"""What shapes a trace: the axes, the sequence length, whether gradients are accumulated, whether windows are packed."""
 
 
 class MemoryEstimate(BaseModel):
@@ -99,9 +99,9 @@ class Estimator:
         self, strategy: Strategy, micro_batch: int, seq_len: int, *, accumulating: bool, card: Card = A100
     ) -> Footprint:
         """Return what one process holds and does in a step of one micro-batch."""
-        key = (_traced(strategy), seq_len, accumulating)
+        key = self._key(strategy, seq_len, accumulating, card)
         if key not in self._scalings:
-            self._scalings[key] = self._scaling(*key)
+            self._scalings[key] = self._scaling(key)
         try:
             return self._scalings[key].at(micro_batch, card)
         except NoLineError:  # as where only what is large enough is offloaded
@@ -109,24 +109,22 @@ class Estimator:
 
     def _whole(self, key: Key, micro_batch: int, card: Card) -> Footprint:
         """Return the footprint of all layers traced at the micro-batch itself."""
-        strategy, seq_len, accumulating = key
+        strategy = key[0]
         if (key, micro_batch) not in self._wholes:
-            stream = self._trace(strategy, int(self.config.num_hidden_layers), micro_batch, seq_len, accumulating)
+            stream = self._trace(key, int(self.config.num_hidden_layers), micro_batch)
             self._wholes[key, micro_batch] = stream
         return whole_footprint(self._wholes[key, micro_batch], made_on_host=strategy.device == "cuda", card=card)
 
-    def trace_ahead(self, wanted: Iterable[tuple[Strategy, int, bool]]) -> None:
+    def trace_ahead(self, wanted: Iterable[tuple[Strategy, int, bool]], card: Card = A100) -> None:
         """Make the traces of many (strategy, sequence length, accumulating) at once, on all cores."""
-        keys: dict[Key, None] = {
-            (_traced(strategy), seq_len, accumulating): None for strategy, seq_len, accumulating in wanted
-        }
+        keys: dict[Key, None] = {self._key(*one, card): None for one in wanted}
         groups: dict[Any, list[Key]] = {}
         for key in keys:
             if key not in self._scalings:
                 groups.setdefault(self.shared_by(key[0]), []).append(key)
         ordered = sorted(groups.values(), key=len, reverse=True)
         self.prepare()
-        traced = in_forks(lambda group: [self._scaling(*key) for key in group], ordered)
+        traced = in_forks(lambda group: [self._scaling(key) for key in group], ordered)
         for group, found in zip(ordered, traced, strict=True):
             self._scalings |= dict(zip(group, found, strict=True))
 
@@ -160,7 +158,7 @@ class Estimator:
         if strategy.needs_deepspeed and strategy.device == "cuda":
             return self._of_sharded(strategy, micro_batch, seq_len, accumulating, world_size, card, whole)
         if whole:
-            found = self._whole((_traced(strategy), seq_len, accumulating), micro_batch, card)
+            found = self._whole(self._key(strategy, seq_len, accumulating, card), micro_batch, card)
         else:
             found = self.footprint(strategy, micro_batch, seq_len, accumulating=accumulating, card=card)
         if strategy.device == "cpu":
@@ -243,10 +241,17 @@ class Estimator:
         if strategy.needs_deepspeed and strategy.device == "cuda":
             asked: dict[str, Any] = {"accumulating": accumulating, "world_size": world_size, "card": card}
             return timeline_of(self._sharded.last_step(strategy, micro_batch, seq_len, **asked))
-        stream = self._trace(_traced(strategy), int(self.config.num_hidden_layers), micro_batch, seq_len, accumulating)
+        key = self._key(strategy, seq_len, accumulating, card)
+        stream = self._trace(key, int(self.config.num_hidden_layers), micro_batch)
         return timeline_of(on_card(stream, card))
 
-    def _scaling(self, strategy: Strategy, seq_len: int, accumulating: bool) -> Scaling:
+    def _key(self, strategy: Strategy, seq_len: int, accumulating: bool, card: Card) -> Key:
+        """Return what shapes a trace. Whether a GPU has a kernel for packed windows hangs on age and precision."""
+        on_gpu, dtype = strategy.device == "cuda", DTYPES[strategy.precision]
+        packs = not on_gpu or attention.packs_at(card.capability, dtype, self.config, seq_len)
+        return _traced(strategy), seq_len, accumulating, packs and self.packs
+
+    def _scaling(self, key: Key) -> Scaling:
         num_layers = int(self.config.num_hidden_layers)
         repeat = _period(self.config)
         # The traced depths and the full one must be a whole number of repeats apart.
@@ -256,16 +261,17 @@ class Estimator:
         depths = (first, first + repeat)
 
         def trace(layers: int, micro_batch: int) -> Stream:
-            return self._trace(strategy, layers, micro_batch, seq_len, accumulating)
+            return self._trace(key, layers, micro_batch)
 
-        return Scaling(trace, num_layers, depths, made_on_host=strategy.device == "cuda")
+        return Scaling(trace, num_layers, depths, made_on_host=key[0].device == "cuda")
 
-    def _trace(self, strategy: Strategy, layers: int, micro_batch: int, seq_len: int, accumulating: bool) -> Stream:
+    def _trace(self, key: Key, layers: int, micro_batch: int) -> Stream:
+        strategy, seq_len, accumulating, packed = key
         config = with_layers(self.config, layers)
         return trace_step(
             lambda: self.make_model(config),
             self.task,
-            lambda: self.task.example(micro_batch, seq_len, packed=self.packs),
+            lambda: self.task.example(micro_batch, seq_len, packed=packed),
             strategy,
             accumulating=accumulating,
         )

@@ -72,7 +72,7 @@ class StandIn(torch.optim.Optimizer):
         if self.kept_elsewhere:
             return
         if self.kind == "adamw":  # as `torch.optim.AdamW` makes them
-            yield "step", torch.zeros((), dtype=torch.float32, device=parameter.device)
+            yield "step", parameter.new_zeros((), dtype=torch.float32)
         if self.kind == "adamw" or parameter.numel() < SMALLEST_8BIT:
             dtype = parameter.dtype if self.kind == "adamw" else torch.float32
             for name in ("exp_avg", "exp_avg_sq"):
@@ -84,4 +84,4 @@ class StandIn(torch.optim.Optimizer):
                 else:
                     yield f"state{number}", torch.zeros_like(parameter, dtype=torch.uint8)
             for number in ("1", "2"):
-                yield f"absmax{number}", torch.zeros(-(-parameter.numel() // BLOCK), dtype=torch.float32)
+                yield f"absmax{number}", parameter.new_zeros(-(-parameter.numel() // BLOCK), dtype=torch.float32)

@@ -22,8 +22,8 @@ WORKSPACE_HOPPER_BYTES = 32 * MIB
 CHUNK = 65536
 """Elements of a block of torch's multi-tensor kernels (`MultiTensorApply.cuh`, `kChunkSize`)."""
 FEW_INDICES, ROWS_PER_THREAD, WARP = 3072, 10, 32
-TURN_BYTES = 64 * 64 * 4 + 16
-"""fp32 values of 64 queries, a lock and a counter."""
+TURN_COLUMNS, TURN_LOCK_BYTES = 64, 16
+"""Of what blocks of queries add to by turns: fp32 values, 64 of a head, and a lock and a counter."""
 
 
 @dataclass(frozen=True)
@@ -158,24 +158,42 @@ def _of_packed_backward(args: tuple[Any, ...], result: Any) -> list[Scratch]:
     """Return what flash attention's backward pass holds, and what the memory-efficient kernel's where a card has that.
 
     Sources: torch, `flash_api.cpp`, `mha_varlen_bwd`: sums of scores, and the gradient of the queries in fp32.
-    `attention_backward.cu`, `_efficient_attention_backward`: sums of each row, and in low precision what blocks of 64
-    queries add to by turns (`mem_eff_attention/kernel_backward.h`, `GradQTempStorage`).
+    `attention_backward.cu`, `_efficient_attention_backward`: sums of each row, in fp32 of products no larger than what
+    comes next, and what blocks of queries add to by turns (`mem_eff_attention/kernel_backward.h`, `GradQTempStorage`).
     """
     query, ends, longest = args[1], args[6], args[8]
     tokens, heads, size = query.shape
     windows, low, of = ends.shape[0] - 1, query.dtype != torch.float32, (size, int(args[10] > 0))
     sums = Scratch("efficient", (4 * heads * tokens, 1, *of))
+    turns = _turn_bytes(query.dtype, heads * windows, longest, size)
     if not low:
-        return [sums]
+        return [sums, sums, Scratch("efficient", (turns, 1, *of))]
     rows = tokens + 128 * windows
     rounded = -(-size // 32) * 32 if size <= 128 else -(-size // 64) * 64
-    blocks = heads * windows * -(-longest // 64) * -(-size // 64)
     held = [
         Scratch("flash", (4 * heads * rows, *of)),
         Scratch("flash queries", (4 * heads * rows * rounded, heads * windows, *of)),
     ]
-    turns = Scratch("efficient", (blocks * TURN_BYTES, 0, *of))
-    return [*held, Scratch("efficient", (4 * heads * tokens, 0, *of)), turns]
+    summed = Scratch("efficient", (4 * heads * tokens, 0, *of))
+    return [*held, summed, Scratch("efficient", (turns, 0, *of))]
+
+
+def _of_padded_backward(args: tuple[Any, ...], result: Any) -> list[Scratch]:
+    """As of packed windows, for the memory-efficient kernel alone."""
+    windows, heads, length, size = args[1].shape
+    sums = Scratch("bytes", (4 * windows * heads * length,))
+    turns = Scratch("bytes", (_turn_bytes(args[1].dtype, heads * windows, length, size),))
+    return [sums, turns] if args[1].dtype != torch.float32 else [sums, sums, turns]
+
+
+def _turn_bytes(dtype: torch.dtype, parts: int, longest: int, size: int) -> int:
+    """Return what blocks of queries add the gradient of the queries to, in each head of each window.
+
+    Blocks are of 128 queries in low precision where heads are larger than 64, else of 64.
+    """
+    rows = 128 if dtype != torch.float32 and size > 64 else 64
+    blocks = parts * -(-longest // rows) * -(-size // TURN_COLUMNS)
+    return blocks * (4 * rows * TURN_COLUMNS + TURN_LOCK_BYTES)
 
 
 def _of_embedding_backward(args: tuple[Any, ...], result: Any) -> list[Scratch]:
@@ -202,6 +220,7 @@ _OF: dict[Any, Callable[[tuple[Any, ...], Any], list[Scratch]]] = {
     torch.ops.aten.sum.dim_IntList: _of_sum,
     torch.ops.aten._flash_attention_backward.default: _of_packed_backward,
     torch.ops.aten._flash_attention_forward.default: _of_packed,
+    torch.ops.aten._scaled_dot_product_efficient_attention_backward.default: _of_padded_backward,
     torch.ops.aten.embedding_dense_backward.default: _of_embedding_backward,
     torch.ops.aten._softmax_backward_data.default: _of_softmax_backward,
 }

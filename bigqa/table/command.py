@@ -16,6 +16,7 @@ from bigqa.show import markers
 from bigqa.table.charts import charts_of
 from bigqa.table.grade import Grade, grade
 from bigqa.table.marks import grade_markdown, grade_record
+from bigqa.table.null_gpu import FOLDER, errors_of, null_markdown, read_counted, sample_of
 from bigqa.table.page import bench_page
 from bigqa.table.rows import Row, rows_of
 from bigqa.table.text import csv_text, in_order, markdown, record
@@ -106,6 +107,12 @@ def tabled(folders: Sequence[Path], on_row: Callable[[int, int], None]) -> Table
         names = ", ".join(map(str, chosen))
         raise BigqaError(f"no reports in {names}: `bigqa bench --out {chosen[0]}` makes them")
     return Tabled(rows_of(reports, on_row))
+
+
+def null_gpu_part() -> str:
+    """Return the grade of a sample of the cells of the null GPU; nothing where there are none."""
+    cells = read_counted(FOLDER)
+    return f"\n\n{null_markdown(cells, errors_of(sample_of(cells)))}" if cells else ""
 
 
 def form_of(asked: Format | None, out: Path | None) -> Format:

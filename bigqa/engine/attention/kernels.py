@@ -140,12 +140,17 @@ def _packed_on_gpu(query: Tensor, key: Tensor, value: Tensor, bounds: Bounds, dr
 
 
 def packs_on(device: torch.device, dtype: torch.dtype, config: Any, seq_len: int) -> bool:
-    """Whether a device has a kernel for a model's packed windows: tokens that look only so far need flash attention."""
-    if device.type != "cuda" or not any(span < seq_len for span in spans_of(config)):
+    """Whether a device has a kernel for a model's packed windows."""
+    return device.type != "cuda" or packs_at(least_capability(device), dtype, config, seq_len)
+
+
+def packs_at(capability: tuple[int, int], dtype: torch.dtype, config: Any, seq_len: int) -> bool:
+    """Whether a GPU has a kernel for packed windows: tokens that look only so far need flash attention."""
+    if not any(span < seq_len for span in spans_of(config)):
         return True
     heads = int(getattr(config, "num_attention_heads", 1))
     size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-    return _flash_on(least_capability(device), dtype, size, drops=True)
+    return _flash_on(capability, dtype, size, drops=True)
 
 
 def spans_of(config: Any) -> list[int]:

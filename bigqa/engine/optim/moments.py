@@ -62,11 +62,13 @@ def put(
                 _encode(state, number, moment, scale)
         return
     if not hasattr(optimizer, "init_state"):
-        count = torch.tensor(float(step), device=parameter.device)
         # Copies: what is read from a file is the file, mapped, and goes with its checkpoint.
-        pairs = zip(NAMES, (first, second), strict=True)
-        made = {kind: torch.empty_like(parameter, dtype=torch.float32).copy_(moment) for kind, moment in pairs}
-        optimizer.state[parameter] = made | {"step": count}
+        state = optimizer.state[parameter]
+        state["step"] = torch.tensor(float(step), device=parameter.device)
+        for kind, moment in zip(NAMES, (first, second), strict=True):
+            if kind not in state:
+                state[kind] = torch.empty_like(parameter, dtype=torch.float32)
+            state[kind].copy_(moment)
         return
     _make_state(optimizer, parameter)
     state = optimizer.state[parameter]
@@ -101,12 +103,15 @@ def _encode(state: dict[str, Any], number: str, moment: Tensor, scale: Tensor | 
     if kept.dtype == torch.float32:
         kept.copy_(moment)
         return
-    code, flat, codes, scales = state[f"qmap{number}"], moment.reshape(-1), kept.view(-1), state[f"absmax{number}"]
+    # Worked out in host memory: places within a map are integers of 8 bytes.
+    code, flat = state[f"qmap{number}"].to("cpu"), moment.to("cpu").reshape(-1)
+    codes, scales = kept.view(-1), state[f"absmax{number}"]
     for piece in pieces_of(flat):
-        part, at = flat[piece].to(scales.device, torch.float32), slice(piece.start // BLOCK, -(-piece.stop // BLOCK))
+        part, at = flat[piece].float(), slice(piece.start // BLOCK, -(-piece.stop // BLOCK))
         blocks = functional.pad(part, (0, -part.numel() % BLOCK)).view(-1, BLOCK)
-        scales[at].copy_(_scale_of(blocks, code) if scale is None else scale[at])
-        codes[piece].copy_(_codes_of(blocks, scales[at, None], code).view(-1)[: part.numel()])
+        of_blocks = _scale_of(blocks, code) if scale is None else scale[at].to("cpu")
+        scales[at].copy_(of_blocks)
+        codes[piece].copy_(_codes_of(blocks, of_blocks[:, None], code).view(-1)[: part.numel()])
 
 
 def _scale_of(blocks: Tensor, code: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ halved, and after many good steps it is doubled. The rules and numbers are those
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 GROWTH, BACKOFF, GROWTH_INTERVAL = 2.0, 0.5, 2000
 
 
@@ -28,3 +30,25 @@ class LossScaler:
         self.good_steps += 1
         if self.good_steps == GROWTH_INTERVAL:
             self.scale, self.good_steps = self.scale * GROWTH, 0
+
+
+class ForDeepSpeed:
+    """Our loss scaling where DeepSpeed looks for its own.
+
+    Its own is in no checkpoint of ours, doubles a step later, and ends the run where the scale cannot go lower.
+    """
+
+    def __init__(self, scaler: LossScaler) -> None:
+        self.scaler = scaler
+
+    @property
+    def cur_scale(self) -> float:
+        """The scale of this step's loss."""
+        return self.scaler.scale
+
+    def scale_loss(self, loss: Tensor) -> Tensor:
+        """Scale a loss."""
+        return loss * self.scaler.scale
+
+    def update_scale(self, overflow: bool) -> None:
+        """Wait: DeepSpeed says so before it takes the scale off the gradients, by what the scale is then."""

@@ -63,9 +63,14 @@ class Device:
             events.append(Event(key, size if is_new else 0, "ready" if at < self._step else phase, what))
         return Stream(events=events, categories={key: block[0] for key, block in self._blocks.items()})
 
-    def empty_cache(self) -> None:
-        """Give back what is free."""
-        self.allocator.give_back()
+    def empty_cache(self, *, forget: bool = False) -> None:
+        """Give back what is free. `forget`: the peak is what is there from now on."""
+        allocator = self.allocator
+        allocator.give_back()
+        if forget:
+            allocator.peak_allocated_bytes = allocator.allocated_bytes
+            allocator.peak_reserved_bytes = allocator.reserved_bytes
+            self._peak, self._peak_phase = len(self._log), self.phase
 
     def pin(self, size_bytes: int) -> None:
         """Pin memory of the host: kept, or kept for the next who asks."""

@@ -53,13 +53,17 @@ class EarlyStages:
         self.norms: list[int] = []
 
     def start(self) -> None:
-        """Place the model, flatten it, make masters: `__init__`."""
+        """Place the model, flatten it, make masters: `__init__`.
+
+        A group is flattened on the GPU where there is room for it twice, else in host memory: more than once it is not
+        needed, and torch's peaks are reset there (`utils.py`, `empty_cache`).
+        """
         device, weights = self.device, {}
         for number, size in self.layout.placed:
             block = device.new(size if number < 0 else self.layout.numels[number] * self.low, "weights", "weight")
             weights[number] = block
         for numbers, group in zip(self.layout.groups, self.groups, strict=True):
-            device.empty_cache()
+            device.empty_cache(forget=True)
             pad = device.new(group.padding * self.low, "weights")
             if len(numbers) > 1 or pad:
                 device.new(group.size * self.world_size * self.low, "weights", "flat")

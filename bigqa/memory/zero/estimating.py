@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from bigqa.engine.pinned import whole_pages
 from bigqa.engine.zero import buckets_of
 from bigqa.memory.cards import Card
 from bigqa.memory.events import Stream, sizes_on
-from bigqa.memory.host import pinned_block
 from bigqa.memory.scaling import BATCHES, NUM_LARGEST, NoLineError, sizes_at
 from bigqa.memory.zero.device import Device
 from bigqa.memory.zero.replay import replay
@@ -102,7 +102,7 @@ class ShardedRuns:
 
 
 def _offloaded(stream: Stream) -> int:
-    return sum(map(pinned_block, stream.offloaded))
+    return sum(map(whole_pages, stream.offloaded))
 
 
 def _traced(strategy: Strategy) -> Strategy:
