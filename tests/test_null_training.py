@@ -168,7 +168,7 @@ def test_the_ladder_is_gone_down_wherever_memory_runs_out(tmp_path: Path) -> Non
 # ---- several processes ----
 
 RANKS = 8
-OF_EIGHT = ["plain", "release-recompute", "zero1", "zero2", "zero3"]
+OF_EIGHT = ["plain", "8bit-recompute", "zero1", "zero2", "zero3"]
 
 
 def test_one_process_of_eight_trains_and_saves(tmp_path: Path) -> None:
