@@ -18,7 +18,7 @@ from bigqa.bench.cases import Grid, cases_of, rows_on
 from bigqa.bench.command import bench, parse_caps, parse_counts
 from bigqa.bench.predict import Predictor, predict_anew
 from bigqa.bench.report import Case, Measured, RunReport, read_report, read_reports, write_report
-from bigqa.bench.sweep import Limits, is_measured, run_case, sweep
+from bigqa.bench.sweep import Limits, error_of, is_measured, run_case, sweep
 from bigqa.errors import UsageError
 from bigqa.machine.hardware import CGROUP, Hardware, detect
 from bigqa.speed import calibration
@@ -140,6 +140,23 @@ def test_a_peak_is_the_process_own_and_not_its_parents() -> None:
 def test_a_crash_is_a_row_with_its_reason() -> None:
     found = run_case(case(model="no/such/model"), LIMIT_S)
     assert found.outcome == "failed" and "no/such/model" in found.reason
+    assert "Traceback (most recent call last)" in found.said and 'worker.py", line' in found.said
+
+
+TRACE = "Traceback (most recent call last):"
+
+
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        (f"{TRACE}\n  File 'x'\n    1 / 0\nZeroDivisionError: by zero\nWARNING: bye", "ZeroDivisionError"),
+        (f"{TRACE}\n  x\nKeyError: 1\nagain:\n{TRACE}\n  y\nOSError: 2\n", "OSError"),
+        ("a warning\nKilled by something", "Killed"),
+        ("", ""),
+    ],
+)
+def test_the_error_is_told_from_what_is_said_after_it(said: str, error: str) -> None:
+    assert error_of(said).startswith(error)
 
 
 LARGE = case(seq_len=256, micro_batch=32, global_batch=32, steps=0)

@@ -60,6 +60,8 @@ class Measured(Record):
 
     outcome: Outcome
     reason: str = ""
+    said: str = ""
+    """Of one that failed: the last of what it said, with its traceback."""
     step_s: tuple[float, ...] = ()
     """Of each timed step."""
     windows_per_step: int = 0

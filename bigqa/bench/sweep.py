@@ -23,6 +23,8 @@ from bigqa.files import read_json, write_json
 from bigqa.versions import commit, versions
 
 CASE_LIMIT_S = 900.0
+KEPT = 6000
+"""Characters of what a failed case said."""
 Progress = Callable[[int, int], None]
 
 
@@ -102,9 +104,24 @@ def run_case(case: Case, limit_s: float) -> Measured:
     wall_s = time.perf_counter() - started
     if process.returncode == -signal.SIGKILL:
         return Measured(outcome="out of memory", reason="host: killed by the kernel", wall_s=wall_s)
-    lines = [line for line in said.strip().splitlines() if line.strip()]
-    reason = lines[-1] if lines else f"exit code {process.returncode}"
-    return Measured(outcome="failed", reason=" ".join(reason.split())[:300], wall_s=wall_s)
+    reason = error_of(said) or f"exit code {process.returncode}"
+    return Measured(
+        outcome="failed", reason=" ".join(reason.split())[:300], said=_without_places(said)[-KEPT:], wall_s=wall_s
+    )
+
+
+def error_of(said: str) -> str:
+    """Return the error of the last traceback; without one the last line, which may be a library's farewell."""
+    _, mark, last = said.rpartition("Traceback (most recent call last):")
+    lines = [line for line in (last if mark else said).splitlines() if line.strip()]
+    return next((line for line in lines if mark and not line.startswith(" ")), lines[-1] if lines else "")
+
+
+def _without_places(said: str) -> str:
+    """Leave out where things lie on this machine: a report is kept."""
+    for place in (Path(__file__).parents[2], Path(sys.prefix), Path(sys.base_prefix), Path.home()):
+        said = said.replace(f"{place}{os.sep}", "")
+    return said
 
 
 def _ram_cap(case: Case) -> int | None:

@@ -115,10 +115,9 @@ def largest_table(groups: Sequence[Group], width: int) -> Table:
     table.add_column("made by", no_wrap=True, overflow="ellipsis", ratio=1)
     for group in groups:
         line = _short(group.own)
+        unknown = "" if group.where else "autograd's own thread"
         made_by = f"{_short(group.where)} {group.text}" if group.where != group.own else group.text
-        table.add_row(
-            format_bytes(group.size_bytes), group.kind, str(group.count), line, Text(made_by or "autograd's own thread")
-        )
+        table.add_row(format_bytes(group.size_bytes), group.kind, str(group.count), line, Text(made_by or unknown))
     return table
 
 
