@@ -133,6 +133,7 @@ from bigqa.engine.loop.recorder import Silent
 from bigqa.engine.loop.step import train_step
 from bigqa.engine.processes import Processes
 from bigqa.models.sources import load_config
+torch.cuda.init()
 generator = torch.cuda.default_generators[0]
 class Watch(TorchDispatchMode):
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
