@@ -133,6 +133,7 @@ from bigqa.engine.loop.recorder import Silent
 from bigqa.engine.loop.step import train_step
 from bigqa.engine.processes import Processes
 from bigqa.models.sources import load_config
+torch.cuda.init()
 generator = torch.cuda.default_generators[0]
 class Watch(TorchDispatchMode):
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
@@ -168,8 +169,7 @@ def test_recomputed_operations_begin_where_they_began_on_a_gpu() -> None:
         # Random rounding draws in the update, from a generator of its own.
         assert packs and len(set(forward)) == len(forward) and again, name
         assert [pair for pair in again if pair not in forward] == [], name
-        dropouts = {"full": [one for one in forward if "attention" not in one[0]], "selective": []}
         kept = STRATEGIES[name].recompute == "selective"
         drawing = [pair for pair in forward if not (kept and "attention" in pair[0])]
         # All of the layers' own: what lies outside, after the embeddings, is not drawn again.
-        assert len(drawing) - len(again) <= 2 and len(again) % layers == 0 and dropouts, name
+        assert len(drawing) - len(again) <= 2 and len(again) % layers == 0, name

@@ -8,7 +8,7 @@ import contextlib
 import functools
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,6 @@ class ShardedUpdate(Update):
         self.scaler = self.scaling if strategy.precision == "fp16" else None
         if self.scaler is not None:
             self.engine.optimizer.loss_scaler = ForDeepSpeed(self.scaler)
-        if strategy.device == "cuda" and self.stage in (1, 2):
-            _hold_until_reduced(self.engine.optimizer, self.parameters.values())
         self.changing, self.completed = False, 0
         # DeepSpeed takes its masters from weights that are rounded already.
         self._set_masters(exact)
@@ -237,17 +235,6 @@ class ShardedUpdate(Update):
         yield
         if is_on_disk:
             zero._optimizer_states_and_gradient_swap_out(group)
-
-
-def _hold_until_reduced(zero: Any, parameters: Iterable[nn.Parameter]) -> None:
-    """Have the gradients that no bucket has room for stay where they are until they are reduced.
-
-    That goes on beside the computation, on a stream of its own, and they are let go of when it has only been launched:
-    the computation would be given their memory. DeepSpeed (0.19.8) marks what it offloads, and ZeRO-3's, alone.
-    """
-    for parameter in parameters:
-        if parameter.numel() > zero.reduce_bucket_size:
-            parameter.register_hook(lambda gradient: gradient.record_stream(zero.reduction_stream))
 
 
 def _deepspeed() -> Any:
