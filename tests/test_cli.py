@@ -140,7 +140,7 @@ def test_a_model_of_another_task_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "mlm"
     BertForMaskedLM(BertConfig.from_pretrained(FOLDER)).save_pretrained(folder)
     (folder / "vocab.txt").write_bytes((FOLDER / "vocab.txt").read_bytes())
-    assert_one_line(bigqa("predict", folder, FOLDER / "dev.json", tmp_path / "out"), "mlm")
+    assert_one_line(here("predict", folder, FOLDER / "dev.json", tmp_path / "out"), "mlm")
     assert not (tmp_path / "out").exists()
 
 

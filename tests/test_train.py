@@ -46,10 +46,6 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-def train(out: Path, *words: str) -> Done:
-    return bigqa("train", *SMALL, *SAMPLE, "--out", out, *words)
-
-
 def metrics(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
@@ -74,7 +70,7 @@ def assert_same_weights(one: Path, other: Path) -> None:
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "unbroken"
-    done = train(out, *LONG)
+    done = train_here(*SMALL, *SAMPLE, "--out", out, *LONG)
     assert done.returncode == 0, done.stderr
     return out
 
