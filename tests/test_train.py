@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from commands import LIMIT_S, Done, bigqa, here, run, train_here, until
+from commands import LIMIT_S, bigqa, here, run, train_here, until
 from safetensors.torch import load_file
 
 from bigqa.engine.loop.stop import STOP_FILE
