@@ -38,8 +38,9 @@ def test_the_table_is_of_cells_evenly_drawn() -> None:
     estimator = estimator_for(load_config(resolve("enliple-small")))
     found = [error_of(cell, predicted(estimator, cell)) for cell in few]
     assert all(abs(error.of["allocated"]) < ALONE["allocated"][1] for error in found)
+    near = [replace(error, of={"allocated": 0.0005, "reserved": 0.001}) for error in found]
     short = replace(found[0], of={"allocated": -0.0011, "reserved": 0.0})
-    table = null_markdown(known, [*found, short])
+    table = null_markdown(known, [*near, short])
     assert WHAT in table and f"3 of {len(known)} cells" in table
     assert [line.split("|")[-2].strip() for line in table.splitlines() if "without DeepSpeed" in line] == [
         "FAIL",
