@@ -128,6 +128,16 @@ def test_masters_are_what_is_saved_and_what_is_used() -> None:
         assert parameter.dtype == torch.float32 and torch.equal(parameter, masters[name])
 
 
+@pytest.mark.parametrize("make", [plain, released])
+def test_nothing_of_a_finished_run_holds_its_masters(make: Any) -> None:
+    """On a GPU they would be there while it scores: the optimizer's groups, and hooks, know them to the end."""
+    update = make(model := net(), "bf16")
+    known = [parameter for group in update.optimizer.param_groups for parameter in group["params"]]
+    assert sum(parameter.numel() for parameter in known) == sum(parameter.numel() for parameter in model.parameters())
+    found = update.finish()
+    assert not any(parameter.numel() for parameter in known) and all(one.numel() for one in found.parameters())
+
+
 class Counted(torch.utils._python_dispatch.TorchDispatchMode):
     """Counts products."""
 

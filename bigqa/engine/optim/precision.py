@@ -61,9 +61,12 @@ class Weights:
         """Make the masters the model's own weights: after training, what is saved is what is used.
 
         In host memory, for a model in fp32 may be larger than all that training held on a GPU; on a CPU without a copy.
+        The optimizer's groups know the masters for as long as there is an optimizer: they are left empty.
         """
         model.to("cpu")
         for name, parameter in self.model_parameters.items():
             parameter.data = self.masters[name].detach().to("cpu")
+            if self.has_masters:
+                self.masters[name].data = torch.empty(0)
         self.masters = {}
         model.float()
