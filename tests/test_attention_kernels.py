@@ -1,6 +1,7 @@
 """Which kernel a card's attention is: what one has for heads of a size, and how far tokens look."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -72,6 +73,38 @@ def test_models_with_large_heads_that_look_only_so_far_are_padded_there(monkeypa
     for capability, packs in (((8, 0), True), ((8, 6), False)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
         assert kernels.packs_on(torch.device("cuda", 0), torch.bfloat16, config, 16) is packs
+
+
+class Kernels(torch.utils._python_dispatch.TorchDispatchMode):
+    """Writes down which kernels run, and the sizes of their heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: dict[str, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "attention" in (name := func.overloadpacket.__name__):
+            self.sizes[name] = args[0].shape[-1]
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("size", "filled"), [(26, 32), (32, 32)])
+@pytest.mark.parametrize("packed", [False, True])
+def test_heads_are_filled_up_to_what_a_gpu_takes(size: int, filled: int, packed: bool) -> None:
+    """TinyBERT's 12 heads share 312 values; torch, flash_api.cpp: "head_size must be a multiple of 8"."""
+    one = torch.empty(1, 12, 64, size, dtype=torch.bfloat16, device="meta", requires_grad=True)
+    bounds = {"cu_seq_lens_q": torch.empty(3, dtype=torch.int32, device="meta"), "max_length_q": 40} if packed else {}
+    with kernels.standing_in_for("cuda"), Kernels() as seen:
+        context, _ = kernels.attention(torch.nn.Module(), one, one, one, None, 0.1, **bounds)
+    assert set(seen.sizes.values()) == {filled} and context.shape == (1, 64, 12, size)
+
+
+def test_what_heads_are_filled_up_with_changes_nothing() -> None:
+    query, key, value = torch.randn(3, 2, 4, 9, 26, generator=torch.Generator().manual_seed(0))
+    filled = [kernels._filled_up(one) for one in (query, key, value)]
+    whole, wanted = (kernels._plain(*all_three, None, 0.0, 26**-0.5) for all_three in (filled, (query, key, value)))
+    torch.testing.assert_close(whole[..., :26], wanted)
+    assert filled[0].shape[-1] == 32
 
 
 @pytest.mark.nullgpu

@@ -8,6 +8,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+import torch
 from commands import LIMIT_S
 from torch.utils.file_baton import FileBaton
 
@@ -57,8 +58,24 @@ def test_deepspeed_is_not_waited_for_behind_a_stale_lock(lock: Path, monkeypatch
     from bigqa.engine import sharding
 
     lock.touch()
-    sharding._deepspeed()
+    sharding._deepspeed("cpu")
     assert not lock.exists()
+
+
+def test_a_run_on_the_cpu_leaves_a_card_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed would place its model on the card, and there is no NCCL for what is in host memory."""
+    pytest.importorskip("deepspeed")
+    from bigqa.engine import sharding
+
+    made: list[str] = []
+    monkeypatch.setenv("DS_ACCELERATOR", "cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **_: made.append(backend))
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    sharding._deepspeed("cpu")
+    sharding._need_group("cpu")
+    assert (os.environ["DS_ACCELERATOR"], made) == ("cpu", ["gloo"])
 
 
 def test_ninja_is_found_beside_python(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -125,4 +125,4 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(BigqaError, match=r"pip install 'bigqa\[adapters\]'"):
         adapters.apply(nn.Linear(2, 2), "lora")
     with pytest.raises(BigqaError, match=r"pip install 'bigqa\[deepspeed\]'"):
-        sharding._deepspeed()
+        sharding._deepspeed("cpu")

@@ -94,6 +94,17 @@ def test_what_bf16_holds_is_left_alone() -> None:
     assert torch.equal(rounded.float(), exact)
 
 
+@pytest.mark.parametrize("bits", [0x7FFFFFFF, 0x7FC00000, -0x400000], ids=["gpu", "arm", "x86"])
+def test_what_is_no_number_stays_none(bits: int) -> None:
+    """A GPU's is 0x7fffffff (PTX ISA, floating-point instructions): as -0.0 it would be trained on, and none told."""
+    optimizer = RoundedAdamW([nn.Parameter(torch.zeros(1))], lr=0.1, eps=1e-8, betas=(0.9, 0.999))
+    infinite = torch.tensor([float("inf"), -float("inf")])
+    exact = torch.cat([torch.full((1000,), bits, dtype=torch.int32).view(torch.float32), infinite])
+    rounded = torch.empty(1002, dtype=torch.bfloat16)
+    optimizer._round(exact, rounded)
+    assert rounded[:1000].isnan().all() and torch.equal(rounded[1000:].float(), infinite)
+
+
 @pytest.mark.parametrize("eight_bit", [False, True])
 def test_random_rounding_follows_adamw(eight_bit: bool) -> None:
     """Steps of 1e-4 are lost in bf16 at 1.0, whose neighbour below is 0.004 away; on average none may be."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from commands import LIMIT_S
 from torch import nn
-from transformers import BertConfig, BertForQuestionAnswering
+from transformers import BertConfig, BertForQuestionAnswering, ModernBertConfig, ModernBertForQuestionAnswering
 
 from bigqa.engine import recompute
 from bigqa.engine.optim.precision import Weights
@@ -18,6 +18,7 @@ from bigqa.engine.optim.update import Update
 from bigqa.engine.processes import lost_a_peer
 from bigqa.engine.recovery import HostWatch, OutOfMemory
 from bigqa.errors import BigqaError
+from bigqa.run.prediction import ready
 
 
 def net() -> nn.Sequential:
@@ -126,6 +127,33 @@ def test_masters_are_what_is_saved_and_what_is_used() -> None:
         assert torch.equal(parameter, masters[name].bfloat16()) and not torch.equal(parameter, masters[name])
     for name, parameter in update.finish().named_parameters():
         assert parameter.dtype == torch.float32 and torch.equal(parameter, masters[name])
+
+
+@pytest.mark.parametrize("make", [plain, released])
+def test_nothing_of_a_finished_run_holds_its_masters(make: Any) -> None:
+    """On a GPU they would be there while it scores: the optimizer's groups, and hooks, know them to the end."""
+    update = make(model := net(), "bf16")
+    known = [parameter for group in update.optimizer.param_groups for parameter in group["params"]]
+    assert sum(parameter.numel() for parameter in known) == sum(parameter.numel() for parameter in model.parameters())
+    found = update.finish()
+    assert not any(parameter.numel() for parameter in known) and all(one.numel() for one in found.parameters())
+
+
+def test_angles_of_rotary_positions_are_not_rounded() -> None:
+    """They are no weights: a model folder has none, and whoever loads it makes them anew, exactly."""
+    config = ModernBertConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=40,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=3, sep_token_id=4,
+    )  # fmt: skip
+    model = ModernBertForQuestionAnswering(config)
+    exact = {name: buffer.clone() for name, buffer in model.named_buffers() if name.endswith("inv_freq")}
+    assert exact and not any(torch.equal(one, one.bfloat16().float()) for one in exact.values())
+    Weights(model, "bf16").place(model, torch.device("cpu"))
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert all(torch.equal(model.get_buffer(name), one) for name, one in exact.items())
+    assert ready(model, torch.device("cpu"), "bf16").get_buffer(min(exact)).dtype == torch.float32
+    ids = torch.arange(20)[None]
+    assert model(input_ids=ids).start_logits.dtype == torch.bfloat16
 
 
 class Counted(torch.utils._python_dispatch.TorchDispatchMode):

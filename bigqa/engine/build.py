@@ -15,7 +15,7 @@ from bigqa.engine.attention.packing import can_pack
 from bigqa.engine.loop.step import Parts
 from bigqa.engine.offload import ActivationOffload
 from bigqa.engine.optim.optimizers import make_optimizer, parameter_groups, undecayed_names
-from bigqa.engine.optim.precision import DTYPES, Weights
+from bigqa.engine.optim.precision import DTYPES, Weights, cast
 from bigqa.engine.optim.release import ReleasedUpdate
 from bigqa.engine.optim.scaling import LossScaler
 from bigqa.engine.optim.update import Update
@@ -133,7 +133,7 @@ def build(model: nn.Module, task: TrainedTask, settings: Settings, processes: Pr
         change_modules(model, strategy)
         # Rounded in host memory, so that a GPU never holds fp32 weights that it would only give up.
         exact = {name: p.detach().float().clone() for name, p in model.named_parameters() if p.requires_grad}
-        model.to(DTYPES[strategy.precision])
+        cast(model, DTYPES[strategy.precision])
         sharded = _sharded(model, exact, strategy, settings, processes, undecayed)
         return Parts(
             model=sharded.engine, update=sharded, task=task, packs=packs, offload=make_offload(model, strategy)

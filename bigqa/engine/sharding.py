@@ -36,8 +36,8 @@ class ShardedUpdate(Update):
         config: dict[str, Any], *, lr: float, eps: float, world_size: int,
     ) -> None:  # fmt: skip
         """`exact`: the trained weights in fp32; the model's may be rounded already."""
-        deepspeed = _deepspeed()
-        _need_group()
+        deepspeed = _deepspeed(strategy.device)
+        _need_group(strategy.device)
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if strategy.zero_stage == 3:
             _partition_from_host(deepspeed, model, config)
@@ -237,7 +237,9 @@ class ShardedUpdate(Update):
             zero._optimizer_states_and_gradient_swap_out(group)
 
 
-def _deepspeed() -> Any:
+def _deepspeed(device: str) -> Any:
+    if device == "cpu":  # asked for on a machine that has a card, which DeepSpeed would take
+        os.environ["DS_ACCELERATOR"] = "cpu"
     try:
         import deepspeed
     except ImportError:
@@ -270,11 +272,11 @@ def _partition_from_host(deepspeed: Any, model: nn.Module, config: dict[str, Any
             setattr(module, name, buffer.to(device))
 
 
-def _need_group() -> None:
+def _need_group(device: str) -> None:
     """Make a group of one process, where the launcher made none: DeepSpeed wants one."""
     if torch.distributed.is_initialized():
         return
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    backend = "nccl" if device == "cuda" else "gloo"
     meeting = Path(tempfile.mkdtemp()) / "meeting"
     os.environ.setdefault("LOCAL_RANK", "0")
     torch.distributed.init_process_group(backend, init_method=meeting.as_uri(), rank=0, world_size=1)

@@ -15,7 +15,7 @@ from bigqa.engine import modules
 from bigqa.engine.attention import kernels as attention
 from bigqa.engine.build import choose_precision
 from bigqa.engine.inference import span_logits
-from bigqa.engine.optim.precision import DTYPES
+from bigqa.engine.optim.precision import DTYPES, cast
 from bigqa.errors import BigqaError
 from bigqa.files import cache_folder, read_json
 from bigqa.machine.hardware import host_memory
@@ -114,4 +114,5 @@ def ready(model: Any, device: torch.device, precision: str = "auto") -> Any:
     """Return a model on a device, in a precision ("auto": the device's best), its attention and modules swapped."""
     attention.use(model)
     modules.swap(model, device.type)
-    return model.to(device, DTYPES[choose_precision(precision, device)])
+    cast(model, DTYPES[choose_precision(precision, device)])
+    return model.to(device)

@@ -27,6 +27,8 @@ from bigqa.engine.attention.windows import Shape, attend
 NAME = "bigqa"
 FLASH_SIZES, FLASH_SIZES_EVERYWHERE = 256, 192
 """Largest heads of torch's flash kernels, and of those on cards with little shared memory."""
+HEAD_STEP = 8
+"""A GPU's kernels read 16 bytes at once and refuse heads of other sizes than multiples of so many elements."""
 LITTLE_SHARED = {(8, 6), (8, 9), (12, 0), (12, 1)}
 """Compute capabilities whose blocks have 99 KiB of it."""
 STAND_IN_FOR: ContextVar[str] = ContextVar("STAND_IN_FOR", default="cpu")
@@ -83,6 +85,9 @@ def attention(
     if groups > 1:
         key_BKSD, value_BKSD = (t.repeat_interleave(groups, dim=1) for t in (key_BKSD, value_BKSD))
     device = query_BHSD.device.type if query_BHSD.device.type != "meta" else STAND_IN_FOR.get()
+    size = query_BHSD.shape[-1]
+    if device == "cuda" and size % HEAD_STEP:
+        query_BHSD, key_BKSD, value_BKSD = (_filled_up(one) for one in (query_BHSD, key_BKSD, value_BKSD))
     if cu_seq_lens_q is not None:
         global _packed_calls
         _packed_calls += 1
@@ -90,14 +95,23 @@ def attention(
         causal = bool(getattr(module, "is_causal", False))
         tensors = (query_BHSD[0], key_BKSD[0], value_BKSD[0])
         bounds = Bounds(cu_seq_lens_q, max_length_q, causal, sliding_window)
-        return packed(*tensors, bounds, dropout, scale)[None], None
+        return _cut(packed(*tensors, bounds, dropout, scale)[None], size), None
     if device == "cuda":
         context = _efficient(query_BHSD, key_BKSD, value_BKSD, attention_mask, dropout, scale)
     elif dropout:
         context = _plain(query_BHSD, key_BKSD, value_BKSD, attention_mask, dropout, scale)
     else:
         context = _flash_cpu(query_BHSD, key_BKSD, value_BKSD, attention_mask, scale)
-    return context.transpose(1, 2).contiguous(), None
+    return _cut(context, size).transpose(1, 2).contiguous(), None
+
+
+def _filled_up(one_BHSD: Tensor) -> Tensor:
+    """Fill heads up with zeros: they add nothing to a product, and of the context they are cut off."""
+    return functional.pad(one_BHSD, (0, -one_BHSD.shape[-1] % HEAD_STEP))
+
+
+def _cut(context: Tensor, size: int) -> Tensor:
+    return context if context.shape[-1] == size else context[..., :size]
 
 
 @dataclass(frozen=True)

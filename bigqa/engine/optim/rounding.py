@@ -18,6 +18,8 @@ from bigqa.engine.optim.pieces import pieces_of
 
 SMALLEST_8BIT = 4096
 """As bitsandbytes: smaller parameters keep bf16 moments."""
+QUIET_NAN = 0x7FC00000
+"""Bits of an fp32 NaN that bf16 has as well. Finite values and infinity, as integers, are smaller."""
 UNPACKED = 5
 """fp32 tensors: both moments, the gradient, and two steps of the denominator."""
 
@@ -101,8 +103,10 @@ class RoundedAdamW(torch.optim.Optimizer):
         # One draw of 64 bits makes four numbers: several times faster than a draw for each.
         noise.random_(torch.iinfo(torch.int64).min, None, generator=self._generator_for(exact))
         draws = noise.view(torch.int16)[:count].bitwise_and_(0x7FFF)
+        # A GPU's own NaN has all bits set but the sign: anything added to it would carry over and make it zero.
+        bits = exact.view(torch.int32).clamp_(max=QUIET_NAN)
         # The odd numbers below 2**16 are as fair, and leave alone what bf16 holds exactly.
-        exact.view(torch.int32).add_(draws, alpha=2).add_(1).bitwise_and_(-0x10000)
+        bits.add_(draws, alpha=2).add_(1).bitwise_and_(-0x10000)
         out.copy_(exact)
 
     def _generator_for(self, tensor: Tensor) -> torch.Generator | None:

@@ -17,7 +17,7 @@ from bigqa.engine.attention import kernels as attention
 from bigqa.engine.build import change_modules, make_offload
 from bigqa.engine.loop.step import Parts, accumulate
 from bigqa.engine.optim.optimizers import parameter_groups, undecayed_names
-from bigqa.engine.optim.precision import DTYPES
+from bigqa.engine.optim.precision import DTYPES, cast
 from bigqa.memory.conditions import collected_on_demand, dropout_of
 from bigqa.memory.events import Stream
 from bigqa.memory.trace import Recorder
@@ -64,7 +64,7 @@ def trace_micro_batch(
             model = make_model().train()
         undecayed = undecayed_names(model)
         change_modules(model, strategy)
-        model.to(DTYPES[strategy.precision])
+        cast(model, DTYPES[strategy.precision])
         groups = parameter_groups(dict(model.named_parameters()), undecayed, 0.01)
         layout = layout_of(model, groups, next(model.parameters()).element_size())
         marks: list[Mark] = []
