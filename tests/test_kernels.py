@@ -9,6 +9,7 @@ from bigqa.engine import processes
 from bigqa.errors import BigqaError
 from bigqa.machine.gpus import GPUS
 from bigqa.machine.kernels import IN_CUDA_12_6, IN_CUDA_13, Build, has_kernels, lacking
+from bigqa.run import prediction
 
 
 @pytest.mark.parametrize(
@@ -80,3 +81,16 @@ def test_a_run_asks_before_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[torch.device] = []
     monkeypatch.setattr(processes, "check_kernels", asked.append)
     assert processes.Processes("cpu").device == torch.device("cpu") and asked == [torch.device("cpu")]
+
+
+def test_predicting_is_refused_too_on_a_card_without_kernels_or_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
+    monkeypatch.setattr(processes, "torch_here", lambda: Build("2.13.0+cu130", IN_CUDA_13))
+    with pytest.raises(BigqaError, match=r"no kernels for the Tesla V100"):
+        prediction.check_card(card, "auto")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    with pytest.raises(BigqaError, match=r"Tesla V100 has no bf16: use --precision fp16 or fp32$"):
+        prediction.check_card(card, "bf16")
+    prediction.check_card(card, "auto")

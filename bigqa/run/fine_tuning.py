@@ -52,6 +52,7 @@ def _fine_tune(settings: Settings, *, resume: bool) -> None:
         with HostWatch(host_memory):
             outcome = fit(training, first_step)
         trained = training.parts.update.finish() if outcome.finished else None
+        training.parts.offload = None  # with its pinned memory, as much as a micro-batch's activations
         processes.close()
         if processes.is_main and trained is not None:
             hand_over(training, outcome, trained, tokenizer, lengths)

@@ -12,10 +12,12 @@ import psutil
 import torch
 
 from bigqa.engine import modules
+from bigqa.engine.alike import without_bf16
 from bigqa.engine.attention import kernels as attention
 from bigqa.engine.build import choose_precision
 from bigqa.engine.inference import span_logits
 from bigqa.engine.optim.precision import DTYPES, cast
+from bigqa.engine.processes import check_kernels
 from bigqa.errors import BigqaError
 from bigqa.files import cache_folder, read_json
 from bigqa.machine.hardware import host_memory
@@ -103,11 +105,19 @@ def load_for_prediction(
     if device == "cuda" and not torch.cuda.is_available():
         raise BigqaError("no CUDA GPU here: use --device cpu, or check the driver with nvidia-smi")
     chosen = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    check_card(chosen, precision)
     ready(model, chosen, precision)
     if chosen.type == "cpu":
         resident = psutil.Process().memory_info().rss
         keep_if_plenty(resident + BATCH_ROOM_BYTES, resident + host_memory()[1])
     return model, tokenizer, lengths, chosen
+
+
+def check_card(device: torch.device, precision: str) -> None:
+    """Refuse what a card has no kernels for, before one of them fails. Raises: BigqaError."""
+    check_kernels(device)
+    if device.type == "cuda" and precision == "bf16" and (lacking := without_bf16(device)):
+        raise BigqaError(f"{lacking} has no bf16: use --precision fp16 or fp32")
 
 
 def ready(model: Any, device: torch.device, precision: str = "auto") -> Any:
