@@ -70,7 +70,7 @@ def test_training_is_refused_on_a_card_without_kernels(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
     monkeypatch.setattr(processes, "torch_here", lambda: Build("2.13.0+cu130", IN_CUDA_13))
-    with pytest.raises(BigqaError, match=r"no kernels for the Tesla V100 .*cu126; or train on the CPU: --device cpu$"):
+    with pytest.raises(BigqaError, match=r"no kernels for the Tesla V100 .*cu126; or use the CPU: --device cpu$"):
         processes.check_kernels(torch.device("cuda", 0))
     processes.check_kernels(torch.device("cpu"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
@@ -84,13 +84,15 @@ def test_a_run_asks_before_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_predicting_is_refused_too_on_a_card_without_kernels_or_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-    card = torch.device("cuda", 0)
+    """Before there is a look at the model."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
     monkeypatch.setattr(processes, "torch_here", lambda: Build("2.13.0+cu130", IN_CUDA_13))
     with pytest.raises(BigqaError, match=r"no kernels for the Tesla V100"):
-        prediction.check_card(card, "auto")
+        prediction.load_for_prediction("no-such-model", "auto", None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     with pytest.raises(BigqaError, match=r"Tesla V100 has no bf16: use --precision fp16 or fp32$"):
-        prediction.check_card(card, "bf16")
-    prediction.check_card(card, "auto")
+        prediction.load_for_prediction("no-such-model", "cuda", None, "bf16")
+    with pytest.raises(BigqaError, match="no-such-model"):
+        prediction.load_for_prediction("no-such-model", "cuda", None)

@@ -39,7 +39,7 @@ def check_kernels(device: torch.device) -> None:
     if device.type == "cuda" and torch.version.hip is None:
         found = lacking(torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device), torch_here())
         if found is not None:
-            raise BigqaError(f"{found}; or train on the CPU: --device cpu")
+            raise BigqaError(f"{found}; or use the CPU: --device cpu")
 
 
 class Processes:

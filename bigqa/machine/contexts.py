@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 from bigqa.machine.chips import CHIPS
 from bigqa.machine.gpus import GPUS, GpuModel, find_gpu
-
-MIB = 2**20
+from bigqa.units import MIB
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from bigqa.engine.zero import buckets_of
 from bigqa.memory.scaling import Footprint
 from bigqa.strategy import Strategy
+from bigqa.units import MIB
 
 LOW_BYTES, MASTER_BYTES, MOMENT_BYTES = 2, 4, 8
 
-IMPORTED_BYTES = 20 * 2**20
+IMPORTED_BYTES = 20 * MIB
 """Of DeepSpeed itself, and of its Adam: what importing them adds to a process, as measured."""
 
 

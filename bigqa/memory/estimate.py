@@ -25,7 +25,7 @@ from bigqa.memory.scratch import workspace_bytes
 from bigqa.memory.timeline import Timeline, timeline_of
 from bigqa.memory.trace import trace_step
 from bigqa.memory.whole import whole_footprint
-from bigqa.memory.zero.estimating import ShardedRuns
+from bigqa.memory.zero.estimating import Peaks, ShardedRuns
 from bigqa.memory.zero.trace import MicroBatch, trace_micro_batch
 from bigqa.strategy import Strategy
 from bigqa.tasks.base import Batch, Task
@@ -169,20 +169,25 @@ class Estimator:
             return _on_cpu(found, strategy, states)
         if world_size > 1 and strategy.adapters == "none":  # adapters' gradients are a few megabytes
             found = self._averaging(found, strategy)
-        allocated, reserved = found.allocated_bytes, found.reserved_bytes
+        return self._on_gpu(found, strategy, card, found.pinned_bytes + found.managed_bytes, found.managed_bytes)
+
+    def _on_gpu(
+        self, found: Footprint | Peaks, strategy: Strategy, card: Card, kept_bytes: int, managed_bytes: int = 0,
+        disk_bytes: int = 0,
+    ) -> MemoryEstimate:  # fmt: skip
+        """Return what a run on a GPU takes; `kept_bytes`: of the host, while it trains."""
         workspaces = min(2 * workspace_bytes(card), found.by_category["temporaries"])
         # What torch leaves unsplit at the end of a block counts as allocated, and is nobody's.
-        unsplit = allocated - sum(found.by_category.values())
+        unsplit = found.allocated_bytes - sum(found.by_category.values())
         parts = {"temporaries": found.by_category["temporaries"] - workspaces + unsplit, "workspaces": workspaces}
-        kept = found.pinned_bytes + found.managed_bytes
         return MemoryEstimate(
-            allocated_bytes=allocated,
-            reserved_bytes=reserved,
-            device_bytes=reserved + card.context_bytes,
-            host_bytes=host.CUDA_BASELINE_BYTES + max(kept, host.loading_bytes(strategy, self.num_parameters)),
+            allocated_bytes=found.allocated_bytes,
+            reserved_bytes=found.reserved_bytes,
+            device_bytes=found.reserved_bytes + card.context_bytes,
+            host_bytes=host.CUDA_BASELINE_BYTES + max(kept_bytes, host.loading_bytes(strategy, self.num_parameters)),
             pinned_bytes=found.pinned_bytes,
-            managed_bytes=found.managed_bytes,
-            disk_bytes=0,
+            managed_bytes=managed_bytes,
+            disk_bytes=disk_bytes,
             phase=found.phase,
             by_category=found.by_category | parts | {"context": card.context_bytes},
             largest=found.largest,
@@ -209,21 +214,8 @@ class Estimator:
         found = self._sharded.peaks(
             strategy, micro_batch, seq_len, accumulating=accumulating, world_size=world_size, card=card, whole=whole
         )
-        workspaces = min(2 * workspace_bytes(card), found.by_category["temporaries"])
-        unsplit = found.allocated_bytes - sum(found.by_category.values())
-        parts = {"temporaries": found.by_category["temporaries"] - workspaces + unsplit, "workspaces": workspaces}
-        kept = found.host_bytes + found.pinned_bytes
-        return MemoryEstimate(
-            allocated_bytes=found.allocated_bytes,
-            reserved_bytes=found.reserved_bytes,
-            device_bytes=found.reserved_bytes + card.context_bytes,
-            host_bytes=host.CUDA_BASELINE_BYTES + max(kept, host.loading_bytes(strategy, self.num_parameters)),
-            pinned_bytes=found.pinned_bytes,
-            disk_bytes=deepspeed.states(strategy, self.num_parameters, self.largest_layer, world_size).disk_bytes,
-            phase=found.phase,
-            by_category=found.by_category | parts | {"context": card.context_bytes},
-            largest=found.largest,
-        )
+        disk = deepspeed.states(strategy, self.num_parameters, self.largest_layer, world_size).disk_bytes
+        return self._on_gpu(found, strategy, card, found.host_bytes + found.pinned_bytes, disk_bytes=disk)
 
     def _trace_micro_batch(self, strategy: Strategy, micro_batch: int, seq_len: int) -> MicroBatch:
         return trace_micro_batch(

@@ -1,7 +1,9 @@
 """What data-parallel training without DeepSpeed keeps beside a single process's. In: gradients. Out: bytes.
 
 Source: torch, `reducer.cpp`: gradients are copied into buckets, which are averaged and copied back. They are there from
-the start, whether gradients are or not.
+the start, whether gradients are or not. After the first step buckets are made anew. The old ones go when NCCL's
+watchdog has seen that their sum is done, which it looks for every 100 ms: in a second step that comes sooner, they are
+there besides, and are not counted here.
 """
 
 from collections.abc import Iterable

@@ -93,6 +93,7 @@ def load_for_prediction(
     name: str, device: str, seq_len: int | None, precision: str = "auto"
 ) -> tuple[Any, Any, Lengths, torch.device]:
     """Return model, tokenizer, lengths and device. Raises: BigqaError where the model has no trained QA head."""
+    chosen = _device(device, precision)
     source = resolve(name)
     config = load_config(source)
     positions = usable_positions(config)
@@ -102,10 +103,6 @@ def load_for_prediction(
     check_lengths(config, lengths.seq_len)
     tokenizer = load_tokenizer(source)
     model = load_model(source, config, vocabulary_size=len(tokenizer), require_qa_head=True)
-    if device == "cuda" and not torch.cuda.is_available():
-        raise BigqaError("no CUDA GPU here: use --device cpu, or check the driver with nvidia-smi")
-    chosen = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
-    check_card(chosen, precision)
     ready(model, chosen, precision)
     if chosen.type == "cpu":
         resident = psutil.Process().memory_info().rss
@@ -113,11 +110,15 @@ def load_for_prediction(
     return model, tokenizer, lengths, chosen
 
 
-def check_card(device: torch.device, precision: str) -> None:
-    """Refuse what a card has no kernels for, before one of them fails. Raises: BigqaError."""
+def _device(asked: str, precision: str) -> torch.device:
+    """Return the device asked for. Raises: BigqaError where it is not there, or has no kernels for what is wanted."""
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise BigqaError("no CUDA GPU here: use --device cpu, or check the driver with nvidia-smi")
+    device = torch.device("cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu")
     check_kernels(device)
     if device.type == "cuda" and precision == "bf16" and (lacking := without_bf16(device)):
         raise BigqaError(f"{lacking} has no bf16: use --precision fp16 or fp32")
+    return device
 
 
 def ready(model: Any, device: torch.device, precision: str = "auto") -> Any:

@@ -1,6 +1,7 @@
 """Rows of columns on disk, memory-mapped. In: an Arrow stream, or columns. Out: numpy arrays of the rows asked for.
 
-`datasets` does the same, and takes longer to import (with pandas) than a small model takes for its first step.
+`datasets` does the same, and takes 1.2 s to import, with pandas. pyarrow's own `take` goes through whole columns: 8.6
+ms for 16 of 76,000 windows, where this takes 0.04 (benchmarks/LOG.md).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
