@@ -168,6 +168,28 @@ print(json.dumps([count.value, cards.value, used]))
     assert alone(libraries, program, count=4, visible="GPU-44444444-4444-4444") == [1, 4, [0, 0, 0, 8]]
 
 
+def test_a_fork_has_the_cards_of_its_own_environment(libraries: Path) -> None:
+    """NVML may be asked before a fork, as the planner does; the driver begins in the fork, as in a worker."""
+    program = """
+nvml = ctypes.CDLL("libnvidia-ml.so.1")
+nvml.nvmlInit_v2()
+installed, total, free = ctypes.c_int(), ctypes.c_size_t(), ctypes.c_size_t()
+nvml.nvmlDeviceGetCount_v2(ctypes.byref(installed))
+here, there = os.pipe()
+if not os.fork():
+    os.environ["BIGQA_NULL_COUNT"] = "3"
+    os.environ["BIGQA_NULL_CARD"] = os.environ["BIGQA_NULL_CARD"].replace(str(1000 << 20), str(500 << 20))
+    nvml.nvmlDeviceGetCount_v2(ctypes.byref(installed))
+    rt.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total))
+    os.write(there, json.dumps([installed.value, total.value]).encode())
+    os._exit(0)
+forked = json.loads(os.read(here, 99))
+nvml.nvmlDeviceGetCount_v2(ctypes.byref(installed))
+print(json.dumps([installed.value, *forked]))
+"""
+    assert alone(libraries, program, memory_bytes=1000 * MIBS) == [1, 3, 500 * MIBS]
+
+
 # ---- torch on it ----
 
 

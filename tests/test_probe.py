@@ -16,6 +16,7 @@ from commands import bigqa, here, run, train_here
 
 from bigqa.sample import FOLDER
 
+ROOT = Path(__file__).parents[1]
 LLAMA_7B = {
     "model_type": "llama",
     "hidden_size": 4096,
@@ -92,6 +93,10 @@ def test_what_is_enough_is_said_in_words() -> None:
     assert "every card of the table" in done.stdout
     assert "every card with bf16" in done.stdout
     assert "predictions" in done.stdout
+    figures = re.findall(r": ([\d.]+ [GM]iB)(?: is enough)? \((\S+)\)\.$", done.stdout, re.MULTILINE)
+    assert len(figures) == 4
+    pages = [page.read_text(encoding="utf-8") for page in ROOT.glob("README*.md")]  # none beside an installed package
+    assert [figure for figure in figures for page in pages if not all(words in page for words in figure)] == []
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,14 @@ static void read_visible(const char *text) { /* as CUDA does: up to the first na
     }
 }
 
+static void forget(void) { /* a fork reads its own environment: NVML, which forks survive, may have been asked before */
+    once = (pthread_once_t)PTHREAD_ONCE_INIT;
+    visible = installed = 0;
+}
+
 static void start(void) {
+    static int forgets;
+    if (!forgets++) pthread_atfork(NULL, NULL, forget);
     const char *text = getenv("BIGQA_NULL_CARD"), *count = getenv("BIGQA_NULL_COUNT");
     if (!text) return; /* no cards */
     read_card(text);
