@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -17,6 +18,8 @@ from bigqa.errors import BigqaError
 
 DEBUG_VARIABLE = "BIGQA_DEBUG"
 INTERRUPTED = 130
+PARSER_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
+"""What the command line's parser raises: click's UsageError, be it click's own or the copy within typer."""
 
 console = Console(width=None if sys.stdout.isatty() else 120)
 stderr = Console(stderr=True)
@@ -32,23 +35,35 @@ def tell(text: str) -> None:
     stderr.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def command(app: Callable[[], Any]) -> None:
+def command(app: Callable[..., Any]) -> None:
     """Run a command line and exit."""
     quiet_libraries()
     if os.environ.get(DEBUG_VARIABLE):
         app()
         return
     try:
-        app()
+        code = app(standalone_mode=False)  # else the parser's own errors are told by it, in several lines
+        sys.exit(code if isinstance(code, int) else 0)
     except BigqaError as error:
         fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         fail("interrupted", INTERRUPTED)
+    except PARSER_ERROR as error:
+        _refuse(error)
     except OSError as error:
         if error.errno == errno.EPIPE:
             os._exit(1)
         where = f": {error.filename}" if error.filename else ""
         fail(f"{error.strerror or error}{where}", 1)
+
+
+def _refuse(error: Any) -> None:
+    """End with what the command line's parser has to say: in one line, but for the help that it gives to no words."""
+    if "\n" in error.format_message():
+        error.show()
+        sys.exit(error.exit_code)
+    of = f" (see {error.ctx.command_path} --help)" if error.ctx is not None else ""
+    fail(error.format_message() + of, error.exit_code)
 
 
 def fail(text: str, exit_code: int) -> None:

@@ -6,30 +6,27 @@ The record is written to `RUN/config.json`, and `--resume` reads it back: a run 
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError, model_validator
 
 from bigqa.errors import BigqaError, UsageError
 from bigqa.files import read_json
+from bigqa.ranges import Ranged, option_of
 from bigqa.strategy import Strategy
 
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 
 
-class Rung(BaseModel):
+class Rung(Ranged):
     """A strategy that a run steps down to when memory runs out."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     strategy: Strategy
-    micro_batch: int = Field(ge=1)
+    micro_batch: int
 
 
-class Settings(BaseModel):
+class Settings(Ranged):
     """One fine-tuning run. Lengths are in tokens; batches in windows."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str
     """A preset, a folder, a config.json or a hub id."""
@@ -40,27 +37,27 @@ class Settings(BaseModel):
     out: Path
     seed: int = 42
     """Fixes initial weights, data order and dropout."""
-    epochs: float = Field(4.0, gt=0)
-    max_steps: int | None = Field(None, ge=1)
+    epochs: float = 4.0
+    max_steps: int | None = None
     """Stop after this many optimizer steps; the schedule ends there too."""
-    global_batch: int = Field(16, ge=1)
+    global_batch: int = 16
     """Windows per optimizer step, over all processes: the number of processes never changes it."""
-    micro_batch: int | None = Field(None, ge=1)
+    micro_batch: int | None = None
     """Windows per process and forward pass; none: the whole share of a process at once."""
-    seq_len: int = Field(512, ge=16)
-    doc_stride: int = Field(128, ge=1)
+    seq_len: int = 512
+    doc_stride: int = 128
     """Tokens that each next window advances."""
-    max_query_length: int = Field(64, ge=1)
-    max_answer_length: int = Field(30, ge=1)
-    lr: float = Field(5e-5, gt=0)
-    warmup: float = Field(0.1, ge=0, le=1)
+    max_query_length: int = 64
+    max_answer_length: int = 30
+    lr: float = 5e-5
+    warmup: float = 0.1
     """Share of the steps over which the learning rate rises from zero."""
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = 0.01
     """Not applied to biases and norms."""
-    adam_eps: float = Field(1e-6, gt=0)
-    clip: float = Field(1.0, gt=0)
+    adam_eps: float = 1e-6
+    clip: float = 1.0
     """Largest global gradient norm."""
-    dropout: float | None = Field(None, ge=0, lt=1)
+    dropout: float | None = None
     """Replaces every dropout of the model's configuration."""
     precision: PrecisionName = "auto"
     strategy: Strategy | None = None
@@ -74,11 +71,11 @@ class Settings(BaseModel):
     nvme: Path | None = None
     """A folder on a fast disk, for strategies that offload to it."""
     device: DeviceName = "auto"
-    save_every: int = Field(500, ge=1)
+    save_every: int = 500
     """Optimizer steps between checkpoints."""
-    keep: int = Field(2, ge=1)
+    keep: int = 2
     """Checkpoints kept."""
-    limit: int | None = Field(None, ge=1)
+    limit: int | None = None
     """Train on the first so many questions of the file only."""
 
     def on_rung(self, rung: Rung, rest: tuple[Rung, ...]) -> "Settings":
@@ -118,5 +115,5 @@ def _first_problem(error: ValidationError) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if not problem["loc"]:
         return message
-    option = "--" + str(problem["loc"][0]).replace("_", "-")
+    option = option_of(str(problem["loc"][0]))
     return f"{option}: {message} (given: {problem.get('input')})"

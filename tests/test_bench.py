@@ -15,12 +15,13 @@ from commands import LIMIT_S, here, run, until
 from hand_made import report
 
 from bigqa.bench.cases import Grid, cases_of, rows_on
-from bigqa.bench.command import bench, parse_caps, parse_counts
+from bigqa.bench.command import bench
 from bigqa.bench.predict import Predictor, predict_anew
 from bigqa.bench.report import Case, Measured, RunReport, read_report, read_reports, write_report
 from bigqa.bench.sweep import Limits, error_of, is_measured, run_case, sweep
 from bigqa.errors import UsageError
 from bigqa.machine.hardware import CGROUP, Hardware, detect
+from bigqa.ranges import numbers, sizes
 from bigqa.speed import calibration
 from bigqa.strategy import STRATEGIES, Strategy
 
@@ -208,13 +209,13 @@ def test_on_a_gpu_every_row_of_a_gpu_is_a_case() -> None:
 
 
 def test_caps_and_counts_as_people_write_them() -> None:
-    assert parse_caps("8GiB,4GiB") == (8 * 2**30, 4 * 2**30) and parse_counts("1, 4,16", "--x") == (1, 4, 16)
+    assert sizes("--caps")("8GiB,4GiB") == (8 * 2**30, 4 * 2**30) and numbers("micro_batch")("1, 4,16") == (1, 4, 16)
     grid = Grid(models=("tiny",), strategies=("cpu",), caps=(2**30, 2**31))
     assert [one.cap_bytes for one in cases_of(grid, "cpu", "bf16")] == [2**30, 2**31]
     with pytest.raises(UsageError, match="--caps"):
-        parse_caps("eight")
+        sizes("--caps")("eight")
     with pytest.raises(UsageError, match="--micro-batch"):
-        parse_counts("1,x", "--micro-batch")
+        numbers("micro_batch")("1,x")
     with pytest.raises(UsageError, match="cpu-recompute"):
         cases_of(Grid(models=("tiny",), strategies=("fastest",)), "cpu", "bf16")
 

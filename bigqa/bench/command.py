@@ -9,12 +9,12 @@ from bigqa.bench.predict import Predictor
 from bigqa.bench.report import Case, RunReport
 from bigqa.bench.sweep import Limits, is_measured, sweep
 from bigqa.console import progress
-from bigqa.errors import BigqaError, UsageError
+from bigqa.errors import BigqaError
 from bigqa.machine.hardware import Gpu, Hardware, detect
 from bigqa.speed.calibration import calibrate, kept_rates
 from bigqa.speed.throughput import Rates
 from bigqa.strategy import Precision
-from bigqa.units import format_bytes, parse_bytes
+from bigqa.units import format_bytes
 
 
 def bench(
@@ -57,22 +57,6 @@ def line_of(report: RunReport) -> str:
     memory = f"peak {format_bytes(peak)}, predicted {format_bytes(predicted)} ({predicted / max(1, peak) - 1:+.1%})"
     speed = f"; {found.samples_per_s:.3g} samples/s, predicted {report.predicted.samples_per_s:.3g}"
     return f"{report.case.name}: {memory}{speed if found.step_s else ''}"
-
-
-def parse_caps(text: str) -> tuple[int, ...]:
-    """Return the caps of "8GiB,4GiB". Raises: UsageError."""
-    try:
-        return tuple(parse_bytes(one) for one in text.split(",") if one.strip())
-    except ValueError as error:
-        raise UsageError(f"--caps: {error}") from None
-
-
-def parse_counts(text: str, option: str) -> tuple[int, ...]:
-    """Return the numbers of "1,4,16". Raises: UsageError."""
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    if not all(word.isdigit() and int(word) > 0 for word in words):
-        raise UsageError(f"{option}: {text!r} is not a list of whole numbers such as 1,4,16")
-    return tuple(int(word) for word in words)
 
 
 def _gpu(hardware: Hardware, device: str) -> Gpu | None:

@@ -1,8 +1,8 @@
 """The command line, one file per command. In: arguments. Out: functions called and text printed; no arithmetic here.
 
 A command imports what it runs when it runs, so that help and refusals come at once.
-Imports: errors, files, units, console, demo, configs, machine, nullgpu, rehearse, models, tasks, speed, plan, show,
-run, bench, table. Never: torch.
+Imports: errors, files, ranges, units, console, demo, configs, machine, nullgpu, rehearse, models, tasks, speed, plan,
+show, run, bench, table. Never: torch.
 """
 
 from collections.abc import Callable

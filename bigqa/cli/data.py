@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from bigqa.console import console, say
-from bigqa.run.options import MODEL_HELP
+from bigqa.run.options import MODEL_HELP, ranged
 
 app = typer.Typer(no_args_is_help=True, help="Get data, and look at it.")
 
@@ -17,10 +17,10 @@ def inspect_data(
     file: Annotated[Path, typer.Argument(help="Questions with answers.")],
     model: Annotated[str, typer.Argument(help=MODEL_HELP + " Only its vocabulary is used.")],
     tokenizer: Annotated[str | None, typer.Option(help="A vocab.txt, folder or hub id.")] = None,
-    seq_len: Annotated[int, typer.Option()] = 512,
-    doc_stride: Annotated[int, typer.Option()] = 128,
-    max_query_length: Annotated[int, typer.Option()] = 64,
-    max_answer_length: Annotated[int, typer.Option()] = 30,
+    seq_len: Annotated[int, ranged("seq_len", "Longest window, in tokens.")] = 512,
+    doc_stride: Annotated[int, ranged("doc_stride", "Tokens that each next one advances.")] = 128,
+    max_query_length: Annotated[int, ranged("max_query_length", "Longest question.")] = 64,
+    max_answer_length: Annotated[int, ranged("max_answer_length", "Longest answer.")] = 30,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Count windows and padding, and give the best score that the vocabulary allows."""

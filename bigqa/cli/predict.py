@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from bigqa.console import progress, say
+from bigqa.run.options import ranged
 
 
 def predict(
@@ -14,7 +15,7 @@ def predict(
     output_file: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Written: {id: text}.")],
     nbest: Annotated[Path | None, typer.Option(help="Also write n-best lists with probabilities.")] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option()] = "auto",
-    seq_len: Annotated[int | None, typer.Option(help="Longest window.  [default: the model's]")] = None,
+    seq_len: Annotated[int | None, ranged("seq_len", "Longest window.  [default: the model's]")] = None,
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"], typer.Option(help="auto: the device's best.")
     ] = "auto",

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from bigqa.run.options import MODEL_HELP
+from bigqa.ranges import size
+from bigqa.run.options import MODEL_HELP, parsed, ranged
 
 NOTHING_FITS = 3
 """The exit code where no strategy fits."""
@@ -17,17 +18,23 @@ def _signature(
     model: Annotated[str, typer.Argument(help=MODEL_HELP + " Only its configuration is used.")],
     task: Annotated[Literal["korquad1", "korquad2"], typer.Option(help="What is trained.")] = "korquad1",
     tokenizer: Annotated[str | None, typer.Option(help="For --train-file, where the model has no vocabulary.")] = None,
-    seq_len: Annotated[int | None, typer.Option(help="Longest window.  [default: the recipe's]")] = None,
-    global_batch: Annotated[int | None, typer.Option(help="Windows per step.  [default: the recipe's]")] = None,
+    seq_len: Annotated[int | None, ranged("seq_len", "Longest window.  [default: the recipe's]")] = None,
+    global_batch: Annotated[int | None, ranged("global_batch", "Windows per step.  [default: the recipe's]")] = None,
     gpu: Annotated[str, typer.Option(help="auto, none, or a card that is not here, such as T4 or 3090.")] = "auto",
-    gpu_memory: Annotated[str | None, typer.Option(help="Use at most this much of a GPU, such as 8GiB.")] = None,
-    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs of a machine.  [default: those here]")] = None,
-    nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
-    host_memory: Annotated[str | None, typer.Option(help="RAM to plan for.  [default: what is free here]")] = None,
+    gpu_memory: Annotated[
+        str | None,
+        parsed(size("--gpu-memory"), "Use at most this much of a GPU, such as 8GiB."),
+    ] = None,
+    gpus: Annotated[int | None, ranged("gpus", "GPUs of a machine.  [default: those here]")] = None,
+    nodes: Annotated[int, ranged("nodes", "Machines.")] = 1,
+    host_memory: Annotated[
+        str | None,
+        parsed(size("--host-memory"), "RAM to plan for.  [default: what is free here]"),
+    ] = None,
     nvme: Annotated[Path | None, typer.Option(help="A folder on a fast disk to offload to.")] = None,
     precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], typer.Option(help="Of weights.")] = "auto",
     strategy: Annotated[str | None, typer.Option(help="Judge this one alone.")] = None,
-    tier: Annotated[int, typer.Option(min=0, max=2, help="Change at most: 0 nothing, 1 rounding, 2 learning.")] = 2,
+    tier: Annotated[int, ranged("tier", "Change at most: 0 nothing, 1 rounding, 2 learning.")] = 2,
     train_file: Annotated[Path | None, typer.Option(help="Count the windows and lost answers of this file.")] = None,
     show_all: Annotated[bool, typer.Option("--all", help="Show what does not fit as well.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,

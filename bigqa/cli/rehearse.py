@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from bigqa.errors import BigqaError, UsageError
+from bigqa.ranges import size
+from bigqa.run.options import parsed, ranged
 
 if TYPE_CHECKING:
     from bigqa.nullgpu.cards import NullGpu
@@ -25,12 +27,15 @@ def rehearse(
         list[str] | None, typer.Argument(metavar="-- COMMAND...", help="Such as: python my_script.py --lr 1e-5")
     ] = None,
     gpu: Annotated[str, typer.Option(help="The card, such as T4 or 3090.  [default: the plan's]")] = "",
-    gpus: Annotated[int | None, typer.Option(min=1, help="Of a machine.  [default: the plan's, else 1]")] = None,
-    gpu_memory: Annotated[str | None, typer.Option(help="Its memory, such as 15GiB.  [default: the card's]")] = None,
+    gpus: Annotated[int | None, ranged("gpus", "Of a machine.  [default: the plan's, else 1]")] = None,
+    gpu_memory: Annotated[
+        str | None,
+        parsed(size("--gpu-memory"), "Its memory, such as 15GiB.  [default: the card's]"),
+    ] = None,
     plan: Annotated[Path | None, typer.Option(help="Instead of a command: a plan.json, with our own trainer.")] = None,
     train_file: Annotated[Path | None, typer.Option(help="What to train the plan on.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="For --plan, where the model has no vocabulary.")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="End the command after so many optimizer steps.")] = 3,
+    steps: Annotated[int, ranged("steps", "End the command after so many optimizer steps.")] = 3,
     bound: Annotated[
         Literal["least", "most", "both"],
         typer.Option(help="Where streams overlap: all done at once, or only when the host waits."),
@@ -110,20 +115,18 @@ def _command(
 def gpu_of(name: str, count: int | None, memory: str | None, planned: "Planned | None") -> "NullGpu":
     """Return the cards that were asked for; what is left open is the plan's."""
     from bigqa.nullgpu.cards import NullGpu, find_card
-    from bigqa.units import format_bytes, parse_bytes
+    from bigqa.units import format_bytes
 
     if planned is not None and not name:
-        name, size = planned.card, planned.memory_bytes
+        name, memory_bytes = planned.card, planned.memory_bytes
     else:
-        size = None
+        memory_bytes = None
     if not name:
         raise UsageError("--gpu is missing: name a card, such as --gpu T4")
-    try:
-        size = parse_bytes(memory) if memory else size
-    except ValueError as error:
-        raise UsageError(f"--gpu-memory: {error}") from None
+    if memory is not None:
+        memory_bytes = size("--gpu-memory")(memory)
     count = count or (planned.num_gpus if planned is not None else 1)
-    card = NullGpu(find_card(name), count=count, memory_bytes=size)
+    card = NullGpu(find_card(name), count=count, memory_bytes=memory_bytes)
     if card.free_bytes <= 0:
         context = format_bytes(card.context_bytes)
         raise UsageError(f"--gpu-memory {memory}: a CUDA context alone takes {context} of it")

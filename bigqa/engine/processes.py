@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bigqa.errors import BigqaError
 from bigqa.machine.hardware import usable_cores
 from bigqa.machine.kernels import Build, lacking
+from bigqa.ranges import of_environment
 
 THREADS_VARIABLE = "BIGQA_THREADS"
 """Threads of each process on the CPU; else the cores that it may use, shared out among the processes."""
@@ -61,8 +62,8 @@ class Processes:
     def _share_cores(self) -> None:
         # A launcher of several processes gives each one thread; the cores are there to be used: beside a GPU too, where
         # they step what is offloaded.
-        asked = os.environ.get(THREADS_VARIABLE, "")
-        torch.set_num_threads(int(asked) if asked.isdigit() else max(1, usable_cores() // self.on_this_machine))
+        shared = max(1, usable_cores() // self.on_this_machine)
+        torch.set_num_threads(of_environment(THREADS_VARIABLE, "threads", shared))
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Prepare a model for training on these processes."""

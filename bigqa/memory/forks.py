@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from bigqa.ranges import of_environment
+
 WORKERS_VARIABLE = "BIGQA_WORKERS"
 """Limits the workers; 1: no forks."""
 PR_SET_PDEATHSIG = 1
@@ -29,7 +31,7 @@ def in_forks(function: Callable[[A], B], arguments: list[A]) -> list[B]:
     """Return `function` of each argument; in this process where forks are not safe or do not pay."""
     global _function
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
-    workers = min(len(arguments), int(os.environ.get(WORKERS_VARIABLE, cores)))
+    workers = min(len(arguments), of_environment(WORKERS_VARIABLE, "threads", cores))
     # A fork of a process that has a CUDA context cannot use the card, which autograd's threads look at.
     if workers < 2 or torch.cuda.is_initialized():
         return [function(argument) for argument in arguments]

@@ -1,5 +1,5 @@
 """What to do: a question, strategies judged for a machine, the best of them, what comes after it, and a plan's files.
 
-Imports: errors, files, units, versions, settings, strategy, machine, models, tasks, engine, memory, speed.
+Imports: errors, files, ranges, units, versions, settings, strategy, machine, models, tasks, engine, memory, speed.
 Never: typer, rich.
 """

@@ -9,7 +9,7 @@ from bigqa.machine.hardware import Gpu, Hardware, capped, detect, planned_gpu
 from bigqa.models.sources import ModelSource, check_lengths, load_config, load_tokenizer, resolve
 from bigqa.plan.candidates import Workload
 from bigqa.plan.machine import Machine, machine_for
-from bigqa.units import parse_bytes
+from bigqa.ranges import RANGES, check, size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,12 @@ class Question:
     strategy: str | None = None
     tier: int = 2
     train_file: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse numbers out of range, wherever the question comes from. Raises: UsageError."""
+        for name in RANGES.keys() & vars(self).keys():
+            if getattr(self, name) is not None:
+                check(name, getattr(self, name))
 
 
 def wanted(question: Question) -> tuple[ModelSource, Any, Workload]:
@@ -88,9 +94,4 @@ def _gpus(question: Question, hardware: Hardware, memory_bytes: int | None) -> t
 
 
 def _size(text: str | None, option: str) -> int | None:
-    if text is None:
-        return None
-    try:
-        return parse_bytes(text)
-    except ValueError as error:
-        raise UsageError(f"{option}: {error}") from None
+    return None if text is None else size(option)(text)

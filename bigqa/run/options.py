@@ -4,12 +4,26 @@ In: words of a command line. Out: `TrainOptions`, and from it the settings of a 
 model's published recipe, or with `--resume` from the run that goes on.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from bigqa.ranges import checked, number
+
 MODEL_HELP = "A preset, a Hugging Face folder or hub id, a released Enliple folder, or a config.json."
+
+
+def ranged(name: str, help: str, option: str | None = None) -> Any:
+    """Return the option of a number within the range of a name."""
+    return typer.Option(*([option] if option else []), parser=number(name, option), help=help)
+
+
+def parsed(read: Callable[[object], Any], help: str) -> Any:
+    """Return the option of a text that holds sizes, or several numbers, within their range."""
+    return typer.Option(parser=checked(read), help=help)
+
 
 Model = Annotated[str | None, typer.Option("--model", help=MODEL_HELP)]
 Tokenizer = Annotated[
@@ -19,18 +33,18 @@ TrainFile = Annotated[Path | None, typer.Option(help="Questions with answers, Ko
 DevFile = Annotated[Path | None, typer.Option(help="Questions to score the result on.")]
 Out = Annotated[Path | None, typer.Option(help="The run folder, made new.")]
 Resume = Annotated[Path | None, typer.Option(help="Go on with this run folder from its last checkpoint.")]
-Seed = Annotated[int | None, typer.Option(help="Fixes weights, data order and dropout.  [default: 42]")]
-Epochs = Annotated[float | None, typer.Option(help="Passes over the data.  [default: the recipe's]")]
-MaxSteps = Annotated[int | None, typer.Option(help="End after this many optimizer steps instead.")]
-GlobalBatch = Annotated[int | None, typer.Option(help="Windows per optimizer step, over all processes.")]
-MicroBatch = Annotated[int | None, typer.Option(help="Windows per process and forward pass.")]
-SeqLen = Annotated[int | None, typer.Option(help="Longest window, in tokens.")]
-DocStride = Annotated[int | None, typer.Option(help="Tokens that each next window advances.")]
-QueryLength = Annotated[int | None, typer.Option(help="Longest question, in tokens.")]
-Lr = Annotated[float | None, typer.Option(help="Peak learning rate.")]
-Warmup = Annotated[float | None, typer.Option(help="Share of the steps that warm up.")]
-WeightDecay = Annotated[float | None, typer.Option(help="Not on biases and norms.")]
-Dropout = Annotated[float | None, typer.Option(help="Replaces the model's dropouts.")]
+Seed = Annotated[int | None, ranged("seed", "Fixes weights, data order and dropout.  [default: 42]")]
+Epochs = Annotated[float | None, ranged("epochs", "Passes over the data.  [default: the recipe's]")]
+MaxSteps = Annotated[int | None, ranged("max_steps", "End after this many optimizer steps instead.")]
+GlobalBatch = Annotated[int | None, ranged("global_batch", "Windows per optimizer step, over all processes.")]
+MicroBatch = Annotated[int | None, ranged("micro_batch", "Windows per process and forward pass.")]
+SeqLen = Annotated[int | None, ranged("seq_len", "Longest window, in tokens.")]
+DocStride = Annotated[int | None, ranged("doc_stride", "Tokens that each next window advances.")]
+QueryLength = Annotated[int | None, ranged("max_query_length", "Longest question, in tokens.")]
+Lr = Annotated[float | None, ranged("lr", "Peak learning rate.")]
+Warmup = Annotated[float | None, ranged("warmup", "Share of the steps that warm up.")]
+WeightDecay = Annotated[float | None, ranged("weight_decay", "Not on biases and norms.")]
+Dropout = Annotated[float | None, ranged("dropout", "Replaces the model's dropouts.")]
 PlanFile = Annotated[Path | None, typer.Option("--plan", help="A plan.json of `bigqa probe`: strategy and batches.")]
 StrategyOption = Annotated[str | None, typer.Option("--strategy", help="A named strategy of `bigqa probe --all`.")]
 PrecisionOption = Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16 (both with fp32 masters).")]
@@ -41,10 +55,10 @@ Deterministic = Annotated[
     typer.Option("--deterministic/--no-deterministic", help="The same bits each time on a GPU too: slower."),
 ]
 Check = Annotated[bool | None, typer.Option("--check/--no-check", help="Refuse what is predicted not to fit.")]
-SaveEvery = Annotated[int | None, typer.Option(help="Steps between checkpoints.")]
-Keep = Annotated[int | None, typer.Option(help="Checkpoints to keep.")]
-Limit = Annotated[int | None, typer.Option(help="Train on the first so many questions only.")]
-NumProcesses = Annotated[int, typer.Option(help="Processes to launch (`bigqa train` only).")]
+SaveEvery = Annotated[int | None, ranged("save_every", "Steps between checkpoints.")]
+Keep = Annotated[int | None, ranged("keep", "Checkpoints to keep.")]
+Limit = Annotated[int | None, ranged("limit", "Train on the first so many questions only.")]
+NumProcesses = Annotated[int, ranged("num_processes", "Processes to launch (`bigqa train` only).")]
 
 
 def train_signature(

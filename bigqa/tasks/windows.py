@@ -9,22 +9,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from bigqa.errors import BigqaError
+from bigqa.ranges import Ranged
 from bigqa.tasks.squad import Question
 
 
-class Lengths(BaseModel):
+class Lengths(Ranged):
     """Lengths of windows, in tokens."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    seq_len: int = Field(default=512, ge=16)
-    doc_stride: int = Field(default=128, ge=1)
+    seq_len: int = 512
+    doc_stride: int = 128
     """Tokens that each next window advances."""
-    max_query_length: int = Field(default=64, ge=1)
-    max_answer_length: int = Field(default=30, ge=1)
+    max_query_length: int = 64
+    max_answer_length: int = 30
 
 
 @dataclass(frozen=True, slots=True)
