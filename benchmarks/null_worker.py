@@ -60,7 +60,7 @@ def measure(case: Case, gpus: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, patch.object(build, "can_pack", lambda *args: packs):
         settings = settings_of(case, Path(folder))
         if gpus > 1:
-            _join(gpus)
+            join(gpus)
         processes = Processes(settings.device)
         with unfilled():
             training = training_of(case, settings, processes, Silent(), _models[case.model])
@@ -82,7 +82,7 @@ def _no_step_on_the_host() -> Any:
     return patch.object(DeepSpeedCPUAdam, "step", lambda *args: None)
 
 
-def _join(gpus: int) -> None:
+def join(gpus: int) -> None:
     """Be the first of so many processes; the others are not there, and the null GPU's NCCL does without them."""
     own = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": gpus, "LOCAL_WORLD_SIZE": gpus, "MASTER_PORT": 1}
     os.environ |= {name: str(value) for name, value in own.items()} | {"MASTER_ADDR": "127.0.0.1"}

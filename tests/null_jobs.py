@@ -1,10 +1,12 @@
 """Many runs of bigqa's own trainer on GPUs that are not there, each start in a fork with a card of its own.
 
-Run on a null GPU: `python null_jobs.py`. In: jobs, one JSON a line, `{"card", "count", "options", "resume"}`. Out: what
+Run on a null GPU: `python null_jobs.py`. In: jobs, one JSON a line, `{"card", "count", "options", "resume"}`, and
+`crowded`, a part of the first start during which another program takes what is left of the card. Out: what
 became of each, one a line: its starts, where memory ran out in each, and the traceback of one that failed. A start that
 asks to be gone on with (the ladder) is, in the next fork, as `bigqa train` and its launcher do.
 """
 
+import ctypes
 import importlib
 import json
 import os
@@ -19,8 +21,10 @@ from unittest.mock import patch
 import torch
 
 from bigqa.console import quiet_libraries
+from bigqa.engine.loop import fit
 from bigqa.plan.ladder import AGAIN
 from bigqa.rehearse.own import answered_yes
+from bigqa.run import delivery
 from bigqa.run.fine_tuning import fine_tune
 from bigqa.run.folder import CHANGEABLE, settings_from
 
@@ -59,6 +63,26 @@ class Watch:
         self.short.append(phase_of(stack_of(sys._getframe())))
 
 
+CROWDED = {"save": (fit, "save"), "score": (delivery, "_score")}
+
+
+def crowd(part: str) -> None:
+    """Have another program take what is left of the card during a part of the run."""
+    owner, name = CROWDED[part]
+    function = getattr(owner, name)
+
+    def crowded(*args: Any, **options: Any) -> Any:
+        torch.cuda.empty_cache()
+        library, left = ctypes.CDLL("libcuda.so.1"), ctypes.c_size_t(torch.cuda.mem_get_info()[0])
+        library.null_take(0, left)
+        try:
+            return function(*args, **options)
+        finally:
+            library.null_give(0, left)
+
+    setattr(owner, name, crowded)
+
+
 def join(ranks: int) -> None:
     """Be the first of so many processes: the others are not there, and the null GPU's NCCL does without them."""
     own = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": 1}
@@ -72,6 +96,8 @@ def start(job: dict[str, Any], resume: bool) -> tuple[int, dict[str, Any]]:
     watch = Watch()
     if job.get("ranks", 1) > 1:
         join(job["ranks"])
+    if job.get("crowded") and not resume:
+        crowd(job["crowded"])
     given = {name: value for name, value in job["options"].items() if value is not None}
     options = {name: Path(value) if name in PATHS else value for name, value in given.items()}
     out = options["out"]

@@ -75,6 +75,16 @@ def test_models_with_large_heads_that_look_only_so_far_are_padded_there(monkeypa
         assert kernels.packs_on(torch.device("cuda", 0), torch.bfloat16, config, 16) is packs
 
 
+@pytest.mark.parametrize(("cuda", "built", "runs"), [("13.0", True, True), ("13.0", False, False), (None, False, True)])
+def test_a_torch_without_flash_attention_has_none_on_any_card(
+    monkeypatch: pytest.MonkeyPatch, cuda: str | None, built: bool, runs: bool
+) -> None:
+    """One for the CPU says nothing of the one that a card's machine has."""
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: built)
+    assert kernels._flash_on((8, 0), torch.bfloat16, 64, drops=True) is runs
+
+
 class Kernels(torch.utils._python_dispatch.TorchDispatchMode):
     """Writes down which kernels run, and the sizes of their heads."""
 

@@ -45,6 +45,19 @@ def test_a_killed_builds_lock_goes_and_a_living_ones_stays(lock: Path) -> None:
     assert not lock.exists()
 
 
+def test_a_lock_that_may_be_another_machines_stays_for_as_long_as_a_build_takes(
+    lock: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    lock.touch()
+    drop_stale_locks()
+    assert lock.exists()
+    os.utime(lock, (0, 0))
+    drop_stale_locks()
+    assert not lock.exists()
+
+
 def test_a_build_of_this_process_keeps_its_lock(lock: Path) -> None:
     baton = FileBaton(str(lock))
     assert baton.try_acquire()

@@ -1,6 +1,7 @@
 """The loop itself, on a model of a few weights: what it saves and keeps, when it stops, and that it goes on."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,9 +11,10 @@ from transformers import BertConfig, BertForQuestionAnswering, get_linear_schedu
 
 from bigqa.engine.build import build
 from bigqa.engine.loop import checkpoint
-from bigqa.engine.loop.fit import Training, fit
+from bigqa.engine.loop.fit import Training, _save_alone, fit
 from bigqa.engine.loop.recorder import Silent
 from bigqa.engine.loop.stop import STOP_FILE, StopRequest
+from bigqa.engine.optim.update import State
 from bigqa.engine.processes import Processes
 from bigqa.settings import Settings
 from bigqa.strategy import Strategy
@@ -126,3 +128,21 @@ def _check_records(records: list[dict[str, Any]]) -> None:
         assert record["lr"] == pytest.approx(schedule.get_last_lr()[0])
         optimizer.step()
         schedule.step()
+
+
+@pytest.mark.parametrize(("world_size", "emptied"), [(1, 1), (2, 0)])
+def test_a_process_of_several_waits_for_no_other_before_it_saves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world_size: int, emptied: int
+) -> None:
+    """Emptying the cache waits for the device, where an average may be begun that the others never join."""
+    count: list[None] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: count.append(None))
+    state = State(weights={"w": torch.ones(2)}, moments={})
+    update = SimpleNamespace(changing=False, holds_all=True, forget_gradients=lambda: None, state=lambda: state)
+    processes = SimpleNamespace(world_size=world_size, device=torch.device("cuda", 0))
+    settings = SimpleNamespace(out=tmp_path, model_dump=lambda mode: {})
+    run: Any = SimpleNamespace(
+        parts=SimpleNamespace(update=update), processes=processes, settings=settings, saves=True, recorder=Silent()
+    )
+    assert _save_alone(run, 3) and len(count) == emptied
+    assert (tmp_path / "checkpoints" / "step-00000003" / "weights.safetensors").is_file()

@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForQuestionAnswering
 
 from bigqa.engine import inference
 from bigqa.engine.attention import kernels
+from bigqa.run import prediction
 from bigqa.tasks.qa import QuestionAnswering
 from bigqa.tasks.rows import Rows
 
@@ -94,12 +95,48 @@ def test_what_has_no_room_is_halved_and_other_errors_are_told(monkeypatch: pytes
     while len(errors) > 1:
         refused.clear()
         found = list(inference.span_logits(model, task, windows(), LENGTHS, torch.device("cpu")))
-        assert refused == [7, 3, 4]
+        assert refused == [7, 3]  # and nothing of a size again that had no room
         for (_, start, _), one in zip(found, expected, strict=True):
             np.testing.assert_allclose(start, one[0], atol=1e-5)
         errors.pop(0)
     with pytest.raises(RuntimeError, match="shapes"):
         list(inference.span_logits(model, task, windows(), LENGTHS, torch.device("cpu")))
+
+
+def test_a_model_that_fp16_overflows_with_goes_on_in_fp32_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "BATCH_TOKENS", 40)
+    model, task = made("bert")
+    with torch.no_grad():
+        model.qa_outputs.weight.copy_(torch.randn(2, 32, generator=torch.Generator().manual_seed(1)) * 20_000)
+    model.half().float()  # as the weights are rounded
+    expected = alone(model, windows())
+    assert max(abs(one).max() for one in expected) > torch.finfo(torch.float16).max
+    told: list[str] = []
+    found = list(inference.span_logits(model.half(), task, windows(), LENGTHS, torch.device("cpu"), tell=told.append))
+    assert told == ["fp16 overflows with this model: going on in fp32"]
+    for (_, start, end), one in zip(found, expected, strict=True):
+        np.testing.assert_allclose(np.stack([start, end]), one, rtol=1e-2, atol=500)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    model.to("cpu").train()  # and it can be used as any other
+
+
+def test_a_model_within_fp16_stays_in_it() -> None:
+    model, task = made("bert")
+    told: list[str] = []
+    list(inference.span_logits(model.half(), task, windows(), LENGTHS, torch.device("cpu"), tell=told.append))
+    assert told == [] and {parameter.dtype for parameter in model.parameters()} == {torch.float16}
+
+
+@pytest.mark.parametrize(("largest", "asked", "dtype"), [(1.0, "auto", 16), (1e5, "auto", 32), (1e5, "fp16", 16)])
+def test_weights_that_fp16_does_not_know_are_not_rounded_to_it(
+    monkeypatch: pytest.MonkeyPatch, largest: float, asked: str, dtype: int
+) -> None:
+    monkeypatch.setattr(prediction, "choose_precision", lambda asked, device: "fp16")
+    model, _ = made("bert")
+    with torch.no_grad():
+        model.qa_outputs.weight[0, 0] = largest
+    prediction.ready(model, torch.device("cpu"), asked)
+    assert model.qa_outputs.weight.element_size() * 8 == dtype
 
 
 def test_one_window_that_has_no_room_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

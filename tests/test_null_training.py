@@ -17,8 +17,9 @@ from null_gpu import environment_of
 from small_runs import metrics
 
 from bigqa.nullgpu.cards import NullGpu, find_card
-from bigqa.plan.ladder import switches_of
+from bigqa.plan.ladder import AGAIN, switches_of
 from bigqa.sample import FOLDER
+from bigqa.settings import Rung
 from bigqa.strategy import STRATEGIES
 from bigqa.units import MIB
 
@@ -163,6 +164,52 @@ def test_the_ladder_is_gone_down_wherever_memory_runs_out(tmp_path: Path) -> Non
         assert set(starts[-1]["short"]) <= {"evaluation"}
         seen |= {phase for start in starts for phase in start["short"]}
     assert seen >= {"forward", "backward", "step", "evaluation"}, seen
+
+
+def test_the_ladder_is_gone_down_where_there_is_no_room_to_place_a_model(tmp_path: Path) -> None:
+    """Masters and weights are more than the card has: the next rung without masters is not."""
+    rungs = [Rung(name="without masters", strategy=STRATEGIES["stochastic-8bit-recompute"], micro_batch=4)]
+    ladder = [rung.model_dump(mode="json") for rung in rungs]
+    card = NullGpu(A100, memory_bytes=130 * MIB, context_bytes=0)
+    small = {"model": "enliple-small", "tokenizer": str(FOLDER), "max_steps": 2, "strategy": "plain", "ladder": ladder}
+    (done,) = run_jobs([job(tmp_path / "run", card, **small)])
+    first, second = done["starts"]
+    assert set(first["short"]) == {"placing"} and first["code"] == AGAIN, first
+    assert second["code"] == 0 and second["short"] == [], second
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2]
+    assert [switch["after_step"] for switch in switches_of(tmp_path / "run")] == [None]
+
+
+def test_saving_takes_nothing_of_a_full_card_but_where_processes_share_it(tmp_path: Path) -> None:
+    """Another program takes what is left while checkpoints are written.
+
+    One process saves all the same. Of several that share states, each lacks the little that passes over the card: the
+    run goes on from the checkpoint before, which there is none of, with the next rung.
+    """
+    one, two = NullGpu(A100, context_bytes=0), NullGpu(A100, context_bytes=0, count=2)
+    names = ["plain", "8bit", "stochastic", "zero1", "zero3", "zero2-offload", "zero3-offload"]
+    jobs = [job(tmp_path / name, one, strategy=name) | {"crowded": "save"} for name in names]
+    shared = {"model": "enliple-small", "tokenizer": str(FOLDER), "strategy": "zero3"}
+    jobs.append(job(tmp_path / "shared", two, **shared) | {"crowded": "save"})
+    found = dict(zip([*names, "shared"], run_jobs(jobs), strict=True))
+    for name in names:
+        (start,) = found[name]["starts"]
+        assert start["code"] == 0 and start["short"] == [], name
+        assert (tmp_path / name / "checkpoints" / "step-00000004" / "weights.safetensors").is_file(), name
+    first, second = found["shared"]["starts"]
+    assert set(first["short"]) == {"saving"} and first["code"] == AGAIN, first
+    assert second["code"] == 0 and second["short"] == [], second
+    assert [line["step"] for line in metrics(tmp_path / "shared")] == STEPS
+    assert [switch["after_step"] for switch in switches_of(tmp_path / "shared")] == [None]
+
+
+def test_a_full_card_scores_on_the_host(tmp_path: Path) -> None:
+    dev = str(dev_file(tmp_path))
+    card = NullGpu(A100, memory_bytes=64 * MIB, context_bytes=0)
+    (done,) = run_jobs([job(tmp_path / "run", card, dev_file=dev) | {"crowded": "score"}])
+    (start,) = done["starts"]
+    assert start["code"] == 0, start["traceback"]
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["scores"]["total"] > 0
 
 
 # ---- several processes ----

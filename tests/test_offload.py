@@ -120,3 +120,19 @@ def test_merged_qlora_is_the_model_that_was_trained() -> None:
     assert {type(m) for m in model.modules() if isinstance(m, nn.Linear)} == {nn.Linear}
     torch.testing.assert_close(merged, trained, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(before, trained, atol=1e-3)
+
+
+def test_weights_that_zero_3_gathers_are_no_activations() -> None:
+    """A gathered weight is another storage than before the pass; the backward pass gathers it anew."""
+    model = nn.Linear(2, 2)
+    weight = model.weight
+    weight.ds_id = 0  # type: ignore[attr-defined]
+    weight.data = torch.empty(0)
+    offload = ActivationOffload(model)
+    x = torch.ones(512, 256, requires_grad=True)
+    with offload.keeping():
+        weight.data = torch.ones(256, 256)
+        y = (x @ weight).sin()
+    assert offload.sent == (512 * 256 * 4,) * 2  # what the product and the sine keep
+    y.sum().backward()
+    assert weight.grad is not None

@@ -14,7 +14,7 @@ from memory_limits import limited, place_of, why_none
 from small_runs import metrics
 from transformers import AutoConfig
 
-from bigqa.engine.recovery import HostWatch, OutOfMemory, is_out_of_memory
+from bigqa.engine.recovery import HostWatch, OutOfMemory, is_out_of_memory, which_memory
 from bigqa.machine.hardware import detect, host_memory, planned_gpu
 from bigqa.plan.candidates import Workload, choose
 from bigqa.plan.ladder import ladder_of, switches_of
@@ -40,6 +40,9 @@ def bigqa(under: list[str], *words: object) -> Done:
         (RuntimeError("CUDA error: out of memory"), True),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), True),
         (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), True),
+        (RuntimeError('NVML_SUCCESS == r INTERNAL ASSERT FAILED at "../c10/cuda/CUDACachingAllocator.cpp":1154'), True),
         (MemoryError(), True),
         (OSError(12, "Cannot allocate memory"), True),
         (OSError(28, "No space left on device"), False),
@@ -49,6 +52,21 @@ def bigqa(under: list[str], *words: object) -> Done:
 )
 def test_a_lack_of_memory_is_told_from_other_errors(error: BaseException, expected: bool) -> None:
     assert is_out_of_memory(error) is expected
+
+
+@pytest.mark.parametrize(
+    ("error", "place"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "device"),
+        (RuntimeError("CUDA error: out of memory"), "device"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), "host"),
+        (MemoryError(), "host"),
+        (OSError(12, "Cannot allocate memory"), "host"),
+        (OutOfMemory("host", "no 2 MiB more of the host's memory can be pinned"), "host"),
+    ],
+)
+def test_which_memory_ran_out_is_told(error: BaseException, place: str) -> None:
+    assert which_memory(error) == place
 
 
 def test_the_host_is_watched() -> None:

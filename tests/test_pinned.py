@@ -2,6 +2,7 @@
 
 import gc
 import mmap
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 from bigqa.engine import pinned
 from bigqa.engine.offload import MIN_BYTES, ON_THEIR_WAY, ActivationOffload
 from bigqa.engine.pinned import PinnedPool, whole_pages
+from bigqa.engine.recovery import OutOfMemory
 
 PAGE = mmap.PAGESIZE
 
@@ -150,3 +152,27 @@ def test_what_is_pinned_is_what_was_predicted(bound: str) -> None:
     assert predicted == pytest.approx(sent, rel=1e-3)
     # Batches and figures are torch's, half a MiB.
     assert 0 <= found - predicted < 2**20 and counted == pytest.approx(found, abs=2**17)  # small ones by the page
+
+
+@pytest.mark.parametrize(("failed", "raised"), [(0, None), (2, OutOfMemory), (1, RuntimeError)])
+def test_what_cannot_be_pinned_is_the_hosts_lack(
+    monkeypatch: pytest.MonkeyPatch, failed: int, raised: type[Exception] | None
+) -> None:
+    """CUDA has one word for both memories, and keeps it for the next kernel."""
+    forgot: list[None] = []
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: SimpleNamespace(cudaHostRegister=lambda *_: failed))
+    monkeypatch.setattr(torch.cuda, "check_error", refuse)
+    monkeypatch.setattr(pinned, "forget_error", lambda: forgot.append(None))
+    pinning = pinned.CudaPinning(None)  # type: ignore[arg-type]
+    if raised is None:
+        pinning.pin(0, PAGE)
+    else:
+        with pytest.raises(raised) as caught:
+            pinning.pin(0, PAGE)
+        assert getattr(caught.value, "where", "host") == "host"
+    assert len(forgot) == (failed == 2)
+
+
+def refuse(code: int) -> None:
+    if code:
+        raise RuntimeError(f"CUDA error {code}")

@@ -1,5 +1,6 @@
 """Two real processes of one run, forked: what they add up, and what the main one tells."""
 
+import os
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +10,8 @@ import torch
 from forked import in_processes
 from torch import nn
 
-from bigqa.engine.processes import Processes
+from bigqa.engine.processes import PEERS, Processes, without_peers
+from bigqa.errors import BigqaError
 
 
 def _agree(processes: Processes) -> dict[str, Any]:
@@ -37,6 +39,44 @@ def test_two_processes_agree() -> None:
         assert one["gradient"] == [[1.5, 1.5]]  # averages: the step multiplies by their number
 
 
+def _disagree(processes: Processes) -> list[str]:
+    told = []
+    for value in ("bf16", f"fp{16 * (1 + processes.rank)}"):
+        try:
+            processes.agree(value, "precision")
+        except BigqaError as error:
+            told.append(str(error))
+    return told
+
+
+def test_what_machines_must_have_in_common_is_compared_and_all_are_told() -> None:
+    """Of two nodes with other cards, or without the other's files."""
+    first, second = in_processes(_disagree)
+    assert first == ["the processes of this run do not agree on precision: the first has fp16"]
+    assert len(second) == 1 and in_processes(_disagree, 1) == [[]]
+
+
+@pytest.mark.parametrize("given", [{}, {"NCCL_P2P_DISABLE": "0"}, {"NCCL_P2P_DISABLE": "0", "NCCL_IB_DISABLE": "0"}])
+@pytest.mark.parametrize("reach", [True, False])
+def test_cards_that_cannot_reach_each_other_go_without(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], reach: bool
+) -> None:
+    """Accelerate would refuse them; what a person said of it stays."""
+    for name in PEERS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("bigqa.engine.processes.check_cuda_p2p_ib_support", lambda: reach)
+    told = without_peers()
+    found = {name: os.environ[name] for name in PEERS if name in os.environ}
+    missing = [name for name in PEERS if name not in given]
+    assert found == given | ({} if reach else dict.fromkeys(missing, "1"))
+    assert (told is None) == (reach or not missing)
+    assert told is None or all(f"{name}=1" in told for name in missing)
+    for name in set(PEERS) - set(given):
+        os.environ.pop(name, None)
+
+
 def _wait(processes: Processes) -> float:
     begun = time.monotonic()
     if processes.rank == 1:
@@ -56,8 +96,6 @@ def test_one_process_has_nobody_to_ask() -> None:
 
 
 def test_a_gpu_that_is_not_there_is_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bigqa.errors import BigqaError
-
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(BigqaError, match="--device cpu"):
         Processes("cuda")

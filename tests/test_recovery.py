@@ -270,6 +270,24 @@ def test_evaluation_goes_on_with_smaller_batches(
     assert scores["total"] == sum(len(part["qas"]) for article in few["data"] for part in article["paragraphs"])
 
 
+def test_a_trained_run_that_cannot_be_scored_steps_down_to_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unbroken: list[float], starts: list[Start]
+) -> None:
+    """No rung of training helps to score; what is trained is there, and said to be."""
+
+    def never(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(inference, "_forward", never)
+    with pytest.raises(
+        BigqaError, match=r"out of memory \(host\) while scoring; the model is trained, and in .*/run/model"
+    ):
+        train(tmp_path / "run", dev_file=FOLDER / "dev.json")
+    assert len(starts) == 1 and switches_of(tmp_path / "run") == []
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+    assert json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))["steps"] == STEPS
+
+
 def test_a_ladder_that_is_used_up_ends_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unbroken: list[float], starts: list[Start]
 ) -> None:

@@ -74,3 +74,30 @@ def test_no_step_waits_for_the_gpu() -> None:
     """In the second step, which makes nothing anew; bitsandbytes' own loop waits 199 times for the small model."""
     found = on_null_gpu(COUNTED.replace("NAMES", repr(list(WAITS))))
     assert found == {name: [count, []] for name, count in WAITS.items()}
+
+
+FREED = """
+import ctypes, gc, json, torch
+from bigqa.engine.optim.optimizers import make_optimizer
+from bigqa.strategy import Strategy
+library = ctypes.CDLL("libcuda.so.1")
+library.null_most_of.restype = ctypes.c_size_t
+found = []
+for _ in range(3):
+    parameter = torch.nn.Parameter(torch.ones(1024, 1024, device="cuda"))
+    parameter.grad = torch.ones_like(parameter)
+    strategy = Strategy(precision="fp32", optimizer="paged-adamw8bit")
+    optimizer = make_optimizer(strategy, [{"params": [parameter]}], lr=1e-3, eps=1e-6)
+    optimizer.step()
+    del optimizer
+    gc.collect()
+    found.append(library.null_most_of(4))
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.nullgpu
+def test_paged_states_go_with_their_optimizer() -> None:
+    """bitsandbytes never frees managed memory: a run that is begun again in the same process would hold it twice."""
+    first, *more = on_null_gpu(FREED)
+    assert first >= 2 * 1024 * 1024 and more == [first, first]

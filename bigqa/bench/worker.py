@@ -26,7 +26,7 @@ from bigqa.engine.loop.fit import Training, fit
 from bigqa.engine.loop.recorder import Silent
 from bigqa.engine.loop.stop import StopRequest
 from bigqa.engine.processes import Processes
-from bigqa.engine.recovery import HostWatch, OutOfMemory, is_out_of_memory
+from bigqa.engine.recovery import HostWatch, is_out_of_memory, which_memory
 from bigqa.files import read_json, write_json
 from bigqa.machine.hardware import host_memory
 from bigqa.models.sources import first_position, load_config, load_model, resolve
@@ -84,8 +84,7 @@ def measure(case: Case, folder: Path) -> Measured:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        where = "host" if isinstance(error, OutOfMemory) and error.where == "host" else "device"
-        reason = f"{where}: {str(error).strip().splitlines()[0]}"
+        reason = f"{which_memory(error)}: {str(error).strip().splitlines()[0]}"
         return Measured(outcome="out of memory", reason=reason).model_copy(update=meter.peaks())
     timed, steady = figures.steps[warm_up : warm_up + case.steps], figures.steps[-1]
     done = Measured(

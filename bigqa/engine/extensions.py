@@ -8,11 +8,13 @@ nothing. `python -m bigqa.engine.extensions` compiles ahead of the first use.
 import contextlib
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 PARTS = ("CPUAdamBuilder", "ShareMemCommBuilder")
 """Adam of optimizers that are offloaded; and what DeepSpeed's collectives on a CPU build as they start."""
+LONGEST_BUILD_S = 600
 
 
 def make_ready() -> None:
@@ -38,11 +40,17 @@ def compile_ahead() -> None:
 
 
 def drop_stale_locks() -> None:
-    """Remove the locks that no process holds: a build keeps its lock open."""
+    """Remove the locks that no process holds: a build keeps its lock open.
+
+    Of several machines, which may share the folder, one that is not old may be another's.
+    """
+    count = os.environ.get("WORLD_SIZE", "1")
+    shared = int(count) > int(os.environ.get("LOCAL_WORLD_SIZE", count))
     locks = [lock for root in _roots() for lock in root.glob("lock")]
     for lock in locks:
         with contextlib.suppress(OSError):  # it was released meanwhile
-            if not _is_open(lock):
+            is_old = time.time() - lock.stat().st_mtime > LONGEST_BUILD_S
+            if not _is_open(lock) and (is_old or not shared):
                 lock.unlink()
 
 

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from bigqa.engine.attention.kernels import packs_on
 from bigqa.engine.attention.packing import can_pack, split_padded
+from bigqa.engine.optim.precision import cast
 from bigqa.engine.recovery import is_out_of_memory
 from bigqa.tasks.base import SpanTask
 
@@ -22,9 +24,9 @@ BATCH_TOKENS = 8192
 """Tokens of a forward pass, padding included."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Inputs:
-    """What logits are wanted of."""
+    """What logits are wanted of, and what has been found out about how."""
 
     task: SpanTask
     windows: Any
@@ -33,6 +35,13 @@ class Inputs:
     """Tokens of each window."""
     device: torch.device
     packs: bool = False
+    room: int = BATCH_TOKENS
+    """Tokens that memory reaches for: half of what it last did not."""
+    tell: Callable[[str], None] | None = None
+
+    def tokens(self, chosen: Sequence[int]) -> int:
+        """Return the tokens of windows together."""
+        return sum(self.lengths[window] for window in chosen)
 
 
 @torch.inference_mode()
@@ -45,15 +54,17 @@ def span_logits(
     on_progress: Callable[[int, int], None] | None = None,
     *,
     packs: bool | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> Iterator[Logits]:
     """Yield (window, start logits, end logits) of every window, in order, padding cut off; fp32.
 
-    `packs`: whether the model takes packed windows, where that is known; else it is tried.
+    `packs`: whether the model takes packed windows, where that is known; else it is tried. `tell` is told, once, that a
+    model in fp16 overflowed and goes on in fp32: trained in bf16 or fp32, it may know larger numbers than fp16 does.
     """
     model.eval()
     if packs is None:
         packs = bool(lengths) and can_pack(model, task, max(lengths))
-    inputs = Inputs(task, windows, lengths, device, packs)
+    inputs = Inputs(task, windows, lengths, device, packs, BATCH_TOKENS, tell)
     for begin in range(0, len(lengths), CHUNK_WINDOWS):
         chunk = range(begin, min(begin + CHUNK_WINDOWS, len(lengths)))
         found: dict[int, Logits] = {}
@@ -84,16 +95,35 @@ def _in_order(lengths: Sequence[int], tokens: int) -> list[list[int]]:
 
 def _forward_in_parts(model: nn.Module, inputs: Inputs, chosen: list[int]) -> dict[int, Logits]:
     """Run a batch, or its halves where memory does not reach for the whole."""
-    try:
-        return _forward(model, inputs, chosen)
-    except (RuntimeError, MemoryError) as error:
-        if len(chosen) == 1 or not is_out_of_memory(error):
-            raise
-    if inputs.device.type == "cuda":
-        torch.cuda.empty_cache()
+    if len(chosen) == 1 or inputs.tokens(chosen) <= inputs.room:
+        try:
+            return _in_finite_precision(model, inputs, chosen)
+        except (RuntimeError, MemoryError) as error:
+            if len(chosen) == 1 or not is_out_of_memory(error):
+                raise
+        inputs.room = inputs.tokens(chosen) // 2
+        if inputs.device.type == "cuda":
+            torch.cuda.empty_cache()
     half = len(chosen) // 2
     first = _forward_in_parts(model, inputs, chosen[:half])
     return first | _forward_in_parts(model, inputs, chosen[half:])
+
+
+def _in_finite_precision(model: nn.Module, inputs: Inputs, chosen: list[int]) -> dict[int, Logits]:
+    """Run a batch; where fp16 overflows, widen the model to fp32, and run it again."""
+    found = _forward(model, inputs, chosen)
+    if _is_fp16(model) and not all(np.isfinite(one).all() for logits in found.values() for one in logits[1:]):
+        with torch.inference_mode(False), torch.no_grad():  # what is made in it can be used nowhere else
+            cast(model, torch.float32)
+        inputs.packs = inputs.packs and packs_on(inputs.device, torch.float32, model.config, max(inputs.lengths))
+        if inputs.tell is not None:
+            inputs.tell("fp16 overflows with this model: going on in fp32")
+        return _forward_in_parts(model, inputs, chosen)
+    return found
+
+
+def _is_fp16(model: nn.Module) -> bool:
+    return any(parameter.dtype == torch.float16 for parameter in model.parameters())
 
 
 def _forward(model: nn.Module, inputs: Inputs, chosen: list[int]) -> dict[int, Logits]:

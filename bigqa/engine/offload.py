@@ -64,6 +64,7 @@ class ActivationOffload:
         if self._copies is not None:
             self._copies.begin()
         self._stay = {p.untyped_storage()._cdata for p in (*self.model.parameters(), *self.model.buffers())}
+        self._sharded = [p for p in self.model.parameters() if hasattr(p, "ds_id")]
         with torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack):
             yield
         self._by_address.clear()
@@ -80,13 +81,17 @@ class ActivationOffload:
 
     def _pack(self, tensor: Tensor) -> Tensor | Packed:
         storage = tensor.untyped_storage()
-        if storage.nbytes() < MIN_BYTES or storage._cdata in self._stay:
+        if storage.nbytes() < MIN_BYTES or storage._cdata in self._stay or self._is_gathered(storage):
             return tensor
         kept = self._by_address.get(storage._cdata)
         if kept is None:
             kept = self._send(storage)
         kept.wanted += 1
         return kept, tensor.dtype, tensor.shape, tensor.stride(), int(tensor.storage_offset())
+
+    def _is_gathered(self, storage: torch.UntypedStorage) -> bool:
+        """Whether it is a weight of ZeRO-3's, whole for a while: the backward pass gathers it anew."""
+        return any(p.numel() and p.untyped_storage()._cdata == storage._cdata for p in self._sharded)
 
     def _send(self, storage: torch.UntypedStorage) -> _Kept:
         kept = _Kept(storage, len(self._kept))

@@ -13,6 +13,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from bigqa.engine.cudart import forget_error
+from bigqa.engine.recovery import OutOfMemory
+from bigqa.units import format_bytes
+
+NO_MEMORY = 2
+"""`cudaErrorMemoryAllocation`."""
 _most_bytes = _now_bytes = 0
 
 
@@ -43,8 +49,12 @@ class CudaPinning:
         self.stream = stream
 
     def pin(self, address: int, size_bytes: int) -> None:
-        """Pin a range. Raises: RuntimeError where there is no memory left that may be pinned."""
-        torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(address, size_bytes, 0))
+        """Pin a range. Raises: OutOfMemory, of the host, where there is no memory left that may be pinned."""
+        failed = int(torch.cuda.cudart().cudaHostRegister(address, size_bytes, 0))
+        if failed == NO_MEMORY:
+            forget_error()
+            raise OutOfMemory("host", f"no {format_bytes(size_bytes)} more of the host's memory can be pinned")
+        torch.cuda.check_error(failed)
 
     def unpin(self, address: int) -> None:
         """Wait for the stream, and let go."""

@@ -1,11 +1,13 @@
 """The processes of a run, through Accelerate. In: the device asked for. Out: rank, device, and what they agree on."""
 
+import gc
 import os
+import zlib
 from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, check_cuda_p2p_ib_support
 from torch import Tensor, nn
 
 from bigqa.errors import BigqaError
@@ -21,6 +23,7 @@ LEFT: list[object] = []
 """Groups that this process has left, kept until it ends. A wrapped model holds its group too; where it is the last to,
 torch (2.13, gloo) waits for the group's threads with Python's lock in hand, and a thread that is still to let go of a
 tensor waits for that lock: the process never ends."""
+PEERS = ("NCCL_P2P_DISABLE", "NCCL_IB_DISABLE")
 LOST = ("connection closed by peer", "connection reset by peer", "broken pipe", "remote process exited")
 
 
@@ -43,12 +46,27 @@ def check_kernels(device: torch.device) -> None:
             raise BigqaError(f"{found}; or use the CPU: --device cpu")
 
 
+def without_peers() -> str | None:
+    """Let NCCL go without what some cards have not, before it starts; return a line that says so.
+
+    Of RTX 40 cards drivers before 550.40.07 say that they reach each other, and they do not. Accelerate refuses them,
+    for a single process too, unless it launches the processes itself.
+    """
+    missing = [name for name in PEERS if name not in os.environ]
+    if not missing or check_cuda_p2p_ib_support():
+        return None
+    os.environ |= dict.fromkeys(missing, "1")
+    return f"these cards cannot reach each other with this driver (550.40.07 can): {'=1, '.join(missing)}=1"
+
+
 class Processes:
     """This process among those of the run."""
 
     def __init__(self, device: str) -> None:
         if device == "cuda" and not torch.cuda.is_available():
             raise BigqaError("no CUDA GPU here: use --device cpu, or check the driver with nvidia-smi")
+        self.remark = without_peers() if device != "cpu" and torch.cuda.is_available() else None
+        """What a person should know of how the processes run."""
         patience = InitProcessGroupKwargs(timeout=LONGEST_WAIT)
         self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no", kwargs_handlers=[patience])
         self.device: torch.device = self.accelerator.device
@@ -77,6 +95,19 @@ class Processes:
         total: Tensor = self.accelerator.reduce(value, reduction="sum")
         return total
 
+    def agree(self, value: object, on: str) -> None:
+        """Make sure that all processes have the same value. Raises: BigqaError, on all of them, where they have not.
+
+        Machines of one run may have other cards, and other files.
+        """
+        if self.world_size == 1:
+            return
+        digest = zlib.crc32(repr(value).encode())
+        most = torch.tensor([digest, -digest], device=self.device)
+        torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+        if int(most.sum()):
+            raise BigqaError(f"the processes of this run do not agree on {on}: the first has {value}")
+
     def wait(self) -> None:
         """Wait until every process is here."""
         self.accelerator.wait_for_everyone()
@@ -93,6 +124,8 @@ class Processes:
         """Leave the group of processes."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             LEFT.append(torch.distributed.group.WORLD)
+        self.accelerator.free_memory()  # it keeps every model that it has wrapped, with what that has on a device
+        gc.collect()
         self.accelerator.end_training()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

@@ -15,16 +15,18 @@ import torch
 
 from bigqa.machine.heap import hand_back
 
+HOST_MARKS = ("can't allocate memory", "cannot allocate memory", "not enough memory", "unable to mmap")
+"""What libraries say that raise a plain RuntimeError of the host's memory: torch's CPU allocator, DeepSpeed."""
 MARKS = (
+    *HOST_MARKS,
     "out of memory",
-    "can't allocate memory",
-    "cannot allocate memory",
-    "not enough memory",
     "failed to allocate",
-    "cublas_status_alloc_failed",
-    "unable to mmap",
+    "alloc_failed",
+    "allocation_failed",
+    "nvml_success == r",
 )
-"""What libraries say that raise a plain RuntimeError: torch's CPU allocator, bitsandbytes, NCCL, DeepSpeed."""
+"""The same of any memory: bitsandbytes, NCCL, cuBLAS, cuDNN. The last is torch's allocator, which asks NVML how much is
+free before it says that it lacks memory, and trips over the answer of a MIG slice (pytorch/pytorch#112377)."""
 MARGIN, MOST_MARGIN_BYTES = 0.03, 256 * 2**20
 """Share of a limit, at most so many bytes: this near, it is about to be hit."""
 KEPT_MARGINS = 4
@@ -50,6 +52,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     return isinstance(error, RuntimeError) and any(mark in str(error).lower() for mark in MARKS)
+
+
+def which_memory(error: BaseException) -> str:
+    """Return which memory ran out: "host" or "device"."""
+    if isinstance(error, OutOfMemory):
+        return error.where
+    of_host = isinstance(error, (MemoryError, OSError)) or any(mark in str(error).lower() for mark in HOST_MARKS)
+    return "host" if of_host and not isinstance(error, torch.OutOfMemoryError) else "device"
 
 
 class HostWatch:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bigqa.engine.extensions import make_ready
+from bigqa.engine.fragments import whole_on_first
 from bigqa.engine.optim.moments import NAMES
 from bigqa.engine.optim.optimizers import BETAS
 from bigqa.engine.optim.scaling import ForDeepSpeed, LossScaler
@@ -96,22 +97,30 @@ class ShardedUpdate(Update):
         return self._gathered(with_moments=all(self._base_state()))
 
     def _gathered(self, *, with_moments: bool) -> State:
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
-        keeps = torch.distributed.get_rank() == 0
         weights: dict[str, Tensor] = {}
         kept: dict[str, Tensor] = {}
         if with_moments:
             self._link_states()
         for name, parameter in self.parameters.items():
-            whole = safe_get_full_fp32_param(parameter)
-            if keeps:
-                weights[name] = whole.detach().to("cpu", copy=True).view(_shape(parameter))
-            for kind in NAMES if with_moments else ():
-                moment = safe_get_full_optimizer_state(parameter, kind)
-                if keeps:
-                    kept[f"{kind}.{name}"] = moment.detach().to("cpu", copy=True).view(_shape(parameter))
+            for kind in (None, *(NAMES if with_moments else ())):
+                whole = self._whole(parameter, kind)
+                if whole is not None:
+                    into, key = (weights, name) if kind is None else (kept, f"{kind}.{name}")
+                    into[key] = whole.view(_shape(parameter))
         return State(weights=weights, moments=kept, extras=self._extras())
+
+    def _whole(self, parameter: nn.Parameter, kind: str | None) -> Tensor | None:
+        """Return fp32 weights, or moments of a kind, on the first process's host. As DeepSpeed's `safe_get_*`."""
+        numel = _shape(parameter).numel()
+        if self.stage == 3:
+            part, _ = self.engine.optimizer._get_fp32_opt_state_partition(parameter, True, kind)
+            start = torch.distributed.get_rank() * part.numel()
+            return whole_on_first(part[: max(0, numel - start)], start, numel, self.engine.device)
+        fragment: Any = parameter._hp_mapping  # type: ignore[attr-defined]
+        if fragment is None:
+            return whole_on_first(None, 0, numel, self.engine.device)
+        start = fragment.lp_fragment_address.start
+        return whole_on_first(fragment.get_hp_fragment(kind), start, numel, self.engine.device)
 
     def load(self, state: State, step: int) -> None:
         """Take a canonical state, as it was after `step` steps."""
@@ -145,7 +154,17 @@ class ShardedUpdate(Update):
         if state.weights:
             whole.load_state_dict(state.weights, strict=False)
             whole.tie_weights()  # type: ignore[operator]
+        self._let_go()
+        self.model = self.module = whole
         return whole
+
+    def _let_go(self) -> None:
+        """Give back what the engine has of the device: scoring wants the room, and no step comes any more."""
+        self.engine.destroy()
+        for tensor in (*self.module.parameters(), *self.module.buffers(), *self._flats()):
+            tensor.data = torch.empty(0)
+        self.engine.optimizer.optimizer.state.clear()
+        self.engine, self.parameters = None, {}
 
     def _set_masters(self, weights: Mapping[str, Tensor]) -> None:
         """Take fp32 weights out of host memory, never by way of a device: it may have just the room to train."""

@@ -1,7 +1,11 @@
-"""What a run hands over at its end. In: a trained model, how training went. Out: `RUN/model`, report.json, scores."""
+"""What a run hands over at its end. In: a trained model, how training went. Out: `RUN/model`, report.json, scores.
 
+No rung of the ladder helps here: a run that lacks memory to score its model has trained it, and says where it is.
+"""
+
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -12,10 +16,12 @@ from bigqa.engine.build import choose_precision, strategy_of
 from bigqa.engine.loop.fit import Outcome, Training
 from bigqa.engine.loop.meter import MemoryMeter
 from bigqa.engine.optim.precision import DTYPES
-from bigqa.engine.recovery import is_out_of_memory
+from bigqa.engine.recovery import is_out_of_memory, which_memory
+from bigqa.errors import BigqaError
 from bigqa.files import atomic_folder, write_json
 from bigqa.plan.ladder import switches_of
 from bigqa.run.prediction import LENGTHS_FILE, Predictions, predict, ready
+from bigqa.settings import Settings
 from bigqa.tasks.scoring import evaluate_files, metric_of
 from bigqa.tasks.windows import Lengths
 from bigqa.versions import versions
@@ -39,7 +45,8 @@ def hand_over(training: Training, outcome: Outcome, model: Any, tokenizer: Any, 
     report["switches"] = switches_of(settings.out)
     if settings.dev_file is not None:
         write_json(settings.out / "report.json", report)  # hours of training are not lost with a score
-        report["scores"] = _score(training, model, tokenizer, lengths)
+        with _no_room_to_score(settings):
+            report["scores"] = _score(training, model, tokenizer, lengths)
     write_json(settings.out / "report.json", report)
     recorder.say(f"model: {settings.out / 'model'} · report: {settings.out / 'report.json'}")
     if "scores" in report:
@@ -56,25 +63,49 @@ def _save_model(model: Any, training: Training, tokenizer: Any, lengths: Lengths
         write_json(temporary / LENGTHS_FILE, {"schema": 1, "lengths": lengths.model_dump(mode="json")})
 
 
+@contextlib.contextmanager
+def _no_room_to_score(settings: Settings) -> Iterator[None]:
+    """Say what is there where memory does not reach for the scores. Raises: BigqaError."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        model, where = settings.out / "model", which_memory(error)
+        raise BigqaError(
+            f"out of memory ({where}) while scoring; the model is trained, and in {model}: with more memory, "
+            f"`bigqa predict {model} {settings.dev_file} answers.json` and `bigqa evaluate` score it"
+        ) from error
+
+
 def on_the_host_if_it_must(
     work: Callable[[torch.device], Result], model: Any, device: torch.device, precision: str
 ) -> Result:
-    """Work with a model on a device, or on the host where the device has no room for it.
+    """Work with a model on a device, within what training took of it; where that does not do, in all that is free.
 
-    Whole and in low precision it may be larger than all that training held: QLoRA's was in 4 bits.
+    Whole and in low precision the model may be larger than all that training held: QLoRA's was in 4 bits. Where the
+    device has no room for it, the work is done on the host.
     """
     if device.type != "cuda":
         return work(device)
     torch.cuda.empty_cache()
     width = DTYPES[choose_precision(precision, device)].itemsize
-    if sum(parameter.numel() for parameter in model.parameters()) * width <= torch.cuda.mem_get_info(device)[0]:
+    needed = torch.cuda.memory_reserved(device) + width * sum(parameter.numel() for parameter in model.parameters())
+    free, total = torch.cuda.mem_get_info(device)
+    for limit in (torch.cuda.max_memory_reserved(device), total):
+        if needed > min(limit, torch.cuda.memory_reserved(device) + free):
+            continue
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total))
         try:
             return work(device)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+        model.to("cpu")
+        torch.cuda.empty_cache()
     model.to("cpu")
-    torch.cuda.empty_cache()
     return work(torch.device("cpu"))
 
 
@@ -105,7 +136,8 @@ def _score(training: Training, model: Any, tokenizer: Any, lengths: Lengths) -> 
 
         def predicted_on(device: torch.device) -> Predictions:
             ready(model, device, precision)
-            return predict(model, tokenizer, dev_file, lengths, device, on_progress, packs=training.packs)
+            say = training.recorder.say
+            return predict(model, tokenizer, dev_file, lengths, device, on_progress, packs=training.packs, tell=say)
 
         found = on_the_host_if_it_must(predicted_on, model, device, precision)
     write_json(settings.out / "predictions.json", found.answers)

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from bigqa.console import INTERRUPTED, console
+from bigqa.console import INTERRUPTED, console, say
 from bigqa.engine.build import build, possible_strategy, share_of_batch, strategy_of
 from bigqa.engine.deterministic import deterministic
 from bigqa.engine.loop import checkpoint
@@ -15,7 +15,7 @@ from bigqa.engine.loop.fit import Training, fit
 from bigqa.engine.loop.recorder import Recorder, Silent
 from bigqa.engine.loop.stop import ENDED_FILE, StopRequest, tell_end
 from bigqa.engine.processes import Processes
-from bigqa.engine.recovery import HostWatch, OutOfMemory, is_out_of_memory
+from bigqa.engine.recovery import HostWatch, OutOfMemory, is_out_of_memory, which_memory
 from bigqa.machine.hardware import host_memory
 from bigqa.plan.ladder import AGAIN, step_down, switches_of
 from bigqa.run.delivery import hand_over, tell_stopped
@@ -37,8 +37,11 @@ def fine_tune(settings: Settings, *, resume: bool) -> None:
 
 def _fine_tune(settings: Settings, *, resume: bool) -> None:
     processes = Processes(settings.device)
+    if processes.remark is not None and processes.is_main:
+        say(processes.remark)
     settings = with_ladder(planned(settings, processes), processes)
-    possible_strategy(settings, processes)  # what cannot be had is refused before anything is made
+    strategy = possible_strategy(settings, processes)  # what cannot be had is refused before anything is made
+    processes.agree(strategy.precision, "precision, as machines with other cards do not: name one with --precision")
     check_dev_file(settings)
     # A run that has stepped down goes on wherever the ladder leads: memory itself will tell.
     check_fits(settings, processes, refuse=settings.check and not (resume and switches_of(settings.out)))
@@ -46,13 +49,14 @@ def _fine_tune(settings: Settings, *, resume: bool) -> None:
     lengths = lengths_of_settings(settings)
     windows = make_windows(settings, tokenizer, lengths, processes)
     recorder = _start_recording(settings, processes, resume=resume)
-    with contextlib.closing(recorder), _stepping_down(settings, recorder):
-        training = _training(settings, processes, recorder, model, tokenizer, windows)
-        first_step = _restore(training) if resume else 0
-        with HostWatch(host_memory):
-            outcome = fit(training, first_step)
-        trained = training.parts.update.finish() if outcome.finished else None
-        training.parts.offload = None  # with its pinned memory, as much as a micro-batch's activations
+    with contextlib.closing(recorder):
+        with _stepping_down(settings, recorder):
+            training = _training(settings, processes, recorder, model, tokenizer, windows)
+            first_step = _restore(training) if resume else 0
+            with HostWatch(host_memory):
+                outcome = fit(training, first_step)
+            trained = training.parts.update.finish() if outcome.finished else None
+        training.parts.let_go()
         processes.close()
         if processes.is_main and trained is not None:
             hand_over(training, outcome, trained, tokenizer, lengths)
@@ -73,7 +77,7 @@ def _stepping_down(settings: Settings, recorder: Silent) -> Iterator[None]:
     except Exception as problem:
         if not is_out_of_memory(problem):
             raise
-        error = problem if isinstance(problem, OutOfMemory) else OutOfMemory("device", str(problem))
+        error = problem if isinstance(problem, OutOfMemory) else OutOfMemory(which_memory(problem), str(problem))
         if not tell_end(settings.out, AGAIN):  # another process of the run has stepped down
             raise SystemExit(AGAIN) from None
         rung = step_down(settings.out, error.where, error.reason, error.step)
@@ -88,6 +92,7 @@ def _training(
 ) -> Training:
     """Build the step, and put beside it what it is taken on."""
     parts = build(model, qa_task(tokenizer, model), settings, processes)
+    processes.agree(parts.packs, "packing, as machines with other cards do not")
     if not parts.packs:
         recorder.say("this model does not keep packed windows apart: they are padded, sorted by length")
     return Training(
@@ -134,6 +139,8 @@ def _restore(training: Training) -> int:
     recorder = training.recorder
     folder = training.settings.out / "checkpoints"
     found = checkpoint.load_newest(folder, recorder.say)
+    on = f"the checkpoint to go on from: {folder} must lie where all machines see it"
+    training.processes.agree(found and found.step, on)
     if found is None:
         recorder.say("no whole checkpoint yet: starting from the first step")
         return 0

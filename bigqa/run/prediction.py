@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import torch
 
+from bigqa.console import tell
 from bigqa.engine import modules
 from bigqa.engine.alike import without_bf16
 from bigqa.engine.attention import kernels as attention
@@ -74,16 +75,18 @@ def predict(
     on_progress: Progress | None = None,
     n_best: int = 20,
     packs: bool | None = None,
+    tell: Callable[[str], None] = tell,
 ) -> Predictions:
     """Answer every question of a data set: one forward pass over its windows, one document in memory at a time.
 
-    `packs`: whether the model takes packed windows, where training has found that out.
+    `packs`: whether the model takes packed windows, where training has found that out. `tell` is told what a person
+    should know of it.
     """
     windows = build_features(file, tokenizer, lengths, training=False, cache_dir=cache_folder() / "features")
     sizes = window_lengths(windows)
     inputs = windows.only([name for name in COLUMNS if name in windows.names])
     task = qa_task(tokenizer, model)
-    logits = span_logits(model, task, inputs, sizes, device, on_progress, packs=packs)
+    logits = span_logits(model, task, inputs, sizes, device, on_progress, packs=packs, tell=tell)
     questions = iter_questions(file, need_answers=False)
     answers, nbest = decode(questions, windows, logits, lengths, n_best=n_best)
     return Predictions(answers, nbest)
@@ -122,8 +125,21 @@ def _device(asked: str, precision: str) -> torch.device:
 
 
 def ready(model: Any, device: torch.device, precision: str = "auto") -> Any:
-    """Return a model on a device, in a precision ("auto": the device's best), its attention and modules swapped."""
+    """Return a model on a device, in a precision ("auto": the device's best), its attention and modules swapped.
+
+    A model that has weights which fp16 does not know stays in fp32 where fp16 would have been the device's best.
+    """
     attention.use(model)
     modules.swap(model, device.type)
-    cast(model, DTYPES[choose_precision(precision, device)])
+    chosen = DTYPES[choose_precision(precision, device)]
+    if precision == "auto" and chosen == torch.float16 and not fits_fp16(model):
+        chosen = torch.float32
+    cast(model, chosen)
     return model.to(device)
+
+
+def fits_fp16(model: Any) -> bool:
+    """Whether all weights are finite in fp16: what was trained in bf16 or fp32 may be larger."""
+    most = torch.finfo(torch.float16).max
+    weights = (p.detach() for p in model.parameters() if p.is_floating_point())
+    return all(bool(torch.linalg.vector_norm(one, float("inf")) <= most) for one in weights)

@@ -181,7 +181,12 @@ def _has_flash(query: Tensor, drops: bool) -> bool:
 
 
 def _flash_on(capability: tuple[int, int], dtype: torch.dtype, size: int, *, drops: bool) -> bool:
-    return dtype in (torch.bfloat16, torch.float16) and runs_flash(capability, size, drops=drops)
+    return dtype in (torch.bfloat16, torch.float16) and has_flash() and runs_flash(capability, size, drops=drops)
+
+
+def has_flash() -> bool:
+    """Whether this torch was built with flash attention; one for the CPU is no word on what a card's would be."""
+    return torch.version.cuda is None or bool(torch.backends.cuda.is_flash_attention_available())
 
 
 def runs_flash(capability: tuple[int, int], size: int, *, drops: bool) -> bool:

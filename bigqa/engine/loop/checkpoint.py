@@ -120,7 +120,8 @@ def write_tensors(path: Path, shapes: Mapping[str, tuple[int, ...]], tensors: Ma
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name, shape in shapes.items():
-            value = tensors[name].detach().to("cpu", torch.float32).contiguous()
+            # Widened in host memory: on a GPU it would be there in fp32 besides.
+            value = tensors[name].detach().to("cpu").to(torch.float32).contiguous()
             assert tuple(value.shape) == shape, name
             file.write(value.view(-1).numpy().data)
 

@@ -22,7 +22,7 @@ from bigqa.engine.loop.step import Parts, train_step
 from bigqa.engine.loop.stop import StopRequest
 from bigqa.engine.optim.optimizers import linear_rate
 from bigqa.engine.processes import Processes
-from bigqa.engine.recovery import OutOfMemory, is_out_of_memory
+from bigqa.engine.recovery import OutOfMemory, is_out_of_memory, which_memory
 from bigqa.errors import BigqaError
 from bigqa.settings import Settings
 from bigqa.tasks.base import Batch
@@ -128,7 +128,7 @@ def _kept_when_memory_runs_out(run: Training, step: int, reader: StepReader) -> 
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        found = OutOfMemory("host" if isinstance(error, OutOfMemory) else "device", str(error))
+        found = OutOfMemory(which_memory(error), str(error))
         # Its frames hold the activations of the step, and whoever waits for this block's end holds the frames.
         traceback.clear_frames(error.__traceback__)
         error.__traceback__ = None
@@ -151,8 +151,8 @@ def _save_alone(run: Training, step: int) -> bool:
     if not run.saves or update.changing or not (alone or update.holds_all):
         return False
     update.forget_gradients()
-    if run.processes.device.type == "cuda":
-        torch.cuda.empty_cache()
+    if alone and run.processes.device.type == "cuda":
+        torch.cuda.empty_cache()  # which waits for the device: of several, for averages that another never joins
     try:
         checkpoint.save(run.settings.out / "checkpoints", step, update.state(), run.settings.model_dump(mode="json"))
     except (OSError, RuntimeError, MemoryError, BigqaError) as problem:

@@ -27,6 +27,11 @@ class Parts:
     offload: ActivationOffload | None = None
     """Of what the forward pass keeps; none: it stays where it is."""
 
+    def let_go(self) -> None:
+        """Forget the wrapped model, with its buckets, and the offload, with pinned memory: no step comes any more."""
+        self.offload = None
+        self.model = nn.Module()
+
 
 def train_step(parts: Parts, batches: list[Batch], num_windows: int) -> tuple[Tensor, Tensor]:
     """Run one optimizer step over this process's micro-batches.

@@ -1,4 +1,4 @@
 """From gradients to changed weights: precision, masters, moments, 8-bit and random rounding, release.
 
-Imports: errors, strategy, engine.attention, engine.lazy. Never: accelerate, deepspeed.
+Imports: errors, strategy, engine.attention, engine.cudart, engine.lazy. Never: accelerate, deepspeed.
 """

@@ -5,6 +5,7 @@ fp32 tensors of its size; blocks of 256 share a scale and nothing else, so piece
 own loop has the host wait after every parameter, so that nothing is launched ahead.
 """
 
+import weakref
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from bitsandbytes.functional import optimizer_update_8bit_blockwise
 from bitsandbytes.optim import AdamW8bit
 from torch import Tensor, nn
 
+from bigqa.engine.cudart import free
 from bigqa.engine.optim.moments import BLOCK
 from bigqa.engine.optim.pieces import pieces_of
 
@@ -35,6 +37,16 @@ class PiecewiseAdamW8bit(AdamW8bit):
                 waits_for = p.device if self.is_paged and p.device.type == "cuda" else waits_for
         if waits_for is not None:  # the host can touch paged states: once a step, they are there for it
             torch.cuda.synchronize(waits_for)
+
+    def get_state_buffer(self, p: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Make a part of a state; one in managed memory is freed with its last tensor, as bitsandbytes never does."""
+        buffer: Tensor = super().get_state_buffer(p, dtype)
+        if getattr(buffer, "is_paged", False):
+            pages = self.page_mng.paged_tensors  # holds all that there ever were
+            if pages and pages[-1] is buffer:
+                pages.pop()
+                weakref.finalize(buffer.untyped_storage(), free, buffer.data_ptr()).atexit = False
+        return buffer
 
     def begin(self) -> None:
         """Do what bitsandbytes does once, before there are states."""

@@ -157,6 +157,7 @@ class Update:
         for master in self.weights.masters.values():
             self.optimizer_of(master).state.clear()
         self.weights.hand_back(model)
+        self.model = model  # its wrapper has buckets, as large as all gradients
         return model
 
     def _extras(self) -> dict[str, Any]:
