@@ -59,38 +59,55 @@ class Placed(nn.Linear):
         return self
 
 
+class Limited:
+    """A card of 10**9 bytes, its limits in the order in which they are set."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, free: int, taken: int) -> None:
+        self.limits: list[float] = []
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
+        monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: taken)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10**9))
+        monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", self.limits.append)
+        monkeypatch.setattr(delivery, "choose_precision", lambda asked, device: "bf16")
+
+
 @pytest.mark.parametrize(
-    ("free", "fails", "tried"),
-    [(10**9, False, ["cuda:0"]), (0, False, ["cpu"]), (10**9, True, ["cuda:0", "cpu"])],
+    ("free", "taken", "room", "tried"),
+    [
+        (10**9, 10**8, 0.05, ["cuda within 0.1"]),  # what steps took is enough
+        (10**9, 10**8, 0.5, ["cuda within 0.1", "cuda within 1.0"]),  # else all that is free
+        (10**9, 10**8, 2.0, ["cuda within 0.1", "cuda within 1.0", "cpu"]),
+        (10**9, 30, 0.5, ["cuda within 1.0"]),  # steps took less than the model takes: 40 bytes in bf16
+        (30, 10**8, 0.05, ["cpu"]),
+    ],
 )
-def test_scoring_goes_to_the_host_where_the_card_has_no_room(
-    monkeypatch: pytest.MonkeyPatch, free: int, fails: bool, tried: list[str]
+def test_scoring_takes_what_steps_took_then_what_is_free_then_the_host(
+    monkeypatch: pytest.MonkeyPatch, free: int, taken: int, room: float, tried: list[str]
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10**9))
-    monkeypatch.setattr(delivery, "choose_precision", lambda asked, device: "bf16")
-    model, on = Placed(), []
+    """`room`: the limit, as a share of the card, from which on it does."""
+    card, model, on = Limited(monkeypatch, free, taken), Placed(), []
 
     def work(device: torch.device) -> str:
-        on.append(str(device))
-        if fails and device.type == "cuda":
+        on.append(device.type + (f" within {card.limits[-1]}" if device.type == "cuda" else ""))
+        if device.type == "cuda" and card.limits[-1] < room:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return "answers"
 
     assert on_the_host_if_it_must(work, model, CUDA, "auto") == "answers"
-    assert on == tried and model.sent == ["cpu"] * ("cpu" in tried)
+    assert on == tried and (model.sent[-1:] == ["cpu"]) == ("cpu" in tried or len(tried) > 1)
+    assert card.limits[-1:] in ([], [1.0])  # none is left behind
 
 
 def test_another_error_of_scoring_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**9, 10**9))
-    monkeypatch.setattr(delivery, "choose_precision", lambda asked, device: "bf16")
+    card = Limited(monkeypatch, 10**9, 10**9)
 
     def work(device: torch.device) -> str:
         raise RuntimeError("device-side assert")
 
     with pytest.raises(RuntimeError, match="device-side"):
         on_the_host_if_it_must(work, Placed(), CUDA, "auto")
+    assert card.limits == [1.0, 1.0]
 
 
 WHOLE = """
