@@ -1,7 +1,6 @@
 """How a command ends. In: a Typer application. Out: its exit code; an error is one line."""
 
 import contextlib
-import errno
 import logging
 import os
 import sys
@@ -11,17 +10,32 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
+from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
+from rich.text import Text
 
+from bigqa import streams
 from bigqa.errors import BigqaError
 
 DEBUG_VARIABLE = "BIGQA_DEBUG"
 INTERRUPTED = 130
 PARSER_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 """What the command line's parser raises: click's UsageError, be it click's own or the copy within typer."""
+PIPE_COLUMNS = 120
+"""Of a table where no terminal says how wide it is, nor COLUMNS."""
+FLEXIBLE_COLUMNS = 24
+"""Into so many a column may be folded, or cut, that takes a share of what is left (rich's `ratio`)."""
 
-console = Console(width=None if sys.stdout.isatty() else 120)
+
+def _width() -> int | None:
+    is_terminal = sys.stdout is not None and sys.stdout.isatty()
+    return None if is_terminal or os.environ.get("COLUMNS", "").isdigit() else PIPE_COLUMNS
+
+
+console = Console(width=_width())
 stderr = Console(stderr=True)
 
 
@@ -35,14 +49,51 @@ def tell(text: str) -> None:
     stderr.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
+def show(table: Table, where: Console = console) -> None:
+    """Print a table; where its rows are wider than the terminal, each row as lines of its own."""
+    if _columns_of(table) <= where.width:
+        where.print(table)
+        return
+    if table.title:
+        where.print(Text(str(table.title), style="italic"))
+    heads = [str(column.header) for column in table.columns]
+    rows = zip(*(column.cells for column in table.columns), strict=True)
+    for row, (first, *cells) in zip(table.rows, rows, strict=True):
+        where.print(Text(str(first), style=row.style or ""))
+        named = (f"{head} {cell}".strip() for head, cell in zip(heads[1:], cells, strict=True) if str(cell).strip())
+        where.print(Padding(Text(", ".join(named), style=row.style or ""), (0, 0, 0, 2)))
+
+
+def note(text: str, where: Console = console) -> None:
+    """Print a remark below a table: in a pipe as one line, on a terminal broken between words."""
+    where.print(text, markup=False, highlight=False, soft_wrap=not where.is_terminal)
+
+
+def _columns_of(table: Table) -> int:
+    """Return how wide a table must be to keep its words and figures whole."""
+    count, sides = len(table.columns), table.padding[1] + table.padding[3]
+    between = (count + 1 if table.box else 0) + count * sides - (0 if table.pad_edge else sides)
+    return between + sum(map(_columns_of_one, table.columns))
+
+
+def _columns_of_one(column: Column) -> int:
+    lines = [line for cell in (column.header, *column.cells) for line in str(cell).split("\n")]
+    widest = max(map(cell_len, lines), default=0)
+    return widest if column.ratio is None else min(widest, FLEXIBLE_COLUMNS)
+
+
 def command(app: Callable[..., Any]) -> None:
     """Run a command line and exit."""
+    streams.secure()
     quiet_libraries()
     if os.environ.get(DEBUG_VARIABLE):
         app()
         return
     try:
-        code = app(standalone_mode=False)  # else the parser's own errors are told by it, in several lines
+        try:
+            code = app(standalone_mode=False)  # else the parser's own errors are told by it, in several lines
+        finally:
+            sys.stdout.flush()  # here, where a full disk behind a redirection is told in a line
         sys.exit(code if isinstance(code, int) else 0)
     except BigqaError as error:
         fail(str(error), error.exit_code)
@@ -51,8 +102,6 @@ def command(app: Callable[..., Any]) -> None:
     except PARSER_ERROR as error:
         _refuse(error)
     except OSError as error:
-        if error.errno == errno.EPIPE:
-            os._exit(1)
         where = f": {error.filename}" if error.filename else ""
         fail(f"{error.strerror or error}{where}", 1)
 
@@ -70,7 +119,8 @@ def fail(text: str, exit_code: int) -> None:
     """Print an error in one line, from one process of a run, and exit."""
     if os.environ.get("RANK", "0") == "0":
         tell("bigqa: " + " ".join(text.split()))
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
     os._exit(exit_code)  # a process of several must not wait at exit for one that is gone
 
 

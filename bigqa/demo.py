@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bigqa.console import command, console
+from bigqa.console import command, console, show
 from bigqa.errors import BigqaError, UsageError
 from bigqa.files import read_json
 from bigqa.sample import FOLDER
@@ -37,7 +37,7 @@ def run(
     _bigqa("probe", "tiny", "--train-file", str(train), "--out", str(out / "plan.json"))
     before = _train_and_score(out / "untrained", train, dev, "--max-steps", "1", "--lr", "1e-12")
     after = _train_and_score(out / "run", train, dev)
-    console.print(scores_table("held-out questions", {"before fine-tuning": before, "after": after}))
+    show(scores_table("held-out questions", {"before fine-tuning": before, "after": after}))
     console.print(f"{format_seconds(time.perf_counter() - started)} in all; the run explains itself in {out}/run")
     if after["exact_match"] < LEARNED_EM:
         raise BigqaError(f"the demo reached EM {after['exact_match']:.1f}, below {LEARNED_EM:.0f}")

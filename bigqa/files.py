@@ -5,31 +5,42 @@ In: paths. Out: parsed JSON, or a finished file or folder; every failure is a `B
 
 import contextlib
 import errno
+import functools
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bigqa.contents import HEAD_BYTES, what_else
 from bigqa.errors import BigqaError
 
 
 def read_text(path: Path, what: str) -> str:
     """Return a UTF-8 file's text (a byte-order mark is dropped). `what` names the file's role in an error."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        content = path.read_bytes()
     except FileNotFoundError:
         raise BigqaError(f"{what} not found: {path}") from None
     except IsADirectoryError:
         raise BigqaError(f"{what} is a folder, not a file: {path}") from None
+    except (OSError, ValueError) as error:  # ValueError: a name with a null byte
+        raise BigqaError(f"{what} cannot be read: {path}: {getattr(error, 'strerror', None) or error}") from None
+    return decoded(content, path, what)
+
+
+def decoded(content: bytes, path: Path | str, what: str) -> str:
+    """Return bytes as UTF-8 text. Raises: BigqaError where they are something else, or nothing."""
+    try:
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        _name_it(content, path, what)
         if error.reason == "unexpected end of data":
             raise BigqaError(f"{what} is cut short, in the middle of a character: {path}") from None
         raise BigqaError(f"{what} is not UTF-8 at byte {error.start}: {path}; convert it to UTF-8") from None
-    except OSError as error:
-        raise BigqaError(f"{what} cannot be read: {path}: {error.strerror}") from None
     if not text.strip():
         raise BigqaError(f"{what} is empty: {path}")
     return text
@@ -37,10 +48,15 @@ def read_text(path: Path, what: str) -> str:
 
 def read_json(path: Path, what: str) -> Any:
     """Return a JSON file's value."""
-    text = read_text(path, what)
+    return parsed(read_text(path, what), path, what)
+
+
+def parsed(text: str, path: Path | str, what: str) -> Any:
+    """Return the value of JSON text. Raises: BigqaError that says where it breaks off, or what it is instead."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
+        _name_it(text[:HEAD_BYTES].encode("utf-8", "replace"), path, what)
         cut_short = error.pos >= len(text.rstrip()) - 1 or error.msg.startswith("Unterminated string")
         kind = "is cut short" if cut_short else "is not JSON"
         raise BigqaError(f"{what} {kind}: {path}, line {error.lineno} column {error.colno}: {error.msg}") from None
@@ -48,6 +64,13 @@ def read_json(path: Path, what: str) -> Any:
         raise BigqaError(f"{what} has a number that cannot be read: {path}: {error}") from None
     except RecursionError:
         raise BigqaError(f"{what} is nested too deep to be read: {path}") from None
+
+
+def _name_it(content: bytes, path: Path | str, what: str) -> None:
+    """Raise what is known of a file that is no JSON."""
+    said = what_else(content[:HEAD_BYTES], str(path))
+    if said is not None:
+        raise BigqaError(f"{what} is {said}: {path}")
 
 
 def write_error(path: Path, error: OSError) -> BigqaError:
@@ -129,7 +152,38 @@ def _chmod_default(path: Path) -> None:
     path.chmod(0o666 & ~_umask())
 
 
-def cache_folder() -> Path:
-    """Where features are kept between runs: BIGQA_CACHE, or the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+def asked_cache() -> Path:
+    """Return the folder that is asked for to keep things in: BIGQA_CACHE, or the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(os.environ.get("BIGQA_CACHE") or Path(base) / "bigqa")
+
+
+def cache_folder() -> Path:
+    """Return the folder that features are kept in between runs: the one asked for where it can be written.
+
+    Else a temporary folder of this user; that is said once, on standard error.
+    """
+    folder = asked_cache()
+    reason = "there is no home folder" if folder.parts[0] == "~" else _unwritable(folder)
+    return _instead(folder, reason) if reason else folder
+
+
+def _unwritable(folder: Path) -> str:
+    """Say why nothing can be written into a folder, which may not be there yet; or nothing."""
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(place))
+    if not there.is_dir():
+        return f"{there} is no folder"
+    return "" if os.access(there, os.W_OK | os.X_OK) else "it cannot be written"
+
+
+@functools.cache
+def _instead(folder: Path, reason: str) -> Path:
+    temporary = Path(tempfile.gettempdir()) / f"bigqa-{os.getuid()}"
+    with contextlib.suppress(OSError):
+        temporary.mkdir(mode=0o700)
+    # Its name can be foretold: a folder that another user made under it is none of ours.
+    is_ours = temporary.is_dir() and not temporary.is_symlink() and temporary.stat().st_uid == os.getuid()
+    chosen = temporary if is_ours and not _unwritable(temporary) else Path(tempfile.mkdtemp(prefix="bigqa-"))
+    if os.environ.get("RANK", "0") == "0":
+        print(f"bigqa: no cache in {folder} ({reason}): {chosen} instead; BIGQA_CACHE names another", file=sys.stderr)
+    return chosen

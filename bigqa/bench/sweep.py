@@ -119,7 +119,7 @@ def error_of(said: str) -> str:
 
 def _without_places(said: str) -> str:
     """Leave out where things lie on this machine: a report is kept."""
-    for place in (Path(__file__).parents[2], Path(sys.prefix), Path(sys.base_prefix), Path.home()):
+    for place in (Path(__file__).parents[2], Path(sys.prefix), Path(sys.base_prefix), os.path.expanduser("~")):
         said = said.replace(f"{place}{os.sep}", "")
     return said
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bigqa.console import console, say
+from bigqa.console import say, show
 from bigqa.run.options import MODEL_HELP, ranged
 
 app = typer.Typer(no_args_is_help=True, help="Get data, and look at it.")
@@ -39,7 +39,7 @@ def inspect_data(
     if as_json:
         print(json.dumps(found, ensure_ascii=False))
     else:
-        console.print(inspection_table(found))
+        show(inspection_table(found))
 
 
 def _download(name: str, out: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from bigqa.console import console
+from bigqa.console import show
 
 
 def evaluate(
@@ -26,4 +26,4 @@ def evaluate(
         return
     table = Table("metric", "EM", "F1", "questions", "missing")
     table.add_row(metric, f"{score.exact_match:.2f}", f"{score.f1:.2f}", str(score.total), str(score.missing))
-    console.print(table)
+    show(table)

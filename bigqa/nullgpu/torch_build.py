@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bigqa.errors import BigqaError
-from bigqa.files import atomic_folder, cache_folder, write_error
+from bigqa.files import asked_cache, atomic_folder, cache_folder, write_error
 from bigqa.nullgpu.python import Interpreter, TorchBuild, read_build
 
 OLDEST, NEWEST = (2, 11), (2, 14)
@@ -20,8 +20,9 @@ CUDA = "13"
 
 
 def folder() -> Path:
-    """Where what the null GPU needs is kept."""
-    return cache_folder() / "nullgpu"
+    """Where what the null GPU needs is kept; a cache that it lies in already need not be writable."""
+    there = asked_cache() / "nullgpu"
+    return there if there.is_dir() else cache_folder() / "nullgpu"
 
 
 @contextlib.contextmanager

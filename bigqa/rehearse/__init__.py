@@ -1,5 +1,5 @@
 """A person's own training command on a GPU that is not there: what it needs, told by torch itself.
 
 `inside` is loaded into the person's own processes, and imports nothing of bigqa.
-Imports: errors, files, units, nullgpu. Never: typer.
+Imports: errors, files, units, console, nullgpu. Never: typer.
 """

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from bigqa.console import show
 from bigqa.nullgpu.cards import NullGpu
 from bigqa.rehearse.report import Group, Read, Rehearsal, Shortage
 from bigqa.units import MIB, format_bytes
@@ -26,14 +27,14 @@ def show_rehearsals(found: Sequence[Rehearsal], gpu: NullGpu, console: Console) 
     """Print what was found; of two bounds the worse in full."""
     worst = max(found, key=lambda run: (not run.fits, run.nvml_bytes))
     _say(console, headline(worst, gpu))
-    console.print(figures_table(found, gpu))
+    show(figures_table(found, gpu), console)
     if worst.shortage is not None:
         for line in shortage_lines(worst.shortage):
             _say(console, line)
     at = PHASES.get(worst.phase, worst.phase) + (f" of step {worst.step}" if worst.step else "")
     _say(console, f"Allocated at the peak, {at}:")
-    console.print(kinds_table(worst))
-    console.print(largest_table(worst.largest, console.width))
+    show(kinds_table(worst), console)
+    show(largest_table(worst.largest, console.width), console)
     for line in notes(worst):
         _say(console, line)
 
@@ -112,7 +113,7 @@ def largest_table(groups: Sequence[Group], width: int) -> Table:
     table.add_column("kind", no_wrap=True)
     table.add_column("of", justify="right", no_wrap=True)
     table.add_column("your line", no_wrap=True)
-    table.add_column("made by", no_wrap=True, overflow="ellipsis", ratio=1)
+    table.add_column("made by", no_wrap=True, overflow="ellipsis", ratio=1)  # cut where a terminal ends
     for group in groups:
         line = _short(group.own)
         unknown = "" if group.where else "autograd's own thread"

@@ -6,23 +6,27 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from bigqa.console import show
 from bigqa.machine.gpus import GPUS
 from bigqa.plan.need import Need
 from bigqa.show.probe import TIERS
 from bigqa.units import format_bytes
 
+CARDS = "enough at micro-batch 1"
+"""A column of lists: it alone may be folded."""
+
 
 def show_need(rows: Sequence[Need], console: Console) -> None:
     """Print how much GPU memory is enough."""
-    console.print(need_table(rows))
+    show(need_table(rows), console)
     console.print(need_text(rows), markup=False, highlight=False, soft_wrap=True)
 
 
 def need_table(rows: Sequence[Need]) -> Table:
     """Show how much GPU memory is enough."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    for name in ("strategy", "changes", "at micro-batch 1", "at the published batch", "enough at micro-batch 1"):
-        table.add_column(name, no_wrap=not name.startswith("enough"))
+    for name in ("strategy", "changes", "at micro-batch 1", "at the published batch", CARDS):
+        table.add_column(name, no_wrap=name != CARDS, ratio=1 if name == CARDS else None)
     for row in rows:
         cells = (format_bytes(row.least_bytes), format_bytes(row.published_bytes))
         table.add_row(row.name, TIERS[row.tier], *cells, _cards(row.cards))

@@ -1,11 +1,13 @@
 """What `bigqa probe` shows. In: a `Probe`. Out: a table, and the plan in words."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from bigqa.console import note, show
 from bigqa.machine.gpus import GPUS
 from bigqa.plan.candidates import Candidate
 from bigqa.plan.files import launch_words
@@ -21,21 +23,32 @@ PROBE_COLUMNS = ("strategy", "tier", "batch", "GPU peak / limit", "host peak", "
 
 def show_probe(found: Probe, out: Path | None, console: Console, *, show_all: bool) -> None:
     """Print the table and the plan; `out`: where the plan is written, if it is."""
-    console.print(probe_table(found, show_all=show_all))
+    shown = found.candidates if show_all else [candidate for candidate in found.candidates if candidate.fits]
+    show(probe_table(found, shown), console)
+    for line in reasons(shown):
+        note(line, console)
     text = plan_text(found, out or Path("plan.json"), is_written=out is not None)
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def probe_table(found: Probe, *, show_all: bool) -> Table:
-    """Show the strategies, the best first."""
-    table = Table(title=title(found), box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+def probe_table(found: Probe, shown: Sequence[Candidate]) -> Table:
+    """Show strategies, the best first, each with its verdict; why it is so stands below, where a sentence has room."""
+    table = Table(title=title(found), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for name in PROBE_COLUMNS:
-        table.add_column(name, no_wrap=name != "verdict")
-    for candidate in found.candidates:
-        if candidate.fits or show_all:
-            style = "bold green" if candidate is found.chosen else None if candidate.fits else "dim"
-            table.add_row(*cells(found, candidate), style=style)
+        table.add_column(name, no_wrap=True)
+    for candidate in shown:
+        style = "bold green" if candidate is found.chosen else None if candidate.fits else "dim"
+        table.add_row(*cells(found, candidate)[:-1], candidate.verdict, style=style)
     return table
+
+
+def reasons(shown: Sequence[Candidate]) -> list[str]:
+    """Say why verdicts are what they are: a line for each reason, with the strategies that share it."""
+    sharing: dict[str, list[str]] = {}
+    for candidate in shown:
+        if candidate.reason:
+            sharing.setdefault(f"{candidate.verdict}: {candidate.reason}", []).append(candidate.name)
+    return [f"{', '.join(names)}: {reason}" for reason, names in sharing.items()]
 
 
 def plan_text(found: Probe, plan: Path, *, is_written: bool = False) -> str:

@@ -1,0 +1,68 @@
+"""What a file is, by its first bytes. In: bytes. Out: how it is packed, or what it is that cannot be read as it lies.
+
+Read as JSON, a picture or a pointer gives an error about its first byte, which helps nobody.
+"""
+
+import re
+
+PACKED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\x00": "xz",
+    b"PK\x03\x04": "zip",
+    b"PK\x05\x06": "zip",  # an empty one
+    b"PAR1": "parquet",
+    b"ARROW1": "arrow file",
+    b"\xff\xff\xff\xff": "arrow stream",
+}
+"""Forms that are unpacked, by the bytes that they begin with."""
+UNREADABLE = {
+    b"version https://git-lfs.github.com/spec": "a Git LFS pointer, not the file itself; `git lfs pull` gets that",
+    b"/annex/objects/": "a git-annex pointer, not the file itself; `git annex get` gets that",
+    b"\x28\xb5\x2f\xfd": "packed by zstd; unpack it (zstd -d)",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive; unpack it",
+    b"\x80\x02": "a Python pickle, which could run code and is never loaded; write its data as JSON",
+    b"\x80\x03": "a Python pickle, which could run code and is never loaded; write its data as JSON",
+    b"\x80\x04": "a Python pickle, which could run code and is never loaded; write its data as JSON",
+    b"\x80\x05": "a Python pickle, which could run code and is never loaded; write its data as JSON",
+    b"\x89HDF": "an HDF5 file; write its data as JSON",
+    b"SQLite format 3": "an SQLite database; write its data as JSON",
+    b"\xff\xfe": "UTF-16 text; convert it to UTF-8",
+    b"\xfe\xff": "UTF-16 text; convert it to UTF-8",
+}
+HEAD_BYTES = 1024
+"""How much of a file tells what it is."""
+
+
+def packing_of(head: bytes) -> str | None:
+    """Return how a file is packed, of `PACKED`; None where it is text, or nothing that is known."""
+    return next((name for magic, name in PACKED.items() if head.startswith(magic)), None)
+
+
+def what_else(head: bytes, name: str = "") -> str | None:
+    """Say what a file is that is no JSON, and what to do; None where its first bytes do not tell."""
+    for magic, said in UNREADABLE.items():
+        if head.startswith(magic):
+            return said
+    if head[257:262] == b"ustar":
+        return "a tar archive; unpack it"
+    packing = packing_of(head)
+    if packing is not None:
+        return f"packed as {packing}; unpack it"
+    text = head.decode("utf-8", "ignore").lstrip("\ufeff \t\r\n")
+    if re.match(r"<!doctype html|<html", text, re.IGNORECASE):
+        return "a web page, not the file; was its download link opened?"
+    return f"{_table(name)}; write it as JSON, JSON lines or Parquet" if _is_table(text, name) else None
+
+
+def _is_table(text: str, name: str) -> bool:
+    first = text.partition("\n")[0]
+    has_columns = any(
+        re.search(rf'(^|[,\t;])"?{word}"?\s*([,\t;]|$)', first) for word in ("question", "context", "text")
+    )
+    named_so = name.lower().endswith((".csv", ".tsv"))
+    return not text.startswith(("{", "[")) and (named_so or (has_columns and bool(re.search("[,\t;]", first))))
+
+
+def _table(name: str) -> str:
+    return "a table of tab-separated values (TSV)" if name.lower().endswith(".tsv") else "a CSV table"
