@@ -27,7 +27,7 @@ from bigqa.rehearse.own import answered_yes
 from bigqa.rehearse.page import rehearsal_page
 from bigqa.rehearse.planned import plan_lines, read_planned, training_command
 from bigqa.rehearse.render import headline, read_lines, show_rehearsals
-from bigqa.rehearse.report import Rehearsal, curves_of, make_report
+from bigqa.rehearse.report import Rehearsal, _text, curves_of, make_report
 from bigqa.rehearse.trace import name_phases, read_trace
 from bigqa.units import MIB
 
@@ -106,8 +106,34 @@ def test_phases_behind_a_backward_pass_are_known_by_what_follows() -> None:
 
 def test_the_buckets_of_ddp_are_gradients(recorded: Facts) -> None:
     frame = {"filename": "/venv/site-packages/torch/nn/parallel/distributed.py", "line": 1, "name": "_ddp_init_helper"}
-    events = [{"action": "alloc", "addr": 512, "size": 100, "user_metadata": "0", "frames": [frame]}]
-    assert read_trace(events, [("set-up", 0)], {}).allocations[0].kind == "gradients"
+    inner = frame | {"filename": "/venv/site-packages/torch/nn/modules/linear.py", "name": "forward"}
+    events = [
+        {"action": "alloc", "addr": number, "size": 100, "user_metadata": "0", "frames": frames}
+        for number, frames in ((512, [frame]), (1024, [inner, frame]))
+    ]
+    found = read_trace(events, [("forward", 0)], {})
+    assert [one.kind for one in found.allocations] == ["gradients", "activations"]  # it calls the model itself, too
+
+
+def test_what_is_as_large_as_a_workspace_is_none_for_that() -> None:
+    """Where memory ran out nothing is freed: a GPT-2 of 4 x 1024 tokens has 24 tensors of 32 MiB then, a T4 no such."""
+    sizes = [(32, "0"), (8.125, "0"), (32, "0"), (8.125, ""), (8.125, ""), (32, "")]
+    events = [
+        {"action": "alloc", "addr": number << 30, "size": int(size * MIB), "user_metadata": mark, "frames": []}
+        for number, (size, mark) in enumerate(sizes, 1)
+    ]
+    kinds = [a.kind for a in read_trace(events, [("forward", 0)], {}, (7, 5)).allocations]
+    assert [number for number, kind in enumerate(kinds) if kind == "workspaces"] == [1, 3]  # of either thread the first
+    kinds = [a.kind for a in read_trace(events, [("forward", 0)], {}, (9, 0)).allocations]
+    assert [number for number, kind in enumerate(kinds) if kind == "workspaces"] == [0, 5]
+
+
+def test_a_statement_is_shown_until_its_brackets_are_closed(tmp_path: Path) -> None:
+    file = tmp_path / "asks.py"
+    file.write_text("if (\n    a\n    and not (b or c)\n):\n    x = f(1)\n")
+    assert _text({"file": str(file), "line": 1}) == "if (a and not (b or c)):"
+    assert _text({"file": str(file), "line": 5}) == "x = f(1)"
+    assert _text({"file": str(tmp_path / "gone.py"), "line": 1, "text": "y = 2"}) == "y = 2"
 
 
 @pytest.mark.parametrize("width", [80, 120])

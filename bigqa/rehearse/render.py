@@ -111,7 +111,7 @@ def largest_table(groups: Sequence[Group], width: int) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, width=width)
     table.add_column("size", justify="right", no_wrap=True)
     table.add_column("kind", no_wrap=True)
-    table.add_column("of", justify="right", no_wrap=True)
+    table.add_column("tensors", justify="right", no_wrap=True)
     table.add_column("your line", no_wrap=True)
     table.add_column("made by", no_wrap=True, overflow="ellipsis", ratio=1)  # cut where a terminal ends
     for group in groups:

@@ -13,6 +13,8 @@ from bigqa.rehearse.trace import KINDS, Allocation, Place, Trace, read_trace
 from bigqa.units import format_bytes
 
 LARGEST = 10
+MOST_LINES, LONGEST_TEXT = 6, 200
+"""Of a statement that is shown, and characters of it."""
 POINTS = 600
 """Of the curves of memory over the steps."""
 
@@ -113,7 +115,8 @@ class Rehearsal:
 def make_report(processes: Sequence[Facts], gpu: NullGpu, seconds: float) -> Rehearsal:
     """Return what was found; the process that took most stands for all."""
     facts, device = processes[0], processes[0].device
-    trace = read_trace(facts.snapshot()["device_traces"][device["device"]], facts.marks, facts.tags)
+    events = facts.snapshot()["device_traces"][device["device"]]
+    trace = read_trace(events, facts.marks, facts.tags, gpu.card.capability)
     peak = trace.peak_event
     phase = trace.phases[trace.mark_of_event[peak]] if trace.mark_of_event else None
     live = trace.live_at(peak)
@@ -189,15 +192,25 @@ def name_of(place: Place | None) -> str:
 
 
 def _text(place: Place | None) -> str:
+    """Return what stands at a place: a statement that goes on in the next lines as a whole, or `if (` says nothing."""
     if place is None:
         return ""
-    if place.get("text"):
-        return str(place["text"])
     try:
         with open(_file(place), encoding="utf-8") as file:
-            return file.read().splitlines()[place["line"] - 1].strip()
+            return _statement(file.read().splitlines()[place["line"] - 1 :])
     except (OSError, IndexError, UnicodeDecodeError):
-        return ""
+        return str(place.get("text") or "")
+
+
+def _statement(lines: Sequence[str]) -> str:
+    """Return the first line, and those after it until its brackets are closed."""
+    text = ""
+    for line in lines[:MOST_LINES]:
+        is_tight = not text or text.endswith(("(", "[", "{")) or line.strip().startswith((")", "]", "}"))
+        text += line.strip() if is_tight else f" {line.strip()}"
+        if sum(map(text.count, "([{")) <= sum(map(text.count, ")]}")):
+            break
+    return text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 1] + "…"
 
 
 def _largest(live: Iterable[Allocation], places: Places) -> list[Group]:

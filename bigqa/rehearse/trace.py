@@ -12,14 +12,17 @@ from typing import Any
 from bigqa.units import MIB
 
 KINDS = ("weights", "optimizer", "gradients", "activations", "temporaries", "workspaces", "other")
+TAGGED = ("weights", "optimizer", "gradients")
+"""Those that the program itself holds."""
 ROUNDING = 512
 """torch gives out memory in multiples of this."""
 SMALL = MIB
 """Blocks of more come from segments of their own kind, and leave no smaller rest."""
-WORKSPACES = (8 * MIB + 128 * 1024, 32 * MIB)
+WORKSPACE, WORKSPACE_HOPPER = 8 * MIB + 128 * 1024, 32 * MIB
 """What torch gives cuBLAS for each of its handles and streams, by compute capability (`CUDABlas.cpp`)."""
 BUCKETS = "torch/nn/parallel/distributed.py"
-"""Where the buckets are made in which DistributedDataParallel reduces gradients: nothing in Python holds them."""
+"""Where the buckets are made in which DistributedDataParallel reduces gradients: nothing in Python holds them. It calls
+the whole forward pass too, so that the innermost line alone tells."""
 BACKWARD = "backward"
 Place = dict[str, Any]
 
@@ -38,6 +41,8 @@ class Allocation:
     mark: int
     """The phase that it began in: an index of the run's marks."""
     frames: Sequence[Place]
+    of_main: bool = True
+    """Whether it is of the thread that runs the program, not of autograd's."""
     end: int | None = None
     end_mark: int | None = None
     kind: str = "other"
@@ -117,6 +122,7 @@ def read_trace(
     events: Sequence[Mapping[str, Any]],
     marks: Sequence[tuple[str, int]],
     tags: Mapping[int, Mapping[int, str]],
+    capability: tuple[int, int] = (8, 0),
 ) -> Trace:
     """Return a device's trace with the kind of every allocation.
 
@@ -124,6 +130,7 @@ def read_trace(
         events: `_snapshot()["device_traces"][device]`.
         marks: (phase, steps done when it began); an allocation's metadata is an index of it.
         tags: what lay at an address when a mark was made.
+        capability: of the card.
     """
     phases = name_phases(marks)
     trace = Trace([], phases, [])
@@ -135,7 +142,8 @@ def read_trace(
         address = event.get("addr", 0)  # that memory ran out is told without one
         if event["action"] == "alloc":
             size = layout.take(address, event["size"])
-            live[address] = Allocation(address, event["size"], size, number, mark, event.get("frames", ()))
+            frames, of_main = event.get("frames", ()), _own_mark(event, phases) is not None
+            live[address] = Allocation(address, event["size"], size, number, mark, frames, of_main)
             trace.allocations.append(live[address])
             total += size
         elif event["action"] == "free_requested" and address in live:
@@ -148,7 +156,23 @@ def read_trace(
         trace.mark_of_event.append(mark)
     for allocation in trace.allocations:
         allocation.kind = _kind(allocation, phases, tags)
+    for allocation in _workspaces(trace.allocations, capability):
+        allocation.kind = "workspaces"
     return trace
+
+
+def _workspaces(allocations: Sequence[Allocation], capability: tuple[int, int]) -> list[Allocation]:
+    """Return cuBLAS' workspaces: one for each thread at most, which is never freed.
+
+    Its size is all that tells it. Of tensors that are as large, and are still there where memory ran out, the first of
+    a thread may stand for it; what the kinds come to is right all the same.
+    """
+    size = WORKSPACE_HOPPER if capability >= (9, 0) else WORKSPACE
+    found: dict[bool, Allocation] = {}
+    for allocation in allocations:
+        if allocation.wanted == size and allocation.end is None and allocation.kind not in TAGGED:
+            found.setdefault(allocation.of_main, allocation)
+    return list(found.values())
 
 
 def name_phases(marks: Sequence[tuple[str, int]]) -> list[Phase]:
@@ -169,11 +193,16 @@ def name_phases(marks: Sequence[tuple[str, int]]) -> list[Phase]:
 
 def _mark_of(event: Mapping[str, Any], mark: int, phases: Sequence[Phase]) -> int:
     """Return the mark of an event. Of other threads than the main one, autograd's, it has none: the backward pass."""
-    text = event.get("user_metadata") or ""
-    if text.isdigit() and int(text) < len(phases):
-        return max(mark, int(text))
+    own = _own_mark(event, phases)
+    if own is not None:
+        return max(mark, own)
     ahead = next((n for n in range(mark, min(mark + 3, len(phases))) if phases[n].name == BACKWARD), None)
     return mark if ahead is None else ahead
+
+
+def _own_mark(event: Mapping[str, Any], phases: Sequence[Phase]) -> int | None:
+    text = event.get("user_metadata") or ""
+    return int(text) if text.isdigit() and int(text) < len(phases) else None
 
 
 def _file(place: Place) -> str:
@@ -186,9 +215,7 @@ def _kind(allocation: Allocation, phases: Sequence[Phase], tags: Mapping[int, Ma
     for mark, at in tags.items():
         if allocation.mark < mark <= last and allocation.address in at:
             return at[allocation.address]
-    if allocation.wanted in WORKSPACES and allocation.end is None:
-        return "workspaces"
-    if any(_file(place).endswith(BUCKETS) for place in allocation.frames):
+    if any(_file(place).endswith(BUCKETS) for place in allocation.frames[:1]):
         return "gradients"
     begun = phases[allocation.mark].name
     if begun == "set-up":  # the first batch is made there, and what stays
