@@ -2,3 +2,7 @@
 
 Imports: errors, files, sample. Never: accelerate, deepspeed.
 """
+
+from bigqa.models.sources import load_config, load_model, load_tokenizer, resolve
+
+__all__ = ["load_config", "load_model", "load_tokenizer", "resolve"]

@@ -70,8 +70,10 @@ def load_config(folder: Path, activation: str = "auto") -> dict[str, Any]:
     }
 
 
-def load_model(folder: Path, config: Any, *, qa_head: Path | None = None, require_qa_head: bool = False) -> Any:
-    """Return a `BertForQuestionAnswering` with a released folder's weights.
+def load_model(
+    folder: Path, config: Any, *, qa_head: Path | None = None, require_qa_head: bool = False
+) -> tuple[Any, tuple[str, ...]]:
+    """Return a `BertForQuestionAnswering` with a released folder's weights, and the names of those that are new.
 
     A base checkpoint gets the QA head of the file `qa_head`, or a random one where none is required.
     """
@@ -86,12 +88,12 @@ def load_model(folder: Path, config: Any, *, qa_head: Path | None = None, requir
     config.dtype = torch.float32
     model = BertForQuestionAnswering(config)
     expected = model.state_dict()
-    for name in ("qa_outputs.weight", "qa_outputs.bias"):
-        if name not in state and not require_qa_head and qa_head is None:
-            state[name] = expected[name]
+    new = tuple(name for name in ("qa_outputs.weight", "qa_outputs.bias") if name not in state)
+    if not require_qa_head and qa_head is None:
+        state |= {name: expected[name] for name in new}
     _check(state, expected, folder)
     model.load_state_dict(state)
-    return model.eval()
+    return model.eval(), new
 
 
 def convert(src: Path, out: Path, *, activation: str = "auto", qa_head: Path | None = None) -> None:
@@ -106,7 +108,7 @@ def convert(src: Path, out: Path, *, activation: str = "auto", qa_head: Path | N
         raise BigqaError(
             f"{vocabulary} has {len(tokenizer)} entries and the config says vocab_size {config.vocab_size}"
         )
-    model = load_model(src, config, qa_head=qa_head)
+    model, _ = load_model(src, config, qa_head=qa_head)
     with atomic_folder(out) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)

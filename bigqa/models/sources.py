@@ -3,7 +3,9 @@
 MODEL is a preset, a Hugging Face folder or hub id, a released Enliple folder, or a bare `config.json`.
 """
 
+import json
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -11,6 +13,8 @@ from pydantic import BaseModel, ConfigDict
 from bigqa.errors import BigqaError
 from bigqa.files import read_json, read_text
 from bigqa.models import enliple
+from bigqa.models.tokenizers import no_vocabulary, settled
+from bigqa.models.weights import Loaded, load_checkpoint
 from bigqa.sample import FOLDER as SAMPLE
 
 Kind = Literal["hf", "enliple", "config", "preset"]
@@ -112,7 +116,14 @@ def resolve(name: str, *, tokenizer: str | None = None) -> ModelSource:
 
 
 def load_config(source: ModelSource) -> Any:
-    """Return the Hugging Face configuration."""
+    """Return the Hugging Face configuration, with the two labels that a question-answering head has."""
+    config = _load_config(source)
+    if getattr(config, "num_labels", 2) != 2:
+        config.num_labels = 2  # a classifier's: the head would be as wide
+    return config
+
+
+def _load_config(source: ModelSource) -> Any:
     from transformers import AutoConfig
 
     if source.name in PRESETS:
@@ -129,8 +140,17 @@ def load_config(source: ModelSource) -> Any:
         raise BigqaError(f"the model {source.name} cannot be loaded: {_first_line(error)}") from None
 
 
+def describe_config(config: Any) -> str:
+    """Return what a configuration says of the model, in one text that is the same wherever it lies."""
+    values = config.to_diff_dict()
+    elsewhere = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
+    return json.dumps(
+        {name: value for name, value in values.items() if name not in elsewhere}, sort_keys=True, default=str
+    )
+
+
 def load_tokenizer(source: ModelSource) -> Any:
-    """Return the fast tokenizer."""
+    """Return the fast tokenizer, without the state that it was saved in: see `tokenizers.settled`."""
     from transformers import AutoTokenizer
 
     if source.tokenizer is None:
@@ -138,30 +158,38 @@ def load_tokenizer(source: ModelSource) -> Any:
     path = Path(source.tokenizer)
     vocabulary = path / "vocab.txt" if path.is_dir() else path
     if vocabulary.name.endswith(".txt") and vocabulary.is_file() and not (path / "tokenizer.json").is_file():
-        return enliple.wordpiece(vocabulary, lower_case=_lower_case(vocabulary, source))
+        return settled(enliple.wordpiece(vocabulary, lower_case=_lower_case(vocabulary, source)), source.tokenizer)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.tokenizer, use_fast=True)
     except (OSError, ValueError, KeyError) as error:
+        if "backend tokenizer" in str(error):  # what the library says of a folder with nothing to make one of
+            raise no_vocabulary(source.tokenizer, "no file of one") from None
         raise BigqaError(f"the tokenizer {source.tokenizer} cannot be loaded: {_first_line(error)}") from None
     if not tokenizer.is_fast:
         raise BigqaError(f"the tokenizer {source.tokenizer} has no fast form, which bigqa needs for offsets")
-    return tokenizer
+    return settled(tokenizer, source.tokenizer)
 
 
-def load_model(
+def load_model(source: ModelSource, config: Any, **options: Any) -> Any:
+    """Return the model of `load`, where it is not asked what of it is new."""
+    return load(source, config, **options).model
+
+
+def load(
     source: ModelSource,
     config: Any,
     *,
     vocabulary_size: int | None = None,
     seed: int = 42,
     require_qa_head: bool = False,
-) -> Any:
+) -> Loaded:
     """Return a model with a QA head: its weights where it has some, else random ones that `seed` fixes.
 
-    Raises: BigqaError for a model type without such a head, weights of another task where `require_qa_head`, or a
-    vocabulary larger than the embedding.
+    Raises: BigqaError for a model type without such a head, weights of another task where `require_qa_head`, weights
+    that are not all there or find no place, or a vocabulary larger than the embedding.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForQuestionAnswering
     from transformers.utils import logging
 
@@ -172,21 +200,20 @@ def load_model(
     torch.manual_seed(seed)
     config.architectures = None if not source.has_weights else config.architectures
     if source.kind == "enliple":
-        return enliple.load_model(Path(source.name), config, require_qa_head=require_qa_head)
+        model, new = enliple.load_model(Path(source.name), config, require_qa_head=require_qa_head)
+        return Loaded(model, source.name, new)
     if not source.has_weights:
         if require_qa_head:
             raise BigqaError(f"{source.name} has no weights: train it first")
-        return AutoModelForQuestionAnswering.from_config(config, dtype=torch.float32)
+        model = AutoModelForQuestionAnswering.from_config(config, dtype=torch.float32)
+        return Loaded(model, source.name, tuple(model.state_dict()))
     try:
-        model, loaded = AutoModelForQuestionAnswering.from_pretrained(
-            source.name, config=config, dtype=torch.float32, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        loaded = load_checkpoint(source.name, config)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, UnpicklingError) as error:
         raise BigqaError(f"the model {source.name} cannot be loaded: {_first_line(error)}") from None
-    missing = sorted(loaded["missing_keys"])
-    if require_qa_head and missing:
-        raise BigqaError(f"{source.name} is no fine-tuned QA model: its weights lack {missing[0]}; train it first")
-    return model
+    if require_qa_head and loaded.lacking:
+        raise BigqaError(f"{source.name} is no fine-tuned QA model: its weights lack {loaded.lacking}; train it first")
+    return loaded
 
 
 def _fit_vocabulary(source: ModelSource, config: Any, size: int | None) -> None:

@@ -45,7 +45,11 @@ def _fine_tune(settings: Settings, *, resume: bool) -> None:
     check_dev_file(settings)
     # A run that has stepped down goes on wherever the ladder leads: memory itself will tell.
     check_fits(settings, processes, refuse=settings.check and not (resume and switches_of(settings.out)))
-    model, tokenizer = model_and_tokenizer(settings)
+    made = model_and_tokenizer(settings)
+    model, tokenizer = made.loaded.model, made.tokenizer
+    for line in filter(None, (made.loaded.says(), *made.doubts)):
+        if processes.is_main:
+            say(line)
     lengths = lengths_of_settings(settings)
     windows = make_windows(settings, tokenizer, lengths, processes)
     recorder = _start_recording(settings, processes, resume=resume)

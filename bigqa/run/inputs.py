@@ -1,13 +1,25 @@
 """What a run trains: model, tokenizer, windows. In: settings. Out: these, or what is wrong with the files."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from bigqa.console import progress
 from bigqa.engine.processes import Processes
 from bigqa.errors import BigqaError
 from bigqa.files import cache_folder
-from bigqa.models.sources import check_lengths, load_config, load_model, load_tokenizer, resolve
+from bigqa.models.sources import (
+    ModelSource,
+    check_lengths,
+    describe_config,
+    load,
+    load_config,
+    load_tokenizer,
+    resolve,
+)
+from bigqa.models.tokenizers import check_rows, disagreement, doubts, rows_needed
+from bigqa.models.weights import Loaded
 from bigqa.settings import Settings
+from bigqa.tasks.coverage import check_template, check_text
 from bigqa.tasks.features import build_features
 from bigqa.tasks.scoring import metric_of, read_golds
 from bigqa.tasks.squad import iter_questions
@@ -30,17 +42,47 @@ def check_dev_file(settings: Settings) -> None:
             pass
 
 
-def model_and_tokenizer(settings: Settings) -> tuple[Any, Any]:
-    """Return both, the model with the dropouts that the settings ask for."""
+@dataclass(frozen=True)
+class Made:
+    """What a run begins with."""
+
+    loaded: Loaded
+    tokenizer: Any
+    config: str
+    """The model's configuration as text, before the run's own dropouts are in it."""
+    doubts: tuple[str, ...]
+    """Lines about what of it may be another's."""
+
+
+def model_and_tokenizer(settings: Settings) -> Made:
+    """Return both, the model with the dropouts that the settings ask for.
+
+    What does not go together is refused before weights are read. Raises: BigqaError.
+    """
     source = resolve(settings.model, tokenizer=settings.tokenizer)
     tokenizer = load_tokenizer(source)
     config = load_config(source)
+    described = describe_config(config)
     check_lengths(config, settings.seq_len)
+    doubts = check_together(source, tokenizer, config)
+    if (line := check_text(settings.train_file, tokenizer)) is not None:
+        doubts.append(line)
     if settings.dropout is not None:
         for name in (*DROPOUTS, *DROPOUTS_MORE):
             if getattr(config, name, None) is not None:
                 setattr(config, name, settings.dropout)
-    return load_model(source, config, vocabulary_size=len(tokenizer), seed=settings.seed), tokenizer
+    loaded = load(source, config, vocabulary_size=rows_needed(tokenizer), seed=settings.seed)
+    return Made(loaded, tokenizer, described, tuple(doubts))
+
+
+def check_together(source: ModelSource, tokenizer: Any, config: Any) -> list[str]:
+    """Refuse a tokenizer that gives what a model has no rows for; return what may be amiss. Raises: BigqaError."""
+    rows = config.vocab_size if source.has_weights else max(config.vocab_size, rows_needed(tokenizer))
+    check_rows(tokenizer, rows, source.name)
+    types = getattr(config, "type_vocab_size", 0) or 0
+    check_template(tokenizer, token_types=types, rows=rows, name=source.name)
+    found = [disagreement(tokenizer, source.tokenizer) if source.tokenizer else None]
+    return [line for line in (*found, *(doubts(tokenizer, rows) if source.has_weights else ())) if line]
 
 
 def make_windows(settings: Settings, tokenizer: Any, lengths: Lengths, processes: Processes) -> Any:

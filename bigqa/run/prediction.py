@@ -32,6 +32,8 @@ from bigqa.models.sources import (
     resolve,
     usable_positions,
 )
+from bigqa.models.tokenizers import rows_needed
+from bigqa.run.inputs import check_together
 from bigqa.tasks.features import build_features, window_lengths
 from bigqa.tasks.postprocess import decode
 from bigqa.tasks.qa import COLUMNS, QuestionAnswering
@@ -105,7 +107,8 @@ def load_for_prediction(
         lengths = lengths.model_copy(update={"seq_len": seq_len})
     check_lengths(config, lengths.seq_len)
     tokenizer = load_tokenizer(source)
-    model = load_model(source, config, vocabulary_size=len(tokenizer), require_qa_head=True)
+    check_together(source, tokenizer, config)
+    model = load_model(source, config, vocabulary_size=rows_needed(tokenizer), require_qa_head=True)
     ready(model, chosen, precision)
     if chosen.type == "cpu":
         resident = psutil.Process().memory_info().rss

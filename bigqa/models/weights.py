@@ -1,0 +1,206 @@
+"""Weights of a Hugging Face checkpoint in a model with a question-answering head: every one of them, or none.
+
+In: a folder or hub id, a configuration. Out: the model, and which of its weights are new; refused by name where the
+backbone lacks a weight, or the checkpoint holds one of a backbone that finds no place. Names that differ in a prefix
+alone (`model.` where the head's class says `transformer.`, `module.`, none) are mapped: the library loads nothing of
+them, and its warning is about what it calls newly initialized.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from bigqa.errors import BigqaError
+
+POOLER = re.compile(r"(^|\.)pooler(_\w+)?\.")
+"""Made of a window's first token for other tasks; a question-answering head never asks it."""
+BUFFERS = re.compile(r"(^|\.)(position_ids|token_type_ids|inv_freq|masked_bias|version|attn\.bias|attention\.bias)$")
+"""Constants that older versions of the library saved with the weights."""
+OLD_NAMES = {r"\.gamma$": ".weight", r"\.beta$": ".bias"}
+"""Of normalization in checkpoints that came from TensorFlow."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model, and where its weights are from."""
+
+    model: Any
+    source: str
+    new: tuple[str, ...]
+    """Names of weights that are random: no checkpoint has them."""
+    unused: tuple[str, ...] = ()
+    """Names of the checkpoint's weights for other tasks."""
+    mapped: tuple[str, str] | None = None
+    """A prefix of the checkpoint's names, and the model's in its place."""
+
+    @property
+    def lacking(self) -> str | None:
+        """Return the first weight of the head that is new; none where the model is fine-tuned."""
+        return next((name for name in self.new if not POOLER.search(name)), None)
+
+    def says(self) -> str | None:
+        """Return one line about what is new, what is left out and what was renamed; none where nothing is."""
+        parts = []
+        if self.new:
+            whole = len(self.new) == len(self.model.state_dict())
+            parts.append(f"new and random: {'all of them' if whole else _heads(self.new)}")
+        if self.unused:
+            parts.append(f"not used: {_heads(self.unused)}")
+        if self.mapped:
+            parts.append(f"read as {self.mapped[1] or 'no prefix'}: {self.mapped[0] or 'names without prefix'}")
+        return f"weights of {self.source}: " + "; ".join(parts) if parts else None
+
+
+def load_checkpoint(name: str, config: Any) -> Loaded:
+    """Return a model with a checkpoint's weights, in fp32. Raises: BigqaError naming the first weight that is amiss."""
+    model, found = _read(name, config, own := _prefix_of_the_library(config))
+    other = _other_names(name, model, found)
+    if other:
+        del model  # not two at once
+        model, found = _read(name, config, own | other)
+    _forget_old_names(model, own | other)
+    unused = sorted(key for key in found["unexpected_keys"] if not BUFFERS.search(key))
+    _refuse(name, model, found, unused)
+    return Loaded(model, name, tuple(sorted(found["missing_keys"])), tuple(unused), _told(other))
+
+
+def _read(name: str, config: Any, renamed: dict[str, str]) -> tuple[Any, dict[str, Any]]:
+    import torch
+    from transformers import AutoModelForQuestionAnswering
+
+    # What does not fit is named here; the library would raise without a name.
+    model, found = AutoModelForQuestionAnswering.from_pretrained(
+        name,
+        config=config,
+        dtype=torch.float32,
+        key_mapping=renamed or None,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+    return model, found
+
+
+def _prefix_of_the_library(config: Any) -> dict[str, str]:
+    """Return what renames a language model's backbone (`model.`) for the head's class (`transformer.`)."""
+    from transformers import AutoModel, AutoModelForQuestionAnswering
+
+    head = _first(AutoModelForQuestionAnswering._model_mapping[type(config)])
+    base = _first(AutoModel._model_mapping.get(type(config), head))
+    theirs, ours = base.base_model_prefix, head.base_model_prefix
+    return {rf"^{re.escape(theirs)}\.": f"{ours}."} if theirs and theirs != ours else {}
+
+
+def _first(found: Any) -> Any:
+    return found[0] if isinstance(found, (tuple, list)) else found
+
+
+def _other_names(name: str, model: Any, found: dict[str, Any]) -> dict[str, str]:
+    """Return what renames a checkpoint's weights where that gives the whole backbone, and its head if it has one."""
+    prefix, _ = _backbone(model)
+    is_head = _is_head(model)
+    have = {_modern(key): key for key in found["unexpected_keys"]}
+    lacking = [key.removeprefix(prefix) for key in found["missing_keys"] if not is_head(key) and not POOLER.search(key)]
+    renamed: dict[str, str] = {}
+    for theirs in _prefixes(name, lacking, have):
+        if theirs != prefix:
+            renamed[f"^{re.escape(theirs)}"] = prefix
+        if any(have[theirs + key] != theirs + key for key in lacking):
+            renamed |= OLD_NAMES
+    heads = [key for key in found["missing_keys"] if is_head(key)]
+    for theirs in _prefixes(name, heads, have):
+        tops = "|".join(sorted({re.escape(key.partition(".")[0]) for key in heads}))
+        if theirs:  # before the backbone's: that one may begin with it
+            renamed = {f"^{re.escape(theirs)}(?=({tops})\\.)": ""} | renamed
+    return renamed
+
+
+def _prefixes(name: str, lacking: list[str], have: dict[str, str]) -> list[str]:
+    """Return the one prefix under which a checkpoint has all that is lacking, or none. Raises: BigqaError for two."""
+    if not lacking:
+        return []
+    longest = max(lacking, key=len)
+    ends = {key[: -len(longest)] for key in have if key.endswith(longest)}
+    whole = sorted(one for one in ends if not one or one.endswith(".") if all(one + key in have for key in lacking))
+    if len(whole) > 1:
+        raise BigqaError(
+            f"{name}: its weights hold the model {len(whole)} times, under {' and '.join(whole)}: keep the one to train"
+        )
+    return whole
+
+
+def _modern(key: str) -> str:
+    for old, new in OLD_NAMES.items():
+        key = re.sub(old, new, key)
+    return key
+
+
+def _backbone(model: Any) -> tuple[str, set[str]]:
+    """Return the prefix of the backbone's names in a model with a head, and the names of the backbone's parts."""
+    import torch
+    from transformers import AutoModel
+
+    base = model.base_model
+    if base is not model:
+        return f"{model.base_model_prefix}.", {name for name, _ in base.named_children()}
+    with torch.device("meta"):
+        base = AutoModel.from_config(model.config)
+    return "", {name for name, _ in base.named_children()}
+
+
+def _is_head(model: Any) -> Callable[[str], bool]:
+    prefix, parts = _backbone(model)
+    return lambda key: not key.startswith(prefix) if prefix else key.partition(".")[0] not in parts
+
+
+def _refuse(name: str, model: Any, found: dict[str, Any], unused: list[str]) -> None:
+    for key, theirs, ours in sorted(found["mismatched_keys"]):
+        raise BigqaError(
+            f"{name}: {key} has the shape {tuple(theirs)} in the weights and {tuple(ours)} by config.json: "
+            "they are of different models"
+        )
+    prefix, parts = _backbone(model)
+    is_head = _is_head(model)
+    lacking = sorted(key for key in found["missing_keys"] if not is_head(key) and not POOLER.search(key))
+    strange = [key for key in unused if _of_backbone(key, prefix, parts) and not POOLER.search(key)]
+    if lacking:
+        instead = f"; what they hold instead: {_some(strange or unused)}" if unused else ""
+        raise BigqaError(f"{name}: the weights lack {_some(lacking)}{instead}; nothing is trained on random ones")
+    if strange:
+        raise BigqaError(
+            f"{name}: the weights hold {_some(strange)}, which a {type(model).__name__} by its config.json has no "
+            "place for: are they of another model?"
+        )
+
+
+def _of_backbone(key: str, prefix: str, parts: set[str]) -> bool:
+    return bool(prefix and key.startswith(prefix)) or key.partition(".")[0] in parts
+
+
+def _some(keys: list[str]) -> str:
+    more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+    return keys[0] + more
+
+
+def _heads(keys: Iterable[str]) -> str:
+    """Name heads, not their every weight: `cls`, `qa_outputs`, and `bert.pooler` of the backbone."""
+    names = {key[: found.end() - 1] if (found := POOLER.search(key)) else key.partition(".")[0] for key in keys}
+    return ", ".join(sorted(names))
+
+
+def _forget_old_names(model: Any, renamed: dict[str, str]) -> None:
+    """Save under the library's names: it would put the checkpoint's own back, and then load nothing of them."""
+    kept = getattr(model, "_weight_conversions", None)
+    if kept:
+        model._weight_conversions = [one for one in kept if not {*one.source_patterns} & {*renamed, *LEGACY}]
+
+
+LEGACY = ("LayerNorm.gamma", "LayerNorm.beta")
+"""The library's own names for `OLD_NAMES`."""
+
+
+def _told(renamed: dict[str, str]) -> tuple[str, str] | None:
+    for theirs, ours in renamed.items():
+        if theirs.startswith("^") and "(?=" not in theirs:
+            return theirs[1:].replace("\\", ""), ours
+    return None
