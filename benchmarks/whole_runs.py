@@ -192,21 +192,35 @@ class Bench:
         print(_told(Run(**line)), flush=True)  # type: ignore[arg-type]
 
 
+def errors_of(run: Run) -> dict[str, float]:
+    """Return how far the prediction is above what torch counted in a whole run, as shares of it.
+
+    Of one that scored with more than its steps took, as there was room, the run on the card without room is looked at.
+    """
+    said, found = predicted(run), counted(run)
+    return {name: getattr(said, f"{name}_bytes") / found[name] - 1 for name in ("allocated", "reserved")}
+
+
+def counted(run: Run) -> dict[str, Any]:
+    """Return the start that a prediction is held against."""
+    start = run.starts[-1]
+    took_more = start.get("parts", {}).get("step") != start.get("parts", {}).get("score")
+    return run.tight[-1] if took_more and not run.tight[-1]["code"] else start
+
+
 def _told(run: Run) -> str:
-    said, found = predicted(run), run.starts[-1]
-    if found["code"]:
-        return f"{run.key}: ended with {found['code']}\n{found.get('traceback', '')}"
-    errors = [
-        f"{name} {getattr(said, f'{name}_bytes') / found[name] - 1:+.2%} ({made_by(run, index)})"
-        for index, name in enumerate(("allocated", "reserved"))
-    ]
-    codes = [start["code"] for start in run.tight]
-    return f"{run.key}: {', '.join(errors)}; of the predicted size: {codes}, {run.tight[-1].get('traceback', '')}"
+    for start in (run.starts[-1], run.tight[-1]):
+        if start["code"]:
+            return f"{run.key}: ended with {start['code']}\n{start.get('traceback', '')}"
+    errors = (
+        f"{name} {error:+.2%} ({made_by(run, index)})" for index, (name, error) in enumerate(errors_of(run).items())
+    )
+    return f"{run.key}: {', '.join(errors)}; {len(run.tight)} start on a card of the predicted size and a hundredth"
 
 
 def made_by(run: Run, figure: int) -> str:
     """Return the part of a run that its peak is of. `figure`: 0 allocated, 1 reserved."""
-    parts = run.starts[-1]["parts"]
+    parts = counted(run)["parts"]
     most = max(peaks[figure] for peaks in parts.values())
     return next(part for part, peaks in parts.items() if peaks[figure] == most)
 

@@ -5,9 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from commands import Done, bigqa, here, run, train_here
 from transformers import BertConfig, BertForMaskedLM, BertForQuestionAnswering
 
+from bigqa.engine import inference
 from bigqa.sample import FOLDER
 
 
@@ -148,6 +150,18 @@ def test_a_traceback_is_shown_on_request(tmp_path: Path) -> None:
     done = bigqa("evaluate", tmp_path / "none.json", tmp_path / "none.json", BIGQA_DEBUG="1")
     assert done.returncode != 0
     assert "Traceback" in done.stderr
+
+
+def test_memory_that_does_not_reach_for_one_window_is_a_line(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(inference, "_forward", never)
+    done = here("predict", model_folder, FOLDER / "dev.json", tmp_path / "out", "--device", "cpu")
+    assert_one_line(done, "out of memory (device) while predicting", "--device cpu")
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_unwritable_folder_is_named(model_folder: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import gc
 import mmap
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -64,6 +65,17 @@ def test_a_block_grows_with_what_is_asked_for_and_never_both_are_there() -> None
     del pool
     gc.collect()
     assert watched.now == {}
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_DONTFORK"), reason="Linux")
+def test_no_fork_shares_pinned_pages() -> None:
+    """Else a page that is written to after a fork is another than the one that the GPU copies to."""
+    pool = PinnedPool(Watched())
+    pool.begin()
+    lent = pool.lend(PAGE)
+    smaps = Path("/proc/self/smaps").read_text(encoding="ascii", errors="replace")
+    own = smaps[smaps.index(f"{lent.tensor.data_ptr():x}-") :]
+    assert " dc" in next(line for line in own.splitlines() if line.startswith("VmFlags"))
 
 
 def test_what_is_still_lent_is_not_lent_again() -> None:

@@ -22,11 +22,11 @@ def predict(
 ) -> None:
     """Answer the questions of a file."""
     from bigqa.files import write_json
-    from bigqa.run.prediction import load_for_prediction
+    from bigqa.run.prediction import load_for_prediction, said_where_memory_runs_out
     from bigqa.run.prediction import predict as predict_file
 
     model, tokenizer, lengths, torch_device = load_for_prediction(str(model_dir), device, seq_len, precision)
-    with progress("Predicting") as on_progress:
+    with progress("Predicting") as on_progress, said_where_memory_runs_out():
         found = predict_file(model, tokenizer, input_file, lengths, torch_device, on_progress)
     write_json(output_file, found.answers)
     if nbest is not None:

@@ -78,6 +78,9 @@ class _Block:
         self.size_bytes = whole_pages(size_bytes)
         private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
         pages = mmap.mmap(-1, self.size_bytes, **private)
+        if hasattr(mmap, "MADV_DONTFORK"):
+            # After a fork, who writes first gets another page, and the GPU would go on with the one before.
+            pages.madvise(mmap.MADV_DONTFORK)
         self.tensor = torch.frombuffer(pages, dtype=torch.uint8)
         pinning.pin(self.tensor.data_ptr(), self.size_bytes)
         _count(self.size_bytes)

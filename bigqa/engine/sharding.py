@@ -7,9 +7,7 @@ our own configuration (see `bigqa.engine.zero`) and our own optimizer; only its 
 import contextlib
 import functools
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -296,9 +294,8 @@ def _need_group(device: str) -> None:
     if torch.distributed.is_initialized():
         return
     backend = "nccl" if device == "cuda" else "gloo"
-    meeting = Path(tempfile.mkdtemp()) / "meeting"
     os.environ.setdefault("LOCAL_RANK", "0")
-    torch.distributed.init_process_group(backend, init_method=meeting.as_uri(), rank=0, world_size=1)
+    torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
 
 
 def _shape(parameter: nn.Parameter) -> torch.Size:

@@ -3,7 +3,8 @@
 A model folder written by bigqa holds `bigqa.json`, the lengths it was trained at; other folders get the defaults.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from bigqa.engine.build import choose_precision
 from bigqa.engine.inference import span_logits
 from bigqa.engine.optim.precision import DTYPES, cast
 from bigqa.engine.processes import check_kernels
+from bigqa.engine.recovery import is_out_of_memory, which_memory
 from bigqa.errors import BigqaError
 from bigqa.files import cache_folder, read_json
 from bigqa.machine.hardware import host_memory
@@ -109,11 +111,24 @@ def load_for_prediction(
     tokenizer = load_tokenizer(source)
     check_together(source, tokenizer, config)
     model = load_model(source, config, vocabulary_size=rows_needed(tokenizer), require_qa_head=True)
-    ready(model, chosen, precision)
+    with said_where_memory_runs_out():
+        ready(model, chosen, precision)
     if chosen.type == "cpu":
         resident = psutil.Process().memory_info().rss
         keep_if_plenty(resident + BATCH_ROOM_BYTES, resident + host_memory()[1])
     return model, tokenizer, lengths, chosen
+
+
+@contextlib.contextmanager
+def said_where_memory_runs_out() -> Iterator[None]:
+    """Say in a line that memory does not reach for a model's answers. Raises: BigqaError."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        advice = "use --device cpu" if which_memory(error) == "device" else "free some, or use shorter --seq-len"
+        raise BigqaError(f"out of memory ({which_memory(error)}) while predicting: {advice}") from error
 
 
 def _device(asked: str, precision: str) -> torch.device:
