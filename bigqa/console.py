@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 from rich.text import Text
 
-from bigqa import streams
+from bigqa import interrupts, streams
 from bigqa.errors import BigqaError
 
 DEBUG_VARIABLE = "BIGQA_DEBUG"
@@ -94,11 +95,13 @@ def command(app: Callable[..., Any]) -> None:
             code = app(standalone_mode=False)  # else the parser's own errors are told by it, in several lines
         finally:
             sys.stdout.flush()  # here, where a full disk behind a redirection is told in a line
+        if interrupts.was_raised():  # the parser takes a KeyboardInterrupt for itself
+            raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
     except BigqaError as error:
-        fail(str(error), error.exit_code)
+        fail(str(error), error.exit_code, told=error.told)
     except KeyboardInterrupt:
-        fail("interrupted", INTERRUPTED)
+        fail("interrupted", interrupts.code_of(interrupts.first() or signal.SIGINT))
     except PARSER_ERROR as error:
         _refuse(error)
     except OSError as error:
@@ -115,9 +118,9 @@ def _refuse(error: Any) -> None:
     fail(error.format_message() + of, error.exit_code)
 
 
-def fail(text: str, exit_code: int) -> None:
+def fail(text: str, exit_code: int, *, told: bool | None = None) -> None:
     """Print an error in one line, from one process of a run, and exit."""
-    if os.environ.get("RANK", "0") == "0":
+    if (os.environ.get("RANK", "0") == "0") if told is None else not told:
         tell("bigqa: " + " ".join(text.split()))
     with contextlib.suppress(OSError):
         sys.stdout.flush()

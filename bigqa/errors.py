@@ -8,6 +8,8 @@ class BigqaError(Exception):
     """A problem in what was given (file, model, machine): one line that says what, where and what to do."""
 
     exit_code = 1
+    told: bool | None = None
+    """Of a run of several processes: whether another one has told this; none: the first of them tells it."""
 
 
 class UsageError(BigqaError):

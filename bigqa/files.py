@@ -17,6 +17,7 @@ from typing import Any
 
 from bigqa.contents import HEAD_BYTES, what_else
 from bigqa.errors import BigqaError
+from bigqa.interrupts import temporaries, undivided
 
 
 def read_text(path: Path, what: str) -> str:
@@ -97,6 +98,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         os.close(descriptor)
         temporary = Path(name)
+        temporaries.add(temporary)
         yield temporary
         _chmod_default(temporary)
         os.replace(temporary, path)
@@ -105,6 +107,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+            temporaries.discard(temporary)
 
 
 @contextlib.contextmanager
@@ -119,16 +122,19 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
             raise BigqaError(f"{path} already exists; remove it or name another folder")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        temporaries.add(temporary)
         yield temporary
         temporary.chmod(0o777 & ~_umask())
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+        with undivided():
+            if path.exists():
+                shutil.rmtree(path)
+            os.replace(temporary, path)
     except OSError as error:
         raise write_error(path, error) from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+            temporaries.discard(temporary)
 
 
 def write_text(path: Path, text: str) -> None:

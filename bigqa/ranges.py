@@ -75,6 +75,7 @@ RANGES = {
     "timed_steps": Range(0, 10**6),
     "budget_s": Range(1, 10**8, whole=False),
     "case_s": Range(1, 10**8, whole=False),
+    "world": Range(1, 2**20),
     "threads": Range(1, 4096),
     "memory": Range(1, 2**60),
 }

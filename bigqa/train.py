@@ -5,6 +5,7 @@
 """
 
 import functools
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,15 @@ if __name__ == "__main__" and not __package__:
     ROOM = Path(__file__).resolve().parent
     sys.path[:] = [str(ROOM.parent), *(entry for entry in sys.path if not entry or Path(entry).resolve() != ROOM)]
 
+if __name__ == "__main__":  # before what takes a while to import
+    from bigqa import interrupts
+
+    interrupts.listen()
+    interrupts.say_when_left("interrupted before the run had begun: there is nothing to save")
+
 import typer
 
+from bigqa import interrupts
 from bigqa.console import command
 from bigqa.machine.heap import hold_tight
 from bigqa.run.options import given, train_signature
@@ -26,25 +34,40 @@ from bigqa.run.options import given, train_signature
 def train(**options: Any) -> None:
     """Run on the processes that the launcher started."""
     hold_tight()
-    from bigqa.engine.loop.stop import tell_end
-    from bigqa.engine.processes import lost_a_peer
-    from bigqa.plan.ladder import AGAIN
-    from bigqa.run.fine_tuning import fine_tune
     from bigqa.run.folder import settings_from
-    from bigqa.run.launcher import go_on, spread_out
+    from bigqa.run.launcher import launch, started_alone, watch_launcher
 
-    spread_out()
+    watch_launcher()
     resume = options["resume"]
     settings = settings_from(given(options), resume)
+    count = started_alone()
+    if count is not None:
+        raise SystemExit(launch(sys.argv[1:], settings.out, count, resume=resume is not None))
+    _train(settings, resume=resume is not None)
+
+
+def _train(settings: Any, *, resume: bool) -> None:
+    from bigqa.engine.loop.stop import PARENT_VARIABLE, tell_end
+    from bigqa.engine.processes import lost_a_peer
+    from bigqa.errors import BigqaError
+    from bigqa.plan.ladder import AGAIN
+    from bigqa.run.fine_tuning import fine_tune
+    from bigqa.run.launcher import go_on
+    from bigqa.run.workers import LOST_PEER
+
     try:
-        fine_tune(settings, resume=resume is not None)
+        fine_tune(settings, resume=resume)
     except SystemExit as stop:
         if stop.code == AGAIN:
             go_on(settings.out)
         raise
     except Exception as error:
-        if not lost_a_peer(error):
-            tell_end(settings.out, getattr(error, "exit_code", 1))
+        asked = interrupts.first()
+        if lost_a_peer(error):  # whose end is the cause, and is told by it or by what waits for it
+            interrupts.leave("", LOST_PEER if asked is None else interrupts.code_of(asked))
+        is_first = tell_end(settings.out, getattr(error, "exit_code", 1))
+        if isinstance(error, BigqaError) and PARENT_VARIABLE in os.environ and settings.out.is_dir():
+            error.told = not is_first
         raise
 
 

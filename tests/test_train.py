@@ -14,7 +14,6 @@ import torch
 from commands import LIMIT_S, bigqa, here, run, train_here, until
 from safetensors.torch import load_file
 
-from bigqa.engine.loop.stop import STOP_FILE
 from bigqa.sample import FOLDER
 
 STEPS, SAVED_EVERY, KILLED_AT = 40, 10, 15
@@ -142,7 +141,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(unbroken: Path, tmp_path: Path) -> N
     [worker] = psutil.Process(launcher.pid).children()
     worker.suspend()
     launcher.send_signal(signal.SIGINT)
-    until((out / STOP_FILE).exists, launcher)
+    assert launcher.stdout is not None
+    until(lambda: "Stopping" in launcher.stdout.readline(), launcher)  # the worker has been told
     worker.resume()
     said, _ = launcher.communicate(timeout=LIMIT_S)
     assert launcher.returncode == 130, said

@@ -1,55 +1,29 @@
 """The command line, one file per command. In: arguments. Out: functions called and text printed; no arithmetic here.
 
-A command imports what it runs when it runs, so that help and refusals come at once.
-Imports: errors, files, ranges, units, console, demo, configs, machine, nullgpu, rehearse, models, tasks, speed, plan,
-show, run, bench, table. Never: torch.
+A command imports what it runs when it runs, so that help and refusals come at once. Imports: errors, files, interrupts,
+ranges, units, console, demo, configs, machine, nullgpu, rehearse, models, tasks, speed, plan, show, run, bench, table.
+Never: torch.
 """
 
-from collections.abc import Callable
-from typing import Annotated
+from typing import Any
 
-import typer
-
-from bigqa import __version__
-from bigqa.cli import convert, data
-from bigqa.cli.bench import bench
-from bigqa.cli.demo import demo
-from bigqa.cli.evaluate import evaluate
-from bigqa.cli.launch_files import launch_files
-from bigqa.cli.predict import predict
-from bigqa.cli.probe import probe
-from bigqa.cli.rehearse import rehearse
-from bigqa.cli.table import table
-from bigqa.cli.train import train
-from bigqa.console import command, say
-from bigqa.machine.heap import hold_tight
-
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
-COMMANDS: dict[str, Callable[..., None]] = {
-    "probe": probe, "rehearse": rehearse, "train": train, "predict": predict, "evaluate": evaluate,
-    "bench": bench, "table": table, "demo": demo,
-    "launch-files": launch_files,
-}  # fmt: skip
-for name, function in COMMANDS.items():
-    app.command(name)(function)
-app.add_typer(data.app, name="data")
-app.add_typer(convert.app, name="convert")
-
-
-def _version(asked: bool) -> None:
-    if asked:
-        say(f"bigqa {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def main_options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
-) -> None:
-    """Train large models in the memory you have."""
+from bigqa import interrupts
 
 
 def main() -> None:
     """Run as a program."""
+    interrupts.listen()  # before what takes a while to import
+    from bigqa.cli.commands import app
+    from bigqa.console import command
+    from bigqa.machine.heap import hold_tight
+
     hold_tight()
     command(app)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "app":
+        from bigqa.cli.commands import app
+
+        return app
+    raise AttributeError(name)

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from bigqa import interrupts
 from bigqa.console import say
 from bigqa.ranges import numbers, sizes
 from bigqa.run.options import MODEL_HELP, parsed, ranged
@@ -49,7 +50,8 @@ def bench(
         heap=heap,
     )
 
-    left = bench_command.bench(grid, device, out, Limits(case_s=case_s, budget_s=budget_s), say)
+    with interrupts.raised():  # a case runs in a process of its own
+        left = bench_command.bench(grid, device, out, Limits(case_s=case_s, budget_s=budget_s), say)
     say(f"bigqa table {out} shows them")
     if left:
         say(f"the budget is used up: {len(left)} cases are left; the same command goes on with them")

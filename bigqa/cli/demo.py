@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from bigqa import interrupts
+
 
 def demo(
     out: Annotated[Path, typer.Option(help="A new folder, or that of an earlier demo, which goes.")] = Path("demo"),
@@ -12,4 +14,5 @@ def demo(
     """Plan, train, predict and score on the embedded sample, offline, in some minutes."""
     from bigqa.demo import run
 
-    run(out)
+    with interrupts.raised():
+        run(out)

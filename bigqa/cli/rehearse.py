@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from bigqa import interrupts
 from bigqa.errors import BigqaError, UsageError
 from bigqa.ranges import size
 from bigqa.run.options import parsed, ranged
@@ -66,7 +67,7 @@ def rehearse(
     stage = set_stage(command or [sys.executable], install=install)
     found = []
     for which in ("least", "most") if bound == "both" else (bound,):
-        with _command(command, planned, train_file, tokenizer, card.count) as started:
+        with interrupts.raised(), _command(command, planned, train_file, tokenizer, card.count) as started:
             there = with_bound(card, which)
             found.append(run(started, there, stage, steps=steps, true=true or (), snapshot=snapshot))
     fits = all(one.fits for one in found)

@@ -6,6 +6,7 @@ from typing import Any
 
 import typer
 
+from bigqa import interrupts
 from bigqa.run.options import given, train_signature
 
 
@@ -15,6 +16,8 @@ def train(**options: Any) -> None:
     from bigqa.run.folder import settings_from
     from bigqa.run.launcher import launch
 
-    settings = settings_from(given(options), options["resume"])  # refused here before any process starts
+    resume = options["resume"]
+    interrupts.say_when_left("interrupted before the run was started: there is nothing to save")
+    settings = settings_from(given(options), resume)  # refused here before any process starts
     words = sys.argv[sys.argv.index("train") + 1 :]
-    raise typer.Exit(launch(words, settings.out, options["num_processes"]))
+    raise typer.Exit(launch(words, settings.out, options["num_processes"], resume=resume is not None))

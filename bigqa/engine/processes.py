@@ -24,6 +24,8 @@ LEFT: list[object] = []
 torch (2.13, gloo) waits for the group's threads with Python's lock in hand, and a thread that is still to let go of a
 tensor waits for that lock: the process never ends."""
 PEERS = ("NCCL_P2P_DISABLE", "NCCL_IB_DISABLE")
+SIZE_VARIABLES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+"""In which launchers say how many processes there are: torchrun and Accelerate, and those of MPI."""
 LOST = ("connection closed by peer", "connection reset by peer", "broken pipe", "remote process exited")
 
 
@@ -59,16 +61,41 @@ def without_peers() -> str | None:
     return f"these cards cannot reach each other with this driver (550.40.07 can): {'=1, '.join(missing)}=1"
 
 
+def _started() -> int:
+    """Return how many processes of this run a launcher says that it started."""
+    for variable in SIZE_VARIABLES:
+        if variable in os.environ:
+            return of_environment(variable, "world", 1)
+    return 1
+
+
+def _check_cards() -> None:
+    """Refuse more processes than cards. Raises: BigqaError."""
+    here, cards = of_environment("LOCAL_WORLD_SIZE", "world", 1), torch.cuda.device_count()
+    if here > cards:
+        raise BigqaError(f"{here} processes on {cards} GPUs: each wants one; fewer, or --device cpu")
+
+
 class Processes:
     """This process among those of the run."""
 
     def __init__(self, device: str) -> None:
         if device == "cuda" and not torch.cuda.is_available():
             raise BigqaError("no CUDA GPU here: use --device cpu, or check the driver with nvidia-smi")
-        self.remark = without_peers() if device != "cpu" and torch.cuda.is_available() else None
+        # Without a GPU Accelerate makes a group of the processes for a CPU alone, and of each a run of its own else.
+        on_cpu = device == "cpu" or not torch.cuda.is_available()
+        started = _started()
+        if not on_cpu:
+            _check_cards()
+        self.remark = None if on_cpu else without_peers()
         """What a person should know of how the processes run."""
         patience = InitProcessGroupKwargs(timeout=LONGEST_WAIT)
-        self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no", kwargs_handlers=[patience])
+        self.accelerator = Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=[patience])
+        if started != self.accelerator.num_processes:
+            raise BigqaError(
+                f"a launcher started {started} processes, and this one sees {self.accelerator.num_processes}: each "
+                "would train a run of its own; start them with bigqa train --num-processes N, or with torchrun"
+            )
         self.device: torch.device = self.accelerator.device
         check_kernels(self.device)
         self.rank: int = self.accelerator.process_index

@@ -7,6 +7,7 @@ our own configuration (see `bigqa.engine.zero`) and our own optimizer; only its 
 import contextlib
 import functools
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -58,7 +59,7 @@ class ShardedUpdate(Update):
         self.scaler = self.scaling if strategy.precision == "fp16" else None
         if self.scaler is not None:
             self.engine.optimizer.loss_scaler = ForDeepSpeed(self.scaler)
-        self.changing, self.completed = False, 0
+        self.changing, self.completed, self.turn = False, 0, threading.RLock()
         # DeepSpeed takes its masters from weights that are rounded already.
         self._set_masters(exact)
 

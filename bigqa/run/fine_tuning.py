@@ -5,17 +5,21 @@ Decide (`run.planning`), read (`run.inputs`), build and fit (`engine`), hand ove
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from bigqa.console import INTERRUPTED, console, say
+from bigqa import interrupts
+from bigqa.console import console, say
 from bigqa.engine.build import build, possible_strategy, share_of_batch, strategy_of
 from bigqa.engine.deterministic import deterministic
 from bigqa.engine.loop import checkpoint
-from bigqa.engine.loop.fit import Training, fit
+from bigqa.engine.loop.fit import Outcome, Training, fit
 from bigqa.engine.loop.recorder import Recorder, Silent
 from bigqa.engine.loop.stop import ENDED_FILE, StopRequest, tell_end
 from bigqa.engine.processes import Processes
 from bigqa.engine.recovery import HostWatch, OutOfMemory, is_out_of_memory, which_memory
+from bigqa.errors import BigqaError
+from bigqa.lock import held
 from bigqa.machine.hardware import host_memory
 from bigqa.plan.ladder import AGAIN, step_down, switches_of
 from bigqa.run.delivery import hand_over, tell_stopped
@@ -30,15 +34,34 @@ from bigqa.versions import versions
 
 
 def fine_tune(settings: Settings, *, resume: bool) -> None:
-    """Run, or go on with, one fine-tuning run on this process and its peers."""
-    with deterministic(settings.deterministic):
-        _fine_tune(settings, resume=resume)
+    """Run, or go on with, one fine-tuning run on this process and its peers.
 
-
-def _fine_tune(settings: Settings, *, resume: bool) -> None:
+    Raises: BigqaError where another run has the folder, or where the run cannot be had as it was asked for.
+    """
     processes = Processes(settings.device)
     if processes.remark is not None and processes.is_main:
         say(processes.remark)
+    with deterministic(settings.deterministic), _alone_in(settings.out, processes):
+        _fine_tune(settings, processes, resume=resume)
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path, processes: Processes) -> Iterator[None]:
+    """Hold the run folder, from the first process for all of them; or for the launcher that has it."""
+    with contextlib.ExitStack() as stack:
+        problem = None
+        if processes.is_main:
+            try:
+                stack.enter_context(held(folder, say))
+            except BigqaError as error:
+                problem = str(error)
+        refused = processes.from_main(problem)
+        if refused is not None:
+            raise BigqaError(str(refused))
+        yield
+
+
+def _fine_tune(settings: Settings, processes: Processes, *, resume: bool) -> None:
     settings = with_ladder(planned(settings, processes), processes)
     strategy = possible_strategy(settings, processes)  # what cannot be had is refused before anything is made
     processes.agree(strategy.precision, "precision, as machines with other cards do not: name one with --precision")
@@ -57,8 +80,9 @@ def _fine_tune(settings: Settings, *, resume: bool) -> None:
         with _stepping_down(settings, recorder):
             training = _training(settings, processes, recorder, model, tokenizer, windows)
             first_step = _restore(training) if resume else 0
-            with HostWatch(host_memory):
+            with HostWatch(host_memory), interrupts.taken_by(training.stop.take):
                 outcome = fit(training, first_step)
+            _leave_if_asked(training, outcome)
             trained = training.parts.update.finish() if outcome.finished else None
         training.parts.let_go()
         processes.close()
@@ -67,7 +91,15 @@ def _fine_tune(settings: Settings, *, resume: bool) -> None:
         elif processes.is_main:
             tell_stopped(training, outcome)
     if not outcome.finished:
-        raise SystemExit(INTERRUPTED)
+        raise SystemExit(training.stop.exit_code)
+
+
+def _leave_if_asked(training: Training, outcome: Outcome) -> None:
+    """From here on all steps are saved, or the run is being stopped; a signal may have come when the last was saved."""
+    to_go_on = f"to go on: bigqa train --resume {training.settings.out}"
+    interrupts.say_when_left(f"interrupted; all steps are done and saved, the model is not written yet; {to_go_on}")
+    if outcome.finished and training.stop.number is not None and interrupts.listens():
+        interrupts.leave(f"interrupted after the last step, which is saved; {to_go_on}", training.stop.exit_code)
 
 
 @contextlib.contextmanager
@@ -117,6 +149,9 @@ def _start_recording(settings: Settings, processes: Processes, *, resume: bool) 
         processes.wait()
         return Silent()
     write = record if resume else begin
+    interrupts.say_when_left(
+        f"interrupted before a step of this start: nothing to save; to go on: bigqa train --resume {settings.out}"
+    )
     write(settings, _plan(settings, processes))
     (settings.out / ENDED_FILE).unlink(missing_ok=True)
     processes.wait()

@@ -8,6 +8,7 @@ from typing import Any
 
 from bigqa.errors import BigqaError, UsageError
 from bigqa.files import read_json, write_error, write_json
+from bigqa.lock import FILES, check_free
 from bigqa.models.sources import resolve
 from bigqa.settings import Settings, make_settings, read_settings
 from bigqa.strategy import STRATEGIES
@@ -42,7 +43,7 @@ def settings_from(options: dict[str, Any], resume: Path | None) -> Settings:
     recipe = source.recipe.model_dump(exclude_none=True) if source.recipe else {}
     known = {name: value for name, value in recipe.items() if name in Settings.model_fields}
     settings = make_settings(**(known | options))
-    _check_new(settings.out)
+    check_new(settings.out)
     for file in filter(None, (settings.train_file, settings.dev_file)):
         if not file.exists():  # what is in it is read later; a slip of the pen is told before torch is imported
             raise BigqaError(f"data file not found: {file}")
@@ -86,6 +87,7 @@ def _resumed(options: dict[str, Any], resume: Path) -> Settings:
         raise UsageError(f"--{name} cannot be changed on --resume: {resume} goes on with the data it was begun with")
     if not (resume / "config.json").is_file():
         raise BigqaError(f"{resume} is not a bigqa run folder: it has no config.json")
+    check_free(resume)
     begun = read_settings(resume / "config.json").model_copy(update={"out": resume})
     return _changed(begun, options) if options else begun
 
@@ -101,10 +103,12 @@ def _changed(begun: Settings, options: dict[str, Any]) -> Settings:
     return make_settings(**(begun.model_dump() | known))
 
 
-def _check_new(out: Path) -> None:
+def check_new(out: Path) -> None:
+    """Refuse a folder that holds anything, or that another run has. Raises: BigqaError."""
+    check_free(out)
     if (out / "config.json").is_file():
         raise BigqaError(f"{out} already holds a run: go on with --resume {out}, or name another --out")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - FILES):
         raise BigqaError(f"{out} already exists and is not empty; name another --out")
 
 

@@ -1,121 +1,138 @@
 """Starts the training processes and waits for them. In: the words of `bigqa train`. Out: the exit code.
 
-The workers run in a session of their own, so that Ctrl-C reaches this process alone; it asks them to stop after the
-step in progress, and a second Ctrl-C ends them at once.
+The first signal asks the workers to save and end, a second Ctrl-C ends them at once; a run that was asked to stop is
+never gone on with.
 """
 
 import argparse
 import os
 import signal
-import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 import yaml
 
-from bigqa.console import INTERRUPTED, stderr
+from bigqa import interrupts
+from bigqa.console import tell
 from bigqa.engine.loop.stop import ENDED_FILE, PARENT_VARIABLE, STOP_FILE
 from bigqa.errors import UsageError
+from bigqa.lock import HANDED_ON, held
 from bigqa.plan.ladder import AGAIN, step_down
+from bigqa.run.folder import check_new
+from bigqa.run.workers import Workers
 
 TRAIN_FILE = Path(__file__).resolve().parents[1] / "train.py"
 """As a file and not `-m bigqa.train`: workers run this code, whatever lies in the folder that they are started from."""
-KILLED = 128 + signal.SIGKILL
+LAUNCHED = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")
+"""Set by torchrun and by Accelerate."""
 RANK_VARIABLES = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 
 
-def launch(words: list[str], folder: Path, num_processes: int) -> int:
-    """Run `bigqa/train.py` with these words in one process, or in several through `accelerate launch`.
+def launch(words: Sequence[str], folder: Path, num_processes: int, *, resume: bool) -> int:
+    """Run `bigqa/train.py` with these words in one process or several; return the exit code.
 
-    A run that stepped down, or whose workers the kernel killed, is gone on with on the next rung of its ladder.
+    A run that stepped down, or a worker of which the kernel killed, is gone on with on the next rung of its ladder.
     """
+    with held(folder, tell) as lock:
+        if not resume:
+            check_new(folder)  # another may have ended since it was looked at
+        workers = Workers(lock, num_processes)
+        interrupts.at_last.append(workers.kill)
+        with interrupts.taken_by(lambda _: _stop(workers)):
+            code = _until_it_ends(words, folder, workers)
+        interrupts.at_last.remove(workers.kill)
+        _forget(folder)
+    asked = interrupts.first()
+    return code if asked is None else interrupts.code_of(asked)
+
+
+def _until_it_ends(words: Sequence[str], folder: Path, workers: Workers) -> int:
     while True:
-        code = _run(words, folder, num_processes)
-        if code == KILLED and (folder / "config.json").is_file():
+        _forget(folder)  # of a launch that ended badly
+        ended = workers.run([sys.executable, str(TRAIN_FILE), *words])
+        if ended is None or workers.told:
+            if ended in (None, AGAIN):
+                tell(f"bigqa: stopped before the next start; to go on: bigqa train --resume {folder}")
+            return 1
+        code = ended if ended >= 0 else interrupts.code_of(-ended)
+        begun = (folder / "config.json").is_file()
+        if ended == -signal.SIGKILL and begun:
             rung = step_down(folder, "host", "a worker was killed (SIGKILL), as the kernel does without memory", None)
-            stderr.print(f"A worker was killed; going on from the last checkpoint with {rung.name}.", highlight=False)
-        elif code != AGAIN:
+            tell(f"A worker was killed; going on from the last checkpoint with {rung.name}.")
+        elif ended != AGAIN:
+            if ended < 0:
+                tell(f"bigqa: {_death(-ended)}{f'; to go on: bigqa train --resume {folder}' if begun else ''}")
             return code
         words = ["--resume", str(folder)]
+
+
+def _forget(folder: Path) -> None:
+    for name in (STOP_FILE, ENDED_FILE):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _death(number: int) -> str:
+    """Say what a worker died of that has said nothing itself. Only SIGKILL is what the kernel does without memory."""
+    if number == signal.SIGKILL:
+        return "a worker was killed (SIGKILL), as the kernel does without memory, before the run had begun"
+    return f"a worker died of {signal.Signals(number).name} without a word; nothing says that memory ran out"
+
+
+def _stop(workers: Workers) -> None:
+    workers.stop()
+    tell("\nStopping: the step in progress is finished and saved first; Ctrl-C again to stop at once.")
 
 
 def go_on(folder: Path) -> None:
     """Take a run up again that stepped down, where no launcher of ours does; returns where that is another's."""
     if PARENT_VARIABLE in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return
+    if interrupts.first() is not None:
+        raise SystemExit(interrupts.code_of(interrupts.first() or 0))
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, str(TRAIN_FILE), "--resume", str(folder)])
+    with interrupts.held_back():  # until the new program listens
+        os.execv(sys.executable, [sys.executable, str(TRAIN_FILE), "--resume", str(folder)])
 
 
-def _run(words: list[str], folder: Path, num_processes: int) -> int:
-    for name in (STOP_FILE, ENDED_FILE):  # of a launch that ended badly
-        (folder / name).unlink(missing_ok=True)
-    workers = subprocess.Popen(
-        [*_command(num_processes), str(TRAIN_FILE), *words],
-        env=os.environ | {PARENT_VARIABLE: str(os.getpid())},
-        start_new_session=True,
-    )
-    interrupted = False
-    while True:
-        try:
-            code = workers.wait()
-            return INTERRUPTED if interrupted and code == 0 else _as_exit_code(code, folder, num_processes)
-        except KeyboardInterrupt:
-            _stop(workers, folder, at_once=interrupted)
-            interrupted = True
+def watch_launcher() -> None:
+    """Take the death of what started this process for a signal, where that is a launcher."""
+    environment, parent = os.environ, os.getppid()
+    ours = environment.get(PARENT_VARIABLE)
+    if interrupts.listens() and (ours or any(name in environment for name in LAUNCHED)):
+        expected = int(ours) if ours else parent
+        interrupts.looks.append(lambda: None if os.getppid() == expected else interrupts.receive(signal.SIGTERM))
 
 
-def _stop(workers: "subprocess.Popen[bytes]", folder: Path, *, at_once: bool) -> None:
-    if at_once:
-        os.killpg(workers.pid, signal.SIGKILL)
-    elif (folder / "config.json").is_file():
-        stderr.print("\nStopping after this step; Ctrl-C again to stop at once.")
-        (folder / STOP_FILE).touch()
-    else:  # nothing to save yet
-        os.killpg(workers.pid, signal.SIGINT)
+def started_alone() -> int | None:
+    """Return how many processes `accelerate launch` was asked for, where it started this one alone.
 
-
-def _command(num_processes: int) -> list[str]:
-    if num_processes == 1:
-        return [sys.executable]
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1"]
-    flags = ["--num_processes", str(num_processes), "--mixed_precision", "no", "--dynamo_backend", "no"]
-    # Accelerate's name for its launcher of several local processes, with or without GPUs.
-    return [*launcher, *flags, "--multi_gpu"]
-
-
-def spread_out() -> None:
-    """Become as many processes as `accelerate launch --num_processes N` was asked for on a machine without a GPU.
-
-    There Accelerate (1.15) wants MPI and, without it, starts one process and says nothing. It leaves MASTER_ADDR behind
-    when N > 1, and N itself only in its own command line or configuration.
+    On a machine without a GPU Accelerate (1.15) wants MPI for several, and without it starts one process and says
+    nothing. It leaves MASTER_ADDR behind when N > 1, and N itself only in its own command line or configuration.
     """
     environment = os.environ
     alone = "MASTER_ADDR" in environment and not any(name in environment for name in RANK_VARIABLES)
-    if not alone or "ACCELERATE_MIXED_PRECISION" not in environment:
-        return
+    if not alone or "ACCELERATE_MIXED_PRECISION" not in environment or HANDED_ON in environment:
+        return None
     count = _asked_of_accelerate(psutil.Process(os.getppid()).cmdline())
     if count is None:
         raise UsageError("accelerate started one process of several: add --multi_gpu to `accelerate launch`")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
-    os.execv(sys.executable, [*torchrun, str(TRAIN_FILE), *sys.argv[1:]])
+    return count
 
 
 def _asked_of_accelerate(words: list[str]) -> int | None:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--num_processes", "--num-processes", dest="count", type=int)
-    parser.add_argument("--config_file", "--config-file", dest="config", type=Path)
+    parser.add_argument("--config_file", "--config-file", dest="config", type=Path, default=_own_config())
     found, _ = parser.parse_known_args(words)
     if found.count is None and found.config is not None:
-        return int(yaml.safe_load(found.config.read_text(encoding="utf-8"))["num_processes"])
+        count = yaml.safe_load(found.config.read_text(encoding="utf-8")).get("num_processes")
+        return None if count is None else int(count)
     return found.count
 
 
-def _as_exit_code(code: int, folder: Path, num_processes: int) -> int:
-    """Return how a run ended; several processes tell their launcher's code, and in a file how the first one ended."""
-    if num_processes > 1 and code not in (0, INTERRUPTED):
-        ended = folder / ENDED_FILE
-        # No word of its own: it was killed.
-        return int(ended.read_text(encoding="utf-8")) if ended.is_file() else KILLED
-    return 128 - code if code < 0 else code
+def _own_config() -> Path | None:
+    """Return the configuration that `accelerate config` writes, if it is there."""
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface") / "accelerate"
+    return next((file for file in (home / "default_config.yaml", home / "default_config.json") if file.is_file()), None)

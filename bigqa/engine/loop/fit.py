@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bigqa import interrupts
 from bigqa.engine.loop import checkpoint
 from bigqa.engine.loop.feed import Feed
 from bigqa.engine.loop.meter import SpeedMeter
@@ -79,6 +80,7 @@ class Outcome:
 
     steps: int
     finished: bool
+    """Whether all steps are done, and nobody asked to stop."""
     seconds: float
     """Of this start of the run, not counting what went before a resume."""
     samples_per_s: float
@@ -93,6 +95,7 @@ def fit(training: Training, first_step: int = 0) -> Outcome:
     speed, step = SpeedMeter(), first_step
     run.parts.model.train()
     reading = StepReader(run.processes.device, run.recorder, speed)
+    run.stop.late = lambda: save_late(run, first_step)
     with contextlib.closing(run.feed()) as feed, contextlib.closing(reading) as reader:
         for step in range(first_step, num_steps):
             with _kept_when_memory_runs_out(run, step, reader):
@@ -102,16 +105,19 @@ def fit(training: Training, first_step: int = 0) -> Outcome:
             due = stopping or (step + 1) % run.settings.save_every == 0 or step + 1 == num_steps
             if run.saves and due:
                 reader.read()
-                with _kept_when_memory_runs_out(run, step + 1, reader):
+                with _kept_when_memory_runs_out(run, step + 1, reader), run.parts.update.turn:
+                    run.stop.obeyed = stopping
                     save(run, step + 1)
                 reader.resume()
             if stopping:
                 break
+    run.stop.late = None
     steps = step + 1 if num_steps > first_step else first_step
+    stopped = run.stop.obeyed
     windows_rate, tokens_rate = speed.rates()
     return Outcome(
         steps=steps,
-        finished=steps >= num_steps,
+        finished=steps >= num_steps and not stopped,
         seconds=speed.elapsed_s(),
         samples_per_s=windows_rate,
         tokens_per_s=tokens_rate,
@@ -140,6 +146,30 @@ def _kept_when_memory_runs_out(run: Training, step: int, reader: StepReader) -> 
     if _save_alone(run, step):
         found.step = step
     raise found
+
+
+def save_late(run: Training, first_step: int) -> None:
+    """End a run that was asked to stop while its step goes on, with what is whole saved; beside the training thread.
+
+    A step of a large model takes longer than whoever asked may wait. Where states are shared out over the processes,
+    or others have to be told, the step's end is waited for all the same.
+    """
+    update, settings, folder = run.parts.update, run.settings, run.settings.out
+    if not (run.saves and run.processes.is_main and interrupts.listens()):
+        return
+    if not update.holds_all:
+        run.recorder.say("stopping when this step is over: its states are spread over the processes until then")
+        return
+    with update.turn:
+        if run.stop.obeyed or update.changing:
+            return
+        step = first_step + update.completed
+        if update.completed:
+            checkpoint.save(folder / "checkpoints", step, update.state(), settings.model_dump(mode="json"))
+            found = f"stopped within step {step + 1}; saved at step {step}"
+        else:
+            found = f"stopped within step {step + 1}: nothing is new since the run was started, and nothing to save"
+        interrupts.leave(f"{found}; to go on: bigqa train --resume {folder}", run.stop.exit_code)
 
 
 def _save_alone(run: Training, step: int) -> bool:

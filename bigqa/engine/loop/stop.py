@@ -1,18 +1,25 @@
-"""Stopping a run in good order. In: SIGINT, SIGTERM, or the launcher's wish. Out: a question asked after each step.
+"""Stopping a run in good order. In: a signal, or a wish in the run folder. Out: a question asked after each step.
 
-A stop is asked for once and obeyed after the step in progress, so that what is saved is whole. A launcher that starts
-the workers in a session of their own leaves a file to ask for it, and its own death asks as well.
+A stop is asked for once and obeyed after the step in progress, so that what is saved is whole. A file in the folder
+asks for it too, from whatever machine, and so does the launcher's death. In a program of ours signals come by way of
+`bigqa.interrupts`; in another, whose main thread trains, they are taken here.
 """
 
 import os
 import signal
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+
+from bigqa import interrupts
 
 PARENT_VARIABLE = "BIGQA_LAUNCHER_PID"
 STOP_FILE = ".stop-requested"
 ENDED_FILE = ".ended"
 """Holds the exit code of the first process that ended of itself; one that was killed leaves none."""
+LATE_S = 10.0
+"""After a stop was asked for: what is whole is saved then, though the step in progress is not over."""
 
 
 def tell_end(folder: Path, code: int) -> bool:
@@ -29,25 +36,45 @@ class StopRequest:
     """Listens for the wish to stop."""
 
     def __init__(self, folder: Path) -> None:
+        self.number: int | None = None
+        """The signal that asked for it."""
+        self.obeyed = False
+        """Whether the loop has saved for it."""
+        self.late: Callable[[], None] | None = None
+        """What saves beside a step that is not over in time; see `LATE_S`."""
         self._file = folder / STOP_FILE
-        self._asked = False
         self._parent = int(os.environ.get(PARENT_VARIABLE, "0"))
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
+        if not interrupts.listens() and threading.current_thread() is threading.main_thread():
+            for number in interrupts.SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN or number != signal.SIGHUP:
+                    signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         # A second Ctrl-C means: at once. SIGTERM comes twice where a scheduler and a launcher both send it.
-        if self._asked and number == signal.SIGINT:
+        if self.number is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self._asked = True
+        self.take(number)
+
+    def take(self, number: int) -> None:
+        """Take a signal's wish; from any thread."""
+        self.number = self.number or number
+        if self.late is not None:
+            timer = threading.Timer(LATE_S, self.late)
+            timer.daemon = True
+            timer.start()
 
     def asked(self) -> bool:
         """Say whether the run should stop now."""
-        return self._asked or self._file.exists() or self._launcher_is_gone()
+        return self.number is not None or self._file.exists() or self._launcher_is_gone()
 
     def clear(self) -> None:
         """Forget a stop that was obeyed, so that the run can go on later."""
         self._file.unlink(missing_ok=True)
+
+    @property
+    def exit_code(self) -> int:
+        """Return the code that a run ends with which was stopped."""
+        return interrupts.code_of(self.number or signal.SIGINT)
 
     def _launcher_is_gone(self) -> bool:
         if not self._parent:

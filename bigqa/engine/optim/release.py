@@ -47,6 +47,8 @@ class ReleasedUpdate(Update):
 
     def backward(self, loss: Tensor) -> None:
         """Add gradients up, or in the last micro-batch step with them."""
+        if self._is_last and not self.changing:
+            self.turn.acquire()  # until the step is over
         self.changing = self._is_last
         super().backward(loss)
 
@@ -55,7 +57,9 @@ class ReleasedUpdate(Update):
         norm = torch.linalg.vector_norm(torch.stack(self._squares), 2.0)
         self._squares, self._last_norm = [], norm
         self.completed += 1
-        self.changing = False
+        if self.changing:
+            self.changing = False
+            self.turn.release()
         return norm
 
     def optimizer_of(self, master: nn.Parameter) -> torch.optim.Optimizer:

@@ -5,6 +5,7 @@ leaves the whole to DeepSpeed; all three give and take the same canonical `State
 """
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -56,6 +57,8 @@ class Update:
         """What a checkpoint keeps of it, in every precision: a run may go on in another one and come back."""
         self.changing = False
         """Whether weights are being changed: a failure now leaves them neither before a step nor after it."""
+        self.turn = threading.RLock()
+        """Held while weights are being changed, or read by a thread beside the one that trains."""
         self.completed = 0
         """Steps that the weights have been through since this was made."""
 
@@ -90,6 +93,10 @@ class Update:
 
     def step(self) -> Tensor:
         """Clip, step, and free the gradients. Returns: their norm before clipping, a scalar."""
+        with self.turn:
+            return self._step()
+
+    def _step(self) -> Tensor:
         self.weights.gather_gradients()
         gradients = [p.grad for p in self.weights.masters.values() if p.grad is not None]
         if self.scaler is not None:

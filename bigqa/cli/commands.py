@@ -1,0 +1,43 @@
+"""All commands, put together. In: nothing. Out: the Typer application."""
+
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from bigqa import __version__
+from bigqa.cli import convert, data
+from bigqa.cli.bench import bench
+from bigqa.cli.demo import demo
+from bigqa.cli.evaluate import evaluate
+from bigqa.cli.launch_files import launch_files
+from bigqa.cli.predict import predict
+from bigqa.cli.probe import probe
+from bigqa.cli.rehearse import rehearse
+from bigqa.cli.table import table
+from bigqa.cli.train import train
+from bigqa.console import say
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+COMMANDS: dict[str, Callable[..., None]] = {
+    "probe": probe, "rehearse": rehearse, "train": train, "predict": predict, "evaluate": evaluate,
+    "bench": bench, "table": table, "demo": demo,
+    "launch-files": launch_files,
+}  # fmt: skip
+for name, function in COMMANDS.items():
+    app.command(name)(function)
+app.add_typer(data.app, name="data")
+app.add_typer(convert.app, name="convert")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        say(f"bigqa {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main_options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+) -> None:
+    """Train large models in the memory you have."""

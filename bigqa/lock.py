@@ -1,0 +1,292 @@
+"""One run at a time in a run folder. In: a folder. Out: it is held until the run ends, or a line that names who has it.
+
+Two things hold it, since neither is enough alone:
+
+`.lock`, under flock. The kernel drops it with the last process that has it, so a run that was killed leaves nothing to
+clear up. Not fcntl's lock: that one is a process's own, is lost when the file is opened and closed anywhere in it, and
+is not handed on. flock goes with the open file: the launcher hands it to its workers, and whichever lives longest
+keeps the folder. NFS passes it on to its server; but other network file systems, and some mounts, keep it to one
+machine or have none.
+
+`.owner`, what that cannot tell: host, process, since when, and which boot of which kernel; its owner sets its time
+every few seconds. Where flock was had and the owner is of this very boot, the owner is gone: flock has said so.
+Elsewhere the file's time tells, by the file system's own clock: one that is old, or that stands still while it is
+watched, is of a run that is gone. It also names the lock file that it goes with (by inode), which a copy of the folder
+does not have: a copy is free at once. An owner that finds another one's word there (it was suspended, and taken for
+dead) ends. Both files go when a run ends; what is left of a killed one is taken over.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from bigqa.errors import BigqaError
+from bigqa.files import write_error
+from bigqa.interrupts import at_last, leave
+
+LOCK, OWNER = ".lock", ".owner"
+FILES = {LOCK, OWNER}
+HANDED_ON = "BIGQA_LOCK_FD"
+"""The open lock file of the launcher, in its workers."""
+BEAT_S = 5.0
+OLD_S = 60.0
+"""Since the last beat: the owner is gone."""
+WATCHED_S = 3 * BEAT_S
+_here: list[int] = []
+"""Lock files that this process holds."""
+NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who holds a folder."""
+
+    host: str
+    pid: int
+    since: str
+    boot: str
+    """Of the kernel: the same for every container on it, another after a restart."""
+    room: str
+    """What process numbers are told apart in: a container has its own."""
+    started: float
+    """When the process began, which tells it from a later one of that number."""
+    inode: int
+    """Of the lock file."""
+    token: str
+
+    def __str__(self) -> str:
+        return f"a run on {self.host}, process {self.pid}, since {self.since}"
+
+
+class Held:
+    """A folder that this process holds; or that its launcher does."""
+
+    def __init__(self, folder: Path, file: int, made: list[Path]) -> None:
+        self.folder, self.file, self._made = folder, file, made
+        owner = read_owner(folder)
+        self._token = owner.token if owner else None
+        self._own = owner is not None and owner.pid == os.getpid()
+        self._ended = threading.Event()
+        at_last.append(self.release)
+        _here.append(file)
+        threading.Thread(target=self._beat, name="run lock", daemon=True).start()
+
+    def release(self) -> None:
+        """Let the folder go; nothing is left in it of the lock."""
+        if self._ended.is_set():
+            return
+        self._ended.set()
+        at_last.remove(self.release)
+        _here.remove(self.file)
+        if self._own:
+            if _token(self.folder) == self._token:
+                (self.folder / OWNER).unlink(missing_ok=True)
+            (self.folder / LOCK).unlink(missing_ok=True)
+            for path in self._made:  # for a run that came to nothing
+                with contextlib.suppress(OSError):
+                    path.rmdir()
+        os.close(self.file)
+
+    def _beat(self) -> None:
+        while not self._ended.wait(BEAT_S):
+            with contextlib.suppress(OSError):
+                os.utime(self.folder / OWNER)
+            found = _token(self.folder)
+            if found not in (None, self._token) and not self._ended.is_set():
+                leave(f"{self.folder} has been taken over by {read_owner(self.folder)}; this run ends", 1)
+
+
+@contextlib.contextmanager
+def held(folder: Path, say: Callable[[str], None] = lambda text: None) -> Iterator[Held]:
+    """Hold a folder, making it where it is missing. Raises: BigqaError where another run has it."""
+    found = _handed_on(folder) or _taken(folder, say)
+    try:
+        yield found
+    finally:
+        found.release()
+
+
+def check_free(folder: Path) -> None:
+    """Look whether another run has a folder, without a trace. Raises: BigqaError that names it."""
+    if not (folder / LOCK).is_file() or any(_is_open(folder, file) for file in (*_here, _handed())):
+        return
+    try:
+        file = os.open(folder / LOCK, os.O_RDWR)
+    except OSError:  # what it cannot write there is told when it wants to
+        return
+    try:
+        if _flocked(file) is False:
+            raise _in_use(folder)
+    finally:
+        os.close(file)
+
+
+def read_owner(folder: Path) -> Owner | None:
+    """Return who holds a folder, or held it."""
+    try:
+        return Owner(**json.loads((folder / OWNER).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _token(folder: Path) -> str | None:
+    owner = read_owner(folder)
+    return owner.token if owner else None
+
+
+def _in_use(folder: Path) -> BigqaError:
+    owner = read_owner(folder) or "another run"
+    return BigqaError(f"{folder} is in use by {owner}: wait for its end, stop it, or name another folder")
+
+
+def _handed() -> int:
+    """Return the open lock file that this process was started with; -1: none."""
+    text = os.environ.get(HANDED_ON, "")
+    return int(text) if text.isdecimal() else -1
+
+
+def _is_open(folder: Path, file: int) -> bool:
+    """Say whether an open file is a folder's lock."""
+    with contextlib.suppress(OSError):
+        return os.path.samestat(os.fstat(file), (folder / LOCK).stat())
+    return False
+
+
+def _handed_on(folder: Path) -> Held | None:
+    return Held(folder, os.dup(_handed()), made=[]) if _is_open(folder, _handed()) else None
+
+
+def _taken(folder: Path, say: Callable[[str], None]) -> Held:
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file, is_flocked = _locked(folder)
+    except OSError as error:
+        raise write_error(folder, error) from None
+    try:
+        before = read_owner(folder)
+        if before is not None and _lives(before, folder, file, is_flocked, say):
+            raise _in_use(folder)
+        _write_owner(folder, file, before)
+    except BaseException:
+        os.close(file)
+        raise
+    return Held(folder, file, made)
+
+
+def _locked(folder: Path) -> tuple[int, bool]:
+    """Return the open lock file, and whether flock holds it: where the file system has none, it does not."""
+    while True:
+        file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            flocked = _flocked(file)
+            if flocked is False:
+                raise _in_use(folder)
+            with contextlib.suppress(FileNotFoundError):  # its last owner has removed it since it was opened
+                if os.path.samestat(os.fstat(file), (folder / LOCK).stat()):
+                    return file, bool(flocked)
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)
+
+
+def _flocked(file: int) -> bool | None:
+    """Take flock: true; false where another has it; none where there is no such thing."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in NO_FLOCK:
+            return None
+        raise
+    return True
+
+
+def _lives(owner: Owner, folder: Path, file: int, is_flocked: bool, say: Callable[[str], None]) -> bool:
+    """Say whether the owner that a folder names still runs, in that folder."""
+    if owner.inode != os.fstat(file).st_ino:
+        return False  # a copy
+    if owner.boot == _boot():
+        if is_flocked:
+            return False
+        if owner.room == _room():
+            return psutil.pid_exists(owner.pid) and psutil.Process(owner.pid).create_time() == owner.started
+    return _beats(owner, folder, say)
+
+
+def _beats(owner: Owner, folder: Path, say: Callable[[str], None]) -> bool:
+    first = _beat_of(folder)
+    if _now_at(folder) - first > OLD_S * 1e9:
+        return False
+    say(f"{folder} was left by {owner}: watching for {WATCHED_S:.0f} s whether it lives")
+    end = time.monotonic() + WATCHED_S
+    while time.monotonic() < end:
+        time.sleep(min(1.0, WATCHED_S / 3))
+        if _beat_of(folder) != first:
+            return True
+    return False
+
+
+def _beat_of(folder: Path) -> int:
+    # Opened, so that NFS asks its server.
+    with (folder / OWNER).open("rb") as file:
+        return os.fstat(file.fileno()).st_mtime_ns
+
+
+def _now_at(folder: Path) -> int:
+    """Return the time by the clock of a folder's file system."""
+    probe = folder / f"{OWNER}-{uuid.uuid4().hex}"
+    probe.touch()
+    try:
+        return probe.stat().st_mtime_ns
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _write_owner(folder: Path, file: int, before: Owner | None) -> None:
+    """Name this process; of two that would, one does."""
+    path, me = folder / OWNER, psutil.Process()
+    owner = Owner(
+        host=socket.gethostname(),
+        pid=me.pid,
+        since=time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        boot=_boot(),
+        room=_room(),
+        started=me.create_time(),
+        inode=os.fstat(file).st_ino,
+        token=uuid.uuid4().hex,
+    )
+    there = read_owner(folder)
+    if there is not None and (before is None or there.token != before.token):
+        raise _in_use(folder)
+    path.unlink(missing_ok=True)
+    try:
+        with path.open("x", encoding="utf-8") as written:
+            written.write(json.dumps(asdict(owner), ensure_ascii=False) + "\n")
+    except FileExistsError:
+        raise _in_use(folder) from None
+
+
+def _boot() -> str:
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return f"{socket.gethostname()} {psutil.boot_time():.0f}"
+
+
+def _room() -> str:
+    with contextlib.suppress(OSError):
+        return os.readlink("/proc/self/ns/pid")
+    return ""
