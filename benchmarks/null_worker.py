@@ -32,7 +32,7 @@ from bigqa.engine.loop.fit import fit
 from bigqa.engine.loop.recorder import Silent
 from bigqa.engine.pinned import pinned_by_all
 from bigqa.engine.processes import Processes
-from bigqa.memory.estimate import with_layers
+from bigqa.memory.depth import with_layers
 from bigqa.models.sources import first_position, load_config, load_model, resolve
 from bigqa.tasks.qa import QuestionAnswering
 

@@ -16,3 +16,13 @@ class UsageError(BigqaError):
     """The command itself is wrong: an unknown option value, or options that exclude each other."""
 
     exit_code = 2
+
+
+LONGEST = 200
+
+
+def in_a_line(error: BaseException) -> str:
+    """Return what an error of somebody else's code says, in a line that is not too long."""
+    lines = str(error).strip().splitlines()
+    text = " ".join((lines[0] if lines else type(error).__name__).split())
+    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."

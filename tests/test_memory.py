@@ -8,7 +8,8 @@ from transformers import AutoConfig
 
 from bigqa.engine import offload
 from bigqa.memory.deepspeed import states
-from bigqa.memory.estimate import Estimator, with_layers
+from bigqa.memory.depth import with_layers
+from bigqa.memory.estimate import Estimator
 from bigqa.memory.events import CATEGORIES, Event, Stream, find_peak
 from bigqa.memory.trace import trace_step
 from bigqa.memory.whole import whole_footprint

@@ -17,11 +17,12 @@ from transformers import AutoConfig, AutoModelForQuestionAnswering
 from bigqa.engine import modules
 from bigqa.engine.attention import kernels as attention
 from bigqa.engine.attention import packing
-from bigqa.engine.attention.packing import can_pack, fill, packs_without_data, split_padded
+from bigqa.engine.attention.packing import can_pack, check_takes_text, fill, packs_without_data, split_padded
 from bigqa.engine.attention.windows import Shape, attend
 from bigqa.engine.bits import dropping_signs
 from bigqa.engine.loop.feed import Feed
 from bigqa.engine.loop.order import DataOrder
+from bigqa.errors import BigqaError
 from bigqa.models.sources import first_position
 from bigqa.tasks.qa import QuestionAnswering
 from bigqa.tasks.rows import Rows
@@ -112,11 +113,28 @@ def test_a_model_with_an_attention_of_its_own_is_not_packed() -> None:
 def test_a_model_that_fails_on_packed_windows_in_any_way_is_padded(error: type[Exception]) -> None:
     model = model_of("bert")
 
+    forward = model.forward
+
+    def only_padded(**inputs: Any) -> Any:
+        if "cu_seq_lens_q" in inputs:
+            raise error("not made for this")
+        return forward(**inputs)
+
+    model.forward = only_padded
+    assert not can_pack(model, task_of(model), 64)
+
+
+def test_a_model_that_fails_on_padded_windows_is_refused_in_a_line() -> None:
+    model = model_of("bert")
+
     def forward(**inputs: Any) -> Any:
-        raise error("not made for this")
+        raise ValueError("pictures\nare wanted")
 
     model.forward = forward
-    assert not can_pack(model, task_of(model), 64)
+    with pytest.raises(BigqaError, match=r"windows of text alone: pictures$"):
+        can_pack(model, task_of(model), 64)
+    with pytest.raises(BigqaError, match=r"windows of text alone: pictures$"):
+        check_takes_text(model, task_of(model))
 
 
 def test_memory_that_runs_out_in_the_trial_is_no_sign_of_the_model() -> None:

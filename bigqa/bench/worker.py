@@ -32,7 +32,7 @@ from bigqa.machine.hardware import host_memory
 from bigqa.models.sources import first_position, load_config, load_model, resolve
 from bigqa.run.planning import shortfall
 from bigqa.settings import Settings, make_settings
-from bigqa.tasks.qa import QuestionAnswering
+from bigqa.tasks.qa import QuestionAnswering, separator_for
 from bigqa.tasks.rows import Rows
 
 WARM_UP = {"tight": 1, "kept": 3}
@@ -134,7 +134,9 @@ def training_of(
     model = model_of(case, settings.seed) if model is None else model
     config: Any = model.config
     takes_types = getattr(config, "type_vocab_size", 0) > 1
-    task = QuestionAnswering(getattr(config, "pad_token_id", 0) or 0, takes_types, first_position(config))
+    separator = separator_for(model, getattr(config, "sep_token_id", None) or 0)
+    pad = getattr(config, "pad_token_id", 0) or 0
+    task = QuestionAnswering(pad, takes_types, first_position(config), separator)
     parts = build(model, task, settings, processes)
     count = settings.global_batch * _num_steps(case)
     return Training(

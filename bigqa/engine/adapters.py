@@ -8,34 +8,50 @@ is saved is a plain Hugging Face model.
 from typing import Any
 
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
-from bigqa.engine.quantized import QuantizedLinear, as_linear
+from bigqa.engine.quantized import QuantizedLinear, as_it_was
 from bigqa.errors import BigqaError
 from bigqa.strategy import Adapters
 
 RANK, ALPHA, DROPOUT = 16, 32, 0.05
 """As in the published LoRA recipes for encoders (arXiv:2106.09685, appendix D, doubled rank)."""
-HEAD = "qa_outputs"
+LINEAR = (nn.Linear, Conv1D)
+"""Layers that get adapters; the second is GPT-2's, whose weights lie the other way round."""
 
 
 def apply(model: nn.Module, adapters: Adapters) -> None:
-    """Put adapters beside every linear layer, freeze the rest but the head. Raises: BigqaError without PEFT."""
+    """Put adapters beside every linear layer, freeze the rest but the head.
+
+    Raises: BigqaError without PEFT, or without such layers.
+    """
     if adapters == "none":
         return
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
         raise BigqaError("LoRA needs PEFT: pip install 'bigqa[adapters]'") from None
+    head = _head_of(model)
     targets = [
-        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and HEAD not in name.split(".")
+        name for name, module in model.named_modules() if isinstance(module, LINEAR) and name.split(".")[0] not in head
     ]
+    if not targets:
+        raise BigqaError(f"{type(model).__name__} has no linear layers that adapters could be put beside")
     if adapters == "qlora":
         for name in targets:
             _replace(model, name, QuantizedLinear(model.get_submodule(name)))  # type: ignore[arg-type]
     config = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=DROPOUT, target_modules=targets)
     inject_adapter_in_model(config, model)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_("lora_" in name or HEAD in name.split("."))
+        parameter.requires_grad_("lora_" in name or name.split(".")[0] in head)
+
+
+def _head_of(model: nn.Module) -> set[str]:
+    """Return the names of what lies beside a model's backbone: its head, whatever a library calls it."""
+    backbone = getattr(model, "base_model_prefix", "")
+    return (
+        {name for name, _ in model.named_children() if name != backbone} if hasattr(model, backbone) else {"qa_outputs"}
+    )
 
 
 def merge(model: nn.Module) -> None:
@@ -44,7 +60,8 @@ def merge(model: nn.Module) -> None:
         if not _is_adapted(module):
             continue
         if isinstance(module.get_base_layer(), QuantizedLinear):
-            module.base_layer = as_linear(module.get_base_layer())
+            module.base_layer = as_it_was(module.get_base_layer())
+            module.fan_in_fan_out = isinstance(module.base_layer, Conv1D)
         module.merge()
         _replace(model, name, module.get_base_layer())
     if hasattr(model, "_hf_peft_config_loaded"):

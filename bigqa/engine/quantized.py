@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
 
 from bigqa.errors import BigqaError
 
@@ -24,11 +25,15 @@ CODES = 16
 class QuantizedLinear(nn.Linear):
     """Computes in the precision of its input. Its bias is kept as it was."""
 
-    def __init__(self, source: nn.Linear) -> None:
+    def __init__(self, source: nn.Linear | Conv1D) -> None:
         nn.Module.__init__(self)
-        self.in_features, self.out_features = source.in_features, source.out_features
+        self.turned = isinstance(source, Conv1D)
+        """Whether the source holds its weight as [in, out]."""
+        weight = source.weight.detach()
+        weight = weight.t().contiguous() if self.turned else weight
+        self.out_features, self.in_features = weight.shape
         self.state: Any
-        packed, self.state = _quantize(source.weight.detach())
+        packed, self.state = _quantize(weight)
         self.weight = nn.Parameter(packed, requires_grad=False)
         self.bias = source.bias
 
@@ -67,10 +72,15 @@ class QuantizedLinear(nn.Linear):
         return self
 
 
-def as_linear(layer: QuantizedLinear) -> nn.Linear:
-    """Return a plain fp32 layer with the weight that the 4 bits stand for."""
-    plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
-    plain.weight = nn.Parameter(layer.unpacked(torch.float32), requires_grad=False)
+def as_it_was(layer: QuantizedLinear) -> nn.Linear | Conv1D:
+    """Return a plain fp32 layer of the source's kind, with the weight that the 4 bits stand for."""
+    weight = layer.unpacked(torch.float32)
+    plain: nn.Linear | Conv1D
+    if layer.turned:
+        plain, weight = Conv1D(layer.out_features, layer.in_features), weight.t().contiguous()
+    else:
+        plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+    plain.weight = nn.Parameter(weight, requires_grad=False)
     plain.bias = layer.bias
     return plain
 

@@ -4,9 +4,9 @@ workload, a strategy. Out: `MemoryEstimate`.
 Everything that is not a torch tensor is one small function with its source: `memory.deepspeed`, `memory.host`.
 """
 
-import copy
+import contextlib
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -14,14 +14,17 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from bigqa.engine.attention import kernels as attention
-from bigqa.engine.attention.packing import packs_without_data
+from bigqa.engine.attention.packing import check_takes_text, packs_without_data
 from bigqa.engine.optim.precision import DTYPES
+from bigqa.errors import BigqaError, in_a_line
 from bigqa.memory import deepspeed, host, parallel
 from bigqa.memory.cards import A100, Card
+from bigqa.memory.depth import depth_of, depths_for, with_layers
 from bigqa.memory.events import Stream, on_card
 from bigqa.memory.forks import in_forks
 from bigqa.memory.scaling import Footprint, NoLineError, Scaling
 from bigqa.memory.scratch import workspace_bytes
+from bigqa.memory.shapes import Following
 from bigqa.memory.timeline import Timeline, timeline_of
 from bigqa.memory.trace import trace_step
 from bigqa.memory.whole import whole_footprint
@@ -85,10 +88,24 @@ class Estimator:
 
     @functools.cached_property
     def packs(self) -> bool:
-        """Whether the model takes windows packed end to end."""
-        with torch.device("meta"):
-            model = self.make_model(with_layers(self.config, min(2, int(self.config.num_hidden_layers))))
-        return attention.use(model) and packs_without_data(model, self.task)
+        """Whether the model takes windows packed end to end. Raises: BigqaError where text is not enough for it."""
+        first, second = self.depths
+        model = self._on_meta(with_layers(self.config, first) if first != second else self.config)
+        with Following():
+            if attention.use(model) and packs_without_data(model, self.task):
+                return True
+            check_takes_text(model, self.task)
+            return False
+
+    @functools.cached_property
+    def depths(self) -> tuple[int, int]:
+        """Depths whose traces stand for the full one's."""
+        return depths_for(self.config, self.make_model)
+
+    def _on_meta(self, config: Any) -> torch.nn.Module:
+        with _in_a_line("it cannot be made"), torch.device("meta"):
+            model: torch.nn.Module = self.make_model(config)
+        return model
 
     @property
     def largest_layer(self) -> int:
@@ -111,7 +128,7 @@ class Estimator:
         """Return the footprint of all layers traced at the micro-batch itself."""
         strategy = key[0]
         if (key, micro_batch) not in self._wholes:
-            stream = self._trace(key, int(self.config.num_hidden_layers), micro_batch)
+            stream = self._trace(key, depth_of(self.config), micro_batch)
             self._wholes[key, micro_batch] = stream
         return whole_footprint(self._wholes[key, micro_batch], made_on_host=strategy.device == "cuda", card=card)
 
@@ -131,7 +148,7 @@ class Estimator:
     def prepare(self) -> None:
         """Find what every trace wants to know, and import the model's library: once, before there are forks."""
         self._count()
-        _ = self.packs
+        _ = self.packs, self.depths
 
     def shared_by(self, strategy: Strategy) -> Any:
         """Return what tells the strategies apart that one process had better trace: the others gain nothing together.
@@ -195,8 +212,7 @@ class Estimator:
 
     def _averaging(self, found: Footprint, strategy: Strategy) -> Footprint:
         """Add the buckets in which several processes average gradients."""
-        with torch.device("meta"):
-            model = self.make_model(self.config)
+        model = self._on_meta(self.config)
         each = DTYPES[strategy.precision].itemsize
         sizes = [each * parameter.numel() for parameter in model.parameters()]
         allocated, reserved = parallel.taken(parallel.buckets(reversed(sizes)))
@@ -218,12 +234,13 @@ class Estimator:
         return self._on_gpu(found, strategy, card, found.host_bytes + found.pinned_bytes, disk_bytes=disk)
 
     def _trace_micro_batch(self, strategy: Strategy, micro_batch: int, seq_len: int) -> MicroBatch:
-        return trace_micro_batch(
-            lambda: self.make_model(self.config),
-            self.task,
-            lambda: self.task.example(micro_batch, seq_len, packed=self.packs),
-            strategy,
-        )
+        with _in_a_line("its step cannot be traced"):
+            return trace_micro_batch(
+                lambda: self.make_model(self.config),
+                self.task,
+                lambda: self.task.example(micro_batch, seq_len, packed=self.packs),
+                strategy,
+            )
 
     def timeline(
         self, strategy: Strategy, micro_batch: int, seq_len: int, *, accumulating: bool, world_size: int = 1,
@@ -234,7 +251,7 @@ class Estimator:
             asked: dict[str, Any] = {"accumulating": accumulating, "world_size": world_size, "card": card}
             return timeline_of(self._sharded.last_step(strategy, micro_batch, seq_len, **asked))
         key = self._key(strategy, seq_len, accumulating, card)
-        stream = self._trace(key, int(self.config.num_hidden_layers), micro_batch)
+        stream = self._trace(key, depth_of(self.config), micro_batch)
         return timeline_of(on_card(stream, card))
 
     def _key(self, strategy: Strategy, seq_len: int, accumulating: bool, card: Card) -> Key:
@@ -244,58 +261,41 @@ class Estimator:
         return _traced(strategy), seq_len, accumulating, packs and self.packs
 
     def _scaling(self, key: Key) -> Scaling:
-        num_layers = int(self.config.num_hidden_layers)
-        repeat = _period(self.config)
-        # The traced depths and the full one must be a whole number of repeats apart.
-        first = num_layers % repeat + (2 if repeat == 1 else repeat)
-        if first + repeat >= num_layers:
-            first, repeat = num_layers, 1
-        depths = (first, first + repeat)
-
         def trace(layers: int, micro_batch: int) -> Stream:
             return self._trace(key, layers, micro_batch)
 
-        return Scaling(trace, num_layers, depths, made_on_host=key[0].device == "cuda")
+        made_on_host = key[0].device == "cuda"
+        return Scaling(trace, depth_of(self.config), self.depths, made_on_host=made_on_host)
 
     def _trace(self, key: Key, layers: int, micro_batch: int) -> Stream:
         strategy, seq_len, accumulating, packed = key
-        config = with_layers(self.config, layers)
-        return trace_step(
-            lambda: self.make_model(config),
-            self.task,
-            lambda: self.task.example(micro_batch, seq_len, packed=packed),
-            strategy,
-            accumulating=accumulating,
-        )
+        config = self.config if layers == depth_of(self.config) else with_layers(self.config, layers)
+        with _in_a_line("its step cannot be traced"):
+            return trace_step(
+                lambda: self.make_model(config),
+                self.task,
+                lambda: self.task.example(micro_batch, seq_len, packed=packed),
+                strategy,
+                accumulating=accumulating,
+            )
 
     def _count(self) -> tuple[int, int]:
         if self._counts is None:
-            with torch.device("meta"):
-                model = self.make_model(self.config)
+            model = self._on_meta(self.config)
             children = [sum(p.numel() for p in m.parameters(recurse=False)) for m in model.modules()]
             self._counts = sum(p.numel() for p in model.parameters()), max(children)
         return self._counts
 
 
-def with_layers(config: Any, num_layers: int) -> Any:
-    """Return a configuration of another depth."""
-    changed = copy.deepcopy(config)
-    changed.num_hidden_layers = num_layers
-    if getattr(changed, "layer_types", None):
-        changed.layer_types = list(config.layer_types[:num_layers])
-        changed.layer_types += [config.layer_types[-1]] * (num_layers - len(changed.layer_types))
-    return changed
-
-
-def _period(config: Any) -> int:
-    """Return after how many layers the kinds of layers repeat."""
-    if getattr(config, "global_attn_every_n_layers", None):
-        return int(config.global_attn_every_n_layers)
-    kinds = list(getattr(config, "layer_types", None) or [])
-    for period in range(1, len(kinds)):
-        if all(kinds[index] == kinds[index - period] for index in range(period, len(kinds))):
-            return period
-    return 1
+@contextlib.contextmanager
+def _in_a_line(what: str) -> Iterator[None]:
+    """Let what a model cannot do be told in a line: its own code may fail in any way."""
+    try:
+        yield
+    except BigqaError:
+        raise
+    except Exception as error:
+        raise BigqaError(f"{what}: {in_a_line(error)}") from error
 
 
 def _traced(strategy: Strategy) -> Strategy:

@@ -96,11 +96,11 @@ class _Point:
 
 
 class NoLineError(Exception):
-    """A step does other things at another micro-batch: no line can be drawn through two."""
+    """A step does other things at another micro-batch or depth: no line can be drawn through two."""
 
 
 class Scaling:
-    """Traces once, answers for every micro-batch."""
+    """Traces once, answers for every micro-batch. `traced_layers`: the full depth twice, where layers do not repeat."""
 
     def __init__(
         self, trace: Trace, num_layers: int, traced_layers: tuple[int, int] = LAYERS, *, made_on_host: bool = False
@@ -108,7 +108,9 @@ class Scaling:
         self.num_layers = num_layers
         self.traced_layers = traced_layers
         self.made_on_host = made_on_host
-        self.pairs = [_pair(trace, layers) for layers in traced_layers]
+        low, high = traced_layers
+        self.pairs = [_pair(trace, low)]
+        self.pairs.append(_pair(trace, high) if high != low else self.pairs[0])
         self._known: dict[tuple[int, Card], Footprint] = {}
 
     def at(self, micro_batch: int, card: Card = A100) -> Footprint:
@@ -162,6 +164,8 @@ class Scaling:
         same, same_back = _common(first, second), _common(first[::-1], second[::-1])
         pairs = [(a + i, b + i) for i in range(same)] + [(a_end - 1 - i, b_end - 1 - i) for i in range(same_back)]
         pairs += _middle(low, high, (a + same, a_end - same_back), (b + same, b_end - same_back))
+        if not pairs:
+            raise NoLineError("the events of a step depend on the depth")
         places = np.array(pairs).T
         values = low.live[places[0]] + (high.live[places[1]] - low.live[places[0]]) * self._steps()
         best = int(np.argmax(values))
@@ -169,7 +173,7 @@ class Scaling:
 
     def _steps(self) -> int:
         first, second = self.traced_layers
-        return (self.num_layers - first) // (second - first)
+        return (self.num_layers - first) // (second - first) if second != first else 0
 
     def _line(self, low: int, high: int) -> int:
         return low + (high - low) * self._steps()

@@ -11,7 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from bigqa.memory import values
 
 _Made = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
 _Result = tuple[list[_Made | int | None], Any]
@@ -22,8 +25,27 @@ _known: dict[Any, _Result | None] = {}
 
 def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
     """Run an operation, or remember what it gave; return that, and what tells its shapes (none: they do not tell)."""
-    if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta and args[0].dtype == torch.bool:
-        return True, None  # transformers asks whether no token is padding; windows of a trace are full
+    found = values.read(func, args, kwargs)
+    if found is not NotImplemented:
+        return found, None
+    if func is torch.ops.aten._grouped_mm.default and args[0].is_meta:
+        return _of_experts(func, args, kwargs), key_of(func, args, kwargs)
+    result, key = _run(func, args, kwargs)
+    values.note(func, args, kwargs, result)
+    return result, key
+
+
+class Following(TorchDispatchMode):
+    """Runs on the meta device what looks at its inputs."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run an operation."""
+        return run(func, args, kwargs or {})[0]
+
+
+def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
     key = key_of(func, args, kwargs)
     if key is None or _gives_views(func):
         return func(*args, **kwargs), key
@@ -37,6 +59,13 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, 
     unchanged = all(_look(tensor) == look for tensor, look in given)
     _known[key] = _description(result, [tensor for tensor, _ in given]) if unchanged else None
     return result, key
+
+
+def _of_experts(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Return a product of each expert's tokens and weights. Without data, torch knows that of bf16 alone."""
+    rounded = [one.to(torch.bfloat16) if isinstance(one, Tensor) and one.is_floating_point() else one for one in args]
+    shaped: Tensor = func(*rounded, **kwargs)
+    return torch.empty_strided(shaped.shape, shaped.stride(), dtype=args[0].dtype, device="meta")
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -62,9 +91,9 @@ def key_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return tuple(parts)
 
 
-def _add(parts: list[Any], values: Any) -> bool:
-    parts.append(len(values))
-    for value in values:
+def _add(parts: list[Any], given: Any) -> bool:
+    parts.append(len(given))
+    for value in given:
         kind = type(value)
         if kind in _PLAIN:
             parts += (kind, value)
@@ -91,9 +120,9 @@ def _look(tensor: Tensor) -> tuple[Any, ...]:
 def _description(result: Any, given: list[Tensor]) -> _Result | None:
     """Return what remakes a result, or none where that would not be the same."""
     seen = {tensor.untyped_storage()._cdata for tensor in given}
-    values, spec = tree_flatten(result)
+    leaves, spec = tree_flatten(result)
     made: list[_Made | int | None] = []
-    for value in values:
+    for value in leaves:
         same = next((index for index, tensor in enumerate(given) if tensor is value), None)
         if value is None or same is not None:
             made.append(same)

@@ -19,7 +19,7 @@ from bigqa.plan.machine import HEADROOM, Machine
 from bigqa.speed.rates import KnownRates
 from bigqa.speed.throughput import Shape, speed_of
 from bigqa.strategy import STRATEGIES, Precision, Strategy, with_low_precision
-from bigqa.tasks.qa import QuestionAnswering
+from bigqa.tasks.qa import QuestionAnswering, separator_for
 
 UNSURE = 0.05
 """Nearness to a limit, as a share of it, at which the whole model is traced."""
@@ -29,13 +29,17 @@ def estimator_for(config: Any) -> Estimator:
     """Return the estimator of a model's configuration. Raises: BigqaError where the model has no QA head."""
     from transformers import AutoModelForQuestionAnswering
 
-    if type(config) not in AutoModelForQuestionAnswering._model_mapping:
+    classes = AutoModelForQuestionAnswering._model_mapping
+    if type(config) not in classes:
         raise BigqaError(f"models of type {config.model_type} have no question-answering head")
-    task = QuestionAnswering(0, getattr(config, "type_vocab_size", 0) > 1)
+    separator = separator_for(classes[type(config)], 0)
+    task = QuestionAnswering(0, getattr(config, "type_vocab_size", 0) > 1, separator=separator)
 
     def make_model(changed: Any) -> torch.nn.Module:
         model: torch.nn.Module = AutoModelForQuestionAnswering.from_config(changed, dtype=torch.float32)
-        return model
+        # A few are made on the CPU wherever a model is: those of `torch.normal`, as DiffLlama's.
+        without_data = torch.get_default_device().type == "meta"
+        return model.to("meta") if without_data and not all(p.is_meta for p in model.parameters()) else model
 
     return Estimator(config, make_model, task)
 
@@ -96,9 +100,17 @@ class Planner:
         strategy = self._settled(row)
         seq_len = min(strategy.seq_len or self.workload.seq_len, self.workload.seq_len)
         lacks = self.machine.lacks(strategy, self.workload.seq_len)
-        if lacks:
-            known = self._known(name, strategy, 1, seq_len)
-            return Candidate(**known, memory=None, samples_per_s=0.0, run_s=0.0, verdict="not possible", reason=lacks)
+        try:
+            return self._not_possible(name, strategy, seq_len, lacks) if lacks else self._best(name, strategy, seq_len)
+        except BigqaError as error:  # what its model cannot do: the other rows are judged all the same
+            return self._not_possible(name, strategy, seq_len, str(error))
+
+    def _not_possible(self, name: str, strategy: Strategy, seq_len: int, reason: str) -> Candidate:
+        known = self._known(name, strategy, 1, seq_len)
+        return Candidate(**known, memory=None, samples_per_s=0.0, run_s=0.0, verdict="not possible", reason=reason)
+
+    def _best(self, name: str, strategy: Strategy, seq_len: int) -> Candidate:
+        """Return the fastest that fits of a strategy's micro-batches, else the smallest. Raises: BigqaError."""
         best = found = None
         for micro_batch in self._micro_batches(strategy):
             found = self._tried(name, strategy, micro_batch, seq_len)

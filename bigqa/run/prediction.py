@@ -38,7 +38,7 @@ from bigqa.models.tokenizers import rows_needed
 from bigqa.run.inputs import check_together
 from bigqa.tasks.features import build_features, window_lengths
 from bigqa.tasks.postprocess import decode
-from bigqa.tasks.qa import COLUMNS, QuestionAnswering
+from bigqa.tasks.qa import COLUMNS, QuestionAnswering, separator_for
 from bigqa.tasks.squad import iter_questions
 from bigqa.tasks.windows import Lengths
 
@@ -59,7 +59,8 @@ class Predictions:
 def qa_task(tokenizer: Any, model: Any) -> QuestionAnswering:
     """Return the task for a model and its tokenizer."""
     takes_types = getattr(model.config, "type_vocab_size", 0) > 1
-    return QuestionAnswering(tokenizer.pad_token_id or 0, takes_types, first_position(model.config))
+    separator = separator_for(model, tokenizer.sep_token_id)
+    return QuestionAnswering(tokenizer.pad_token_id or 0, takes_types, first_position(model.config), separator)
 
 
 def lengths_of(model_folder: Path, positions: int | None) -> Lengths:

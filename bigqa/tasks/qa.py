@@ -5,6 +5,7 @@ loss does not depend on the company it keeps in a batch, or on the number of pro
 longest of a batch, or packed end to end.
 """
 
+import inspect
 from typing import Any
 
 import torch
@@ -13,10 +14,14 @@ from torch.nn import functional
 
 from bigqa.tasks.base import Batch, Row
 
-MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "cu_seq_lens_q")
+GLOBAL = "global_attention_mask"
+"""What models of long windows call the tokens that all others look at, and that look at all."""
+MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "cu_seq_lens_q", GLOBAL)
 TARGETS = ("start", "end")
 MULTIPLE = 128
 """Packed tokens are rounded up to multiples of this, so that kernels made for one batch serve the next."""
+EXAMPLE_TOKEN, EXAMPLE_QUESTION = 5, 64
+"""Of an example's windows: a token that is no special one, and the question's longest length."""
 COLUMNS = ("input_ids", "token_type_ids", *TARGETS)
 """What a batch is made of; the other columns of the features serve to read answers off the logits."""
 
@@ -24,11 +29,15 @@ COLUMNS = ("input_ids", "token_type_ids", *TARGETS)
 class QuestionAnswering:
     """Implements `Task` for every `AutoModelForQuestionAnswering`. B: windows. S: tokens, padded. T: tokens of all."""
 
-    def __init__(self, pad_token_id: int, takes_token_types: bool, first_position: int = 0) -> None:
+    def __init__(
+        self, pad_token_id: int, takes_token_types: bool, first_position: int = 0, separator: int | None = None
+    ) -> None:
         self.pad_token_id = pad_token_id
         self.takes_token_types = takes_token_types
         self.first_position = first_position
         """Position of a window's first token: RoBERTa and its kin count from behind the padding's."""
+        self.separator = separator
+        """The token behind the question, of a model in which the question looks at all; see `separator_for`."""
 
     def collate(self, rows: list[Row]) -> Batch:
         """Pad to the longest window, on the right."""
@@ -36,6 +45,8 @@ class QuestionAnswering:
         batch["attention_mask"] = (_places(_lengths(rows)) >= 0).long()
         if self.takes_token_types:
             batch["token_type_ids"] = _pad(rows, "token_type_ids", 0)
+        if self.separator is not None:
+            batch[GLOBAL] = _question(batch["input_ids"], self.separator)
         return batch | _targets(rows)
 
     def pack(self, rows: list[Row]) -> Batch:
@@ -50,9 +61,14 @@ class QuestionAnswering:
     def example(self, micro_batch: int, seq_len: int, *, packed: bool = False) -> Batch:
         """Return a full micro-batch on the current device, for shapes alone."""
         shape = (1, micro_batch * seq_len) if packed else (micro_batch, seq_len)
-        names = ["input_ids", *(["token_type_ids"] if self.takes_token_types else [])]
-        names.append("position_ids" if packed else "attention_mask")
-        batch = {name: torch.zeros(shape, dtype=torch.long) for name in names}
+        batch = {"input_ids": torch.full(shape, EXAMPLE_TOKEN)}
+        names = [*(["token_type_ids"] if self.takes_token_types else []), *(["position_ids"] if packed else [])]
+        batch |= {name: torch.zeros(shape, dtype=torch.long) for name in names}
+        if not packed:
+            batch["attention_mask"] = torch.ones(shape, dtype=torch.long)
+        if self.separator is not None and not packed:
+            asks = torch.arange(seq_len) < min(EXAMPLE_QUESTION, seq_len // 2)
+            batch[GLOBAL] = asks.long().expand(shape).contiguous()
         if packed:
             batch["cu_seq_lens_q"] = torch.zeros(micro_batch + 1, dtype=torch.int32)
             batch["places"] = torch.zeros(micro_batch, seq_len, dtype=torch.long)
@@ -97,6 +113,22 @@ class QuestionAnswering:
             "cu_seq_lens_q": ends.int(),
             "places": places_BS,
         }
+
+
+def separator_for(model: Any, separator: int | None) -> int | None:
+    """Return the separator where a model, or its class, is told which tokens look at all: those of the question.
+
+    As Longformer's paper has it (arXiv:2004.05150, section 5). The library finds them by itself in windows of RoBERTa's
+    form alone.
+    """
+    return separator if GLOBAL in inspect.signature(model.forward).parameters else None
+
+
+def _question(ids_BS: Tensor, separator: int) -> Tensor:
+    """Return 1 for the tokens before the first separator, [B, S]; of a window without one, for the first token."""
+    before_BS = (ids_BS == separator).cumsum(1) == 0
+    first_BS = torch.arange(ids_BS.shape[1]) == 0
+    return torch.where(before_BS.all(1, keepdim=True), first_BS, before_BS).long()
 
 
 def _lengths(rows: list[Row]) -> Tensor:

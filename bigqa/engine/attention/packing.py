@@ -4,7 +4,7 @@ Padding is left out before the embeddings, once. Whether a model keeps packed wi
 attention may go other ways than the library's interface, or positions may be counted in a way of its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bigqa.engine.attention import kernels as attention
 from bigqa.engine.recovery import is_out_of_memory
+from bigqa.errors import BigqaError, in_a_line
 from bigqa.tasks.base import Row, SpanTask
 
 CLOSE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}
@@ -19,25 +20,41 @@ CLOSE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}
 
 
 def can_pack(model: nn.Module, task: SpanTask, seq_len: int) -> bool:
-    """Whether windows packed together get the logits that they have padded: tried on two of them, without gradients."""
+    """Whether windows packed together get the logits that they have padded: tried on two of them, without gradients.
+
+    Raises: BigqaError where the model takes no windows of text at all.
+    """
     was_training = model.training
     model.eval()
     try:
         rows = _trial_rows(model.config, seq_len)
-        with torch.no_grad():
-            padded = _logits(model, task, task.collate(rows))
-            told_before = attention.count_packed()
-            packed = _logits(model, task, task.pack(rows))
-    except Exception as error:  # a model's own code may fail in any way on what it was not made for
-        if is_out_of_memory(error):
-            raise
-        return False
+        padded = _tried(lambda: _logits(model, task, task.collate(rows)))
+        if isinstance(padded, Exception):
+            raise _no_text(model, padded)
+        told_before = attention.count_packed()
+        packed = _tried(lambda: _logits(model, task, task.pack(rows)))
     finally:
         model.train(was_training)
-    if attention.count_packed() == told_before:  # its attention was never told where a window ends
+    # Else its attention was never told where a window ends.
+    if isinstance(packed, Exception) or attention.count_packed() == told_before:
         return False
     precision = next(p.dtype for p in model.parameters() if p.is_floating_point())
     return bool((padded - packed).abs().max() <= CLOSE[precision] * padded.abs().max())
+
+
+def _tried(call: Callable[[], Tensor]) -> Tensor | Exception:
+    """Return logits, or how a model failed: its own code may in any way, on what it was not made for."""
+    try:
+        with torch.no_grad():
+            return call()
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return error
+
+
+def _no_text(model: nn.Module, error: Exception) -> BigqaError:
+    return BigqaError(f"{type(model).__name__} cannot be asked about windows of text alone: {in_a_line(error)}")
 
 
 def _trial_rows(config: Any, seq_len: int) -> list[Row]:
@@ -57,12 +74,17 @@ def _trial_size(config: Any, seq_len: int) -> int:
 def packs_without_data(model: nn.Module, task: Any) -> bool:
     """Whether a model on the meta device hands the windows' bounds to its attention: as far as shapes can tell."""
     packed_calls = attention.count_packed()
-    try:
-        with torch.no_grad(), torch.device("meta"):
-            task.logits(model.eval(), task.example(2, 16, packed=True))
-    except Exception:  # as above; nothing is allocated here
-        return False
-    return attention.count_packed() > packed_calls
+    with torch.device("meta"):
+        packed = _tried(lambda: torch.stack(task.logits(model.eval(), task.example(2, 16, packed=True))))
+    return not isinstance(packed, Exception) and attention.count_packed() > packed_calls
+
+
+def check_takes_text(model: nn.Module, task: Any) -> None:
+    """Try a model on the meta device on windows of text. Raises: BigqaError where it wants something else."""
+    with torch.device("meta"):
+        padded = _tried(lambda: torch.stack(task.logits(model.eval(), task.example(2, 16))))
+    if isinstance(padded, Exception):
+        raise _no_text(model, padded)
 
 
 def _logits(model: nn.Module, task: SpanTask, batch: Any) -> Tensor:

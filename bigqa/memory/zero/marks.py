@@ -79,6 +79,8 @@ class LinearOfShardedWeights(torch.autograd.Function):
 def watch_gradients(model: nn.Module, note: Callable[[int, Tensor], None]) -> None:
     """Call back as each parameter's gradient is complete, and let go of it."""
     for number, parameter in enumerate(model.parameters()):
+        if not parameter.requires_grad:  # such as RoFormer's positions
+            continue
 
         def hook(of: Tensor, number: int = number) -> None:
             assert of.grad is not None

@@ -65,7 +65,8 @@ def trace_micro_batch(
         undecayed = undecayed_names(model)
         change_modules(model, strategy)
         cast(model, DTYPES[strategy.precision])
-        groups = parameter_groups(dict(model.named_parameters()), undecayed, 0.01)
+        trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        groups = parameter_groups(trained, undecayed, 0.01)
         layout = layout_of(model, groups, next(model.parameters()).element_size())
         marks: list[Mark] = []
 
