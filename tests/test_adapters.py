@@ -5,10 +5,19 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertForQuestionAnswering
+from transformers import (
+    BertConfig,
+    BertForQuestionAnswering,
+    GPT2Config,
+    GPT2ForQuestionAnswering,
+    SplinterConfig,
+    SplinterForQuestionAnswering,
+)
+from transformers.pytorch_utils import Conv1D
 
 from bigqa.engine import adapters, modules
 from bigqa.engine.quantized import QuantizedLinear
+from bigqa.errors import BigqaError
 
 peft = pytest.importorskip("peft")
 bitsandbytes = pytest.importorskip("bitsandbytes")
@@ -102,3 +111,43 @@ def test_four_bit_layers_are_bitsandbytes_own() -> None:
     # The scales of blocks of 64, theirs, and tables of codes.
     kept_by = [[(tensor.shape, tensor.dtype) for tensor in one.state_tensors()] for one in (layer, empty)]
     assert kept_by[0] == kept_by[1]
+
+
+def gpt2() -> GPT2ForQuestionAnswering:
+    torch.manual_seed(0)
+    return GPT2ForQuestionAnswering(GPT2Config(n_embd=HIDDEN, n_layer=LAYERS, n_head=4, vocab_size=128)).eval()
+
+
+@pytest.mark.parametrize("kind", ["lora", "qlora"])
+def test_weights_that_lie_the_other_way_round_are_adapted_and_merged(kind: Any) -> None:
+    """GPT-2's layers are no `nn.Linear`."""
+    model = gpt2()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    adapters.apply(model, kind)
+    model.eval()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+    trained = model(input_ids=IDS).start_logits
+    adapters.merge(model)
+    assert {name: weight.shape for name, weight in model.state_dict().items()} == {
+        name: weight.shape for name, weight in before.items()
+    }
+    layer = model.transformer.h[0].mlp.c_fc
+    assert type(layer) is Conv1D and not torch.equal(layer.weight, before["transformer.h.0.mlp.c_fc.weight"])
+    torch.testing.assert_close(model(input_ids=IDS).start_logits, trained, atol=1e-4, rtol=1e-4)
+
+
+def test_a_head_of_another_name_is_trained() -> None:
+    config = SplinterConfig(
+        hidden_size=HIDDEN, num_hidden_layers=1, num_attention_heads=4, intermediate_size=INNER, vocab_size=128
+    )
+    model = SplinterForQuestionAnswering(config)
+    adapters.apply(model, "lora")
+    trained = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad and "lora_" not in name}
+    assert trained == {"splinter_qass"}
+
+
+def test_a_model_without_linear_layers_is_refused_in_a_line() -> None:
+    with pytest.raises(BigqaError, match="no linear layers"):
+        adapters.apply(nn.Sequential(nn.LayerNorm(2)), "lora")

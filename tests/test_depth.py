@@ -1,4 +1,4 @@
-"""Configurations of other depths: every list that has an entry for each layer goes with them, and what repeats is told."""
+"""Configurations of other depths: lists with an entry for each layer go with them, and what repeats is told."""
 
 from typing import Any
 

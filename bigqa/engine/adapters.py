@@ -5,6 +5,7 @@ The QA head is new and small, so it is trained as a whole. After training the ad
 is saved is a plain Hugging Face model.
 """
 
+import warnings
 from typing import Any
 
 from torch import nn
@@ -41,7 +42,9 @@ def apply(model: nn.Module, adapters: Adapters) -> None:
         for name in targets:
             _replace(model, name, QuantizedLinear(model.get_submodule(name)))  # type: ignore[arg-type]
     config = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=DROPOUT, target_modules=targets)
-    inject_adapter_in_model(config, model)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fan_in_fan_out")  # it finds out by itself how weights lie
+        inject_adapter_in_model(config, model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name or name.split(".")[0] in head)
 
