@@ -6,7 +6,7 @@ The record is written to `RUN/config.json`, and `--resume` reads it back: a run 
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError, model_validator
 
 from bigqa.errors import BigqaError, UsageError
 from bigqa.files import read_json
@@ -23,6 +23,21 @@ class Rung(Ranged):
     name: str
     strategy: Strategy
     micro_batch: int
+
+
+class Origin(BaseModel):
+    """What a run began with: digests of what it read, its recipe, and the versions of what read it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    train_file: str | None = None
+    dev_file: str | None = None
+    config: str | None = None
+    """Of the model's configuration."""
+    tokenizer: str | None = None
+    weights: str | None = None
+    recipe: dict[str, JsonValue] | None = None
+    versions: dict[str, str] = {}
 
 
 class Settings(Ranged):
@@ -75,6 +90,8 @@ class Settings(Ranged):
     """Optimizer steps between checkpoints."""
     keep: int = 2
     """Checkpoints kept."""
+    origin: Origin | None = None
+    """What the run began with; none before that is known, and for runs that an older bigqa began."""
     limit: int | None = None
     """Train on the first so many questions of the file only."""
 

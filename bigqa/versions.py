@@ -1,5 +1,6 @@
 """What a run or a measurement depends on, in versions. In: nothing. Out: names and versions, and this code's commit."""
 
+import hashlib
 import importlib.metadata
 import platform
 import subprocess
@@ -22,6 +23,14 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def code() -> str:
+    """Return a digest of this package's own code, wherever it is installed, changed by hand or not."""
+    folder, digest = Path(__file__).parent, hashlib.blake2b(digest_size=6)
+    for file in sorted(folder.rglob("*.py")):
+        digest.update(f"{file.relative_to(folder).as_posix()}\n".encode() + file.read_bytes())
+    return digest.hexdigest()
 
 
 def commit() -> str | None:

@@ -25,6 +25,7 @@ from bigqa.plan.ladder import AGAIN, step_down, switches_of
 from bigqa.run.delivery import hand_over, tell_stopped
 from bigqa.run.folder import begin, record
 from bigqa.run.inputs import check_dev_file, lengths_of_settings, make_windows, model_and_tokenizer
+from bigqa.run.origin import check_checkpoint, remark, with_data, with_model
 from bigqa.run.planning import check_fits, planned, with_ladder
 from bigqa.run.prediction import qa_task
 from bigqa.settings import Settings
@@ -65,18 +66,22 @@ def _fine_tune(settings: Settings, processes: Processes, *, resume: bool) -> Non
     settings = with_ladder(planned(settings, processes), processes)
     strategy = possible_strategy(settings, processes)  # what cannot be had is refused before anything is made
     processes.agree(strategy.precision, "precision, as machines with other cards do not: name one with --precision")
+    settings = with_data(settings, processes, resume=resume)
     check_dev_file(settings)
     # A run that has stepped down goes on wherever the ladder leads: memory itself will tell.
     check_fits(settings, processes, refuse=settings.check and not (resume and switches_of(settings.out)))
     made = model_and_tokenizer(settings)
     model, tokenizer = made.loaded.model, made.tokenizer
-    for line in filter(None, (made.loaded.says(), *made.doubts)):
-        if processes.is_main:
-            say(line)
+    settings = with_model(settings, made, processes, resume=resume)
+    remarks = [line for line in (made.loaded.says(), *made.doubts, remark(settings)) if line]
+    for line in remarks if processes.is_main else ():
+        say(line)
     lengths = lengths_of_settings(settings)
     windows = make_windows(settings, tokenizer, lengths, processes)
     recorder = _start_recording(settings, processes, resume=resume)
     with contextlib.closing(recorder):
+        for line in remarks:
+            recorder.note(line)
         with _stepping_down(settings, recorder):
             training = _training(settings, processes, recorder, model, tokenizer, windows)
             first_step = _restore(training) if resume else 0
@@ -183,6 +188,7 @@ def _restore(training: Training) -> int:
     if found is None:
         recorder.say("no whole checkpoint yet: starting from the first step")
         return 0
+    check_checkpoint(found.settings, training.settings, f"{folder}/step-{found.step:08d}")
     checkpoint.restore(found, training.parts.update)
     recorder.say(f"going on from step {found.step}")
     return found.step

@@ -31,6 +31,10 @@ CHANGEABLE = {
 stay."""
 
 
+MOVABLE = {"model", "tokenizer", "train_file"}
+"""What a resumed run may find in another place: it must be the same, byte for byte or weight for weight."""
+
+
 def settings_from(options: dict[str, Any], resume: Path | None) -> Settings:
     """Return a run's settings: options over the model's published recipe, or the resumed run's own."""
     if resume is not None:
@@ -81,7 +85,7 @@ def strategy_options(name: str) -> dict[str, Any]:
 
 
 def _resumed(options: dict[str, Any], resume: Path) -> Settings:
-    fixed = sorted(set(options) - CHANGEABLE)
+    fixed = sorted(set(options) - CHANGEABLE - MOVABLE)
     if fixed:
         name = fixed[0].replace("_", "-")
         raise UsageError(f"--{name} cannot be changed on --resume: {resume} goes on with the data it was begun with")
@@ -89,7 +93,16 @@ def _resumed(options: dict[str, Any], resume: Path) -> Settings:
         raise BigqaError(f"{resume} is not a bigqa run folder: it has no config.json")
     check_free(resume)
     begun = read_settings(resume / "config.json").model_copy(update={"out": resume})
-    return _changed(begun, options) if options else begun
+    moved = {name: value for name, value in options.items() if name in MOVABLE}
+    if moved and (begun.origin is None or begun.origin.weights is None):
+        name = min(moved).replace("_", "-")
+        raise UsageError(f"--{name} cannot be changed on --resume: what {resume} was begun with is not known")
+    begun = make_settings(**(begun.model_dump() | moved))
+    rest = {name: value for name, value in options.items() if name not in MOVABLE}
+    begun = _changed(begun, rest) if rest else begun
+    if "dev_file" in options and begun.origin is not None:
+        begun = begun.model_copy(update={"origin": begun.origin.model_copy(update={"dev_file": None})})
+    return begun
 
 
 def _changed(begun: Settings, options: dict[str, Any]) -> Settings:

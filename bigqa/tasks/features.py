@@ -164,6 +164,18 @@ def _rows_of(
 
 
 def _key(path: Path, tokenizer: Any, lengths: Lengths, **settings: bool | int | None) -> str:
+    digest = _of_files(path)
+    digest.update(tokenizer.backend_tokenizer.to_str().encode())
+    digest.update(json.dumps([FORM, lengths.model_dump(), settings], sort_keys=True).encode())
+    return digest.hexdigest()[:24]
+
+
+def data_digest(path: Path) -> str:
+    """Return a digest of every byte of a data set, wherever it lies. Raises: BigqaError."""
+    return _of_files(path).hexdigest()[:32]
+
+
+def _of_files(path: Path) -> "hashlib._Hash":
     digest = hashlib.sha256()
     for file in data_files(path, DATA):
         try:
@@ -172,9 +184,7 @@ def _key(path: Path, tokenizer: Any, lengths: Lengths, **settings: bool | int | 
                     digest.update(block)
         except OSError as error:
             raise BigqaError(f"{DATA} cannot be read: {file}: {error.strerror}") from None
-    digest.update(tokenizer.backend_tokenizer.to_str().encode())
-    digest.update(json.dumps([FORM, lengths.model_dump(), settings], sort_keys=True).encode())
-    return digest.hexdigest()[:24]
+    return digest
 
 
 def _is_whole(file: Path) -> bool:

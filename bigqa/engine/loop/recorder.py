@@ -29,6 +29,9 @@ class Silent:
     def say(self, text: str) -> None:
         """Tell the person something."""
 
+    def note(self, text: str) -> None:
+        """Log what the person has been told already."""
+
     def close(self) -> None:
         """Finish."""
 
@@ -77,6 +80,10 @@ class Recorder(Silent):
     def say(self, text: str) -> None:
         """Print a line, above the bar, and log it."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.note(text)
+
+    def note(self, text: str) -> None:
+        """Write a line into the log alone."""
         self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
         self._log.flush()
 
