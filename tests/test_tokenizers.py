@@ -14,7 +14,7 @@ from transformers import AutoConfig, BertForQuestionAnswering, PreTrainedTokeniz
 from bigqa.errors import BigqaError
 from bigqa.models.sources import load_config, load_tokenizer, resolve
 from bigqa.models.tokenizers import description, doubts
-from bigqa.run.inputs import check_together
+from bigqa.run.together import check_together
 from bigqa.sample import FOLDER
 from bigqa.tasks.coverage import check_text, unknown_share
 from bigqa.tasks.features import build_features
@@ -259,3 +259,54 @@ def test_a_description_is_of_what_decides_on_tokens(folder: Path) -> None:
     assert description(load_tokenizer(resolve(str(folder)))) == first
     edit(folder, lambda now: now["normalizer"].update(lowercase=True))
     assert description(load_tokenizer(resolve(str(folder)))) != first
+
+
+def test_settings_beside_a_vocabulary_are_obeyed(tmp_path: Path) -> None:
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "cafe", "中", "中国", "ㄱ", *(f"a{number}" for number in range(16))]
+
+    def tokens(text: str, *more: str, **settings: Any) -> list[str]:
+        (tmp_path / "vocab.txt").write_text("\n".join([*pieces, *more]), encoding="utf-8")
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+        return load_tokenizer(resolve("tiny", tokenizer=str(tmp_path))).tokenize(text)
+
+    assert tokens("Café", do_lower_case=True, strip_accents=True) == ["cafe"]
+    assert tokens("Café", do_lower_case=True) == ["cafe"]
+    assert tokens("Café", do_lower_case=True, strip_accents=False) == ["[UNK]"]
+    assert tokens("한", "한", do_lower_case=True) == ["한"]  # no syllable would be reached
+    assert tokens("Café") == ["cafe"]  # as the library has it, where nothing is said
+    assert tokens("Café", "Café") == ["Café"]  # and a vocabulary with capitals is of cased text
+    assert tokens("中国") == ["中", "[UNK]"]
+    assert tokens("中国", tokenize_chinese_chars=False) == ["中国"]
+    decoder = {"24": {"content": "<t>", "special": False}}
+    assert tokens("cafe<t>", tokenizer_class="BertTokenizer", added_tokens_decoder=decoder) == ["cafe", "<t>"]
+    with pytest.raises(BigqaError, match=r"cannot be loaded|no fast form"):
+        tokens("cafe", tokenizer_class="BertJapaneseTokenizer", word_tokenizer_type="mecab")
+
+
+def test_positions_that_are_counted_from_another_padding_are_refused(folder: Path) -> None:
+    source, config = resolve(str(folder)), AutoConfig.for_model("roberta", vocab_size=431, pad_token_id=1)
+    with pytest.raises(BigqaError, match=r"pads with id 0, .* counts positions from its padding, id 1"):
+        check_together(source, load_tokenizer(source), config)
+    config.pad_token_id = 0
+    check_together(source, load_tokenizer(source), config)
+
+
+def test_a_template_that_the_model_was_hardly_trained_with_is_said(folder: Path) -> None:
+    source = resolve(str(folder))
+    edit(folder, template)
+    edit(folder, lambda now: now["post_processor"]["pair"][3]["Sequence"].update(type_id=0))
+    [line] = check_together(source, load_tokenizer(source), load_config(source))
+    assert "question and context the same token type" in line
+    edit(folder, lambda now: now.update(post_processor=None))
+    lines = check_together(source, load_tokenizer(source), load_config(source))
+    assert any("has [CLS], and its template" in line for line in lines)
+    assert any("has [SEP], and its template" in line for line in lines)
+
+
+def test_a_vocabulary_that_is_not_the_models_own_is_said(folder: Path, tmp_path: Path) -> None:
+    pieces = (FOLDER / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    pieces[10], pieces[11] = pieces[11], pieces[10]
+    (tmp_path / "vocab.txt").write_text("\n".join(pieces), encoding="utf-8")
+    source = resolve(str(folder), tokenizer=str(tmp_path / "vocab.txt"))
+    [line] = check_together(source, load_tokenizer(source), load_config(source))
+    assert line.startswith("2 entries of --tokenizer")

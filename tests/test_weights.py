@@ -246,3 +246,18 @@ def test_a_classifiers_labels_are_not_the_heads(folder: Path) -> None:
 def test_random_weights_are_said_to_be_so(bert: Path) -> None:
     found = loaded(bert / "config.json")
     assert found.says() == f"weights of {bert / 'config.json'}: new and random: all of them"
+
+
+@pytest.mark.parametrize("peft", [True, False])
+def test_an_adapter_beside_the_weights_is_refused(folder: Path, peft: bool) -> None:
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/other"}', encoding="utf-8")
+    if not peft:
+        (folder / "model.safetensors").unlink()
+    assert "holds an adapter" in refusal(folder)
+
+
+def test_quantized_weights_are_refused(folder: Path) -> None:
+    config = AutoConfig.from_pretrained(folder)
+    config.quantization_config = {"quant_method": "gptq", "bits": 4}
+    config.save_pretrained(folder)
+    assert "quantized weights" in refusal(folder)

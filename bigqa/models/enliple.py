@@ -114,8 +114,10 @@ def convert(src: Path, out: Path, *, activation: str = "auto", qa_head: Path | N
         tokenizer.save_pretrained(temporary)
 
 
-def wordpiece(vocabulary: Path, *, lower_case: bool) -> Any:
-    """Return a fast BERT tokenizer. Accents stay: stripping them would take Hangul apart into jamo.
+def wordpiece(
+    vocabulary: Path, *, lower_case: bool, strip_accents: bool = False, tokenize_chinese_chars: bool = True
+) -> Any:
+    """Return a fast BERT tokenizer. Accents stay where nothing else is said: stripping takes Hangul apart into jamo.
 
     A vocabulary may hold an empty line that owns an id, so that lines are numbered here, empty ones too.
     """
@@ -130,7 +132,12 @@ def wordpiece(vocabulary: Path, *, lower_case: bool) -> Any:
             raise BigqaError(f"{vocabulary} is not a BERT vocabulary: it has no {name}")
     if len(entries) != len(lines):
         raise BigqaError(f"{vocabulary} has an entry twice; each line must be its own")
-    return BertTokenizer(vocab=entries, do_lower_case=lower_case, strip_accents=False)
+    return BertTokenizer(
+        vocab=entries,
+        do_lower_case=lower_case,
+        strip_accents=strip_accents,
+        tokenize_chinese_chars=tokenize_chinese_chars,
+    )
 
 
 def _weights_file(folder: Path) -> Path:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from bigqa.errors import BigqaError
 from bigqa.files import read_json, read_text
 from bigqa.models import enliple
-from bigqa.models.tokenizers import no_vocabulary, settled
+from bigqa.models.tokenizers import no_vocabulary, settled, stored
 from bigqa.models.weights import Loaded, load_checkpoint
 from bigqa.sample import FOLDER as SAMPLE
 
@@ -136,7 +136,7 @@ def _load_config(source: ModelSource) -> Any:
         read_json(file, "the model's config")
     try:
         return AutoConfig.from_pretrained(source.name)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise BigqaError(f"the model {source.name} cannot be loaded: {_first_line(error)}") from None
 
 
@@ -157,11 +157,12 @@ def load_tokenizer(source: ModelSource) -> Any:
         raise BigqaError(f"{source.name} has no vocabulary of its own: name one with --tokenizer (vocab.txt or folder)")
     path = Path(source.tokenizer)
     vocabulary = path / "vocab.txt" if path.is_dir() else path
-    if vocabulary.name.endswith(".txt") and vocabulary.is_file() and not (path / "tokenizer.json").is_file():
-        return settled(enliple.wordpiece(vocabulary, lower_case=_lower_case(vocabulary, source)), source.tokenizer)
+    plain = vocabulary.name.endswith(".txt") and vocabulary.is_file() and not (path / "tokenizer.json").is_file()
+    if plain and (wordpieces := _wordpieces(vocabulary, source)) is not None:
+        return settled(wordpieces, source.tokenizer)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.tokenizer, use_fast=True)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         if "backend tokenizer" in str(error):  # what the library says of a folder with nothing to make one of
             raise no_vocabulary(source.tokenizer, "no file of one") from None
         raise BigqaError(f"the tokenizer {source.tokenizer} cannot be loaded: {_first_line(error)}") from None
@@ -207,13 +208,25 @@ def load(
             raise BigqaError(f"{source.name} has no weights: train it first")
         model = AutoModelForQuestionAnswering.from_config(config, dtype=torch.float32)
         return Loaded(model, source.name, tuple(model.state_dict()))
+    _refuse_other_forms(source, config)
     try:
         loaded = load_checkpoint(source.name, config)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, UnpicklingError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError, UnpicklingError) as error:
         raise BigqaError(f"the model {source.name} cannot be loaded: {_first_line(error)}") from None
     if require_qa_head and loaded.lacking:
         raise BigqaError(f"{source.name} is no fine-tuned QA model: its weights lack {loaded.lacking}; train it first")
     return loaded
+
+
+def _refuse_other_forms(source: ModelSource, config: Any) -> None:
+    """Refuse what the library would make something else of, or nothing, by what else is installed."""
+    if stored(source.name, "adapter_config.json") is not None:
+        raise BigqaError(f"{source.name} holds an adapter (adapter_config.json): merge it into its model first")
+    if getattr(config, "quantization_config", None) is not None:
+        raise BigqaError(
+            f"{source.name} holds quantized weights (quantization_config in config.json): name the model that they "
+            "were made of; --strategy qlora quantizes by itself"
+        )
 
 
 def _fit_vocabulary(source: ModelSource, config: Any, size: int | None) -> None:
@@ -226,6 +239,8 @@ def _fit_vocabulary(source: ModelSource, config: Any, size: int | None) -> None:
     config.vocab_size = size
 
 
+WORDPIECES = ("BertTokenizer", "ElectraTokenizer", "DistilBertTokenizer", "PreTrainedTokenizer")
+"""Classes of the library that are BERT's tokenizer."""
 COUNT_FROM_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert")
 """Model types whose positions begin behind the padding's."""
 
@@ -250,17 +265,25 @@ def check_lengths(config: Any, seq_len: int) -> None:
         raise BigqaError(f"--seq-len {seq_len} is more than the model's {positions} positions; use at most {positions}")
 
 
-def _lower_case(vocabulary: Path, source: ModelSource) -> bool:
-    beside = vocabulary.with_name("tokenizer_config.json")
-    if beside.is_file():
-        return bool(read_json(beside, "the tokenizer's config").get("do_lower_case", False))
-    return source.lower_case and not _has_capitals(vocabulary)
-
-
-def _has_capitals(vocabulary: Path) -> bool:
-    # Pieces that lower-cased text could never reach: the vocabulary was made of cased text, whoever uses it now.
+def _wordpieces(vocabulary: Path, source: ModelSource) -> Any:
+    """Return BERT's tokenizer of a vocab.txt, as the settings beside it have it; none where they are of another."""
     pieces = read_text(vocabulary, "the vocabulary").splitlines()
-    return any(piece != piece.lower() for piece in pieces if not piece.startswith(("[", "<")))
+    beside = vocabulary.with_name("tokenizer_config.json")
+    # Pieces that lower-cased text could never reach: the vocabulary was made of cased text, whoever uses it now.
+    capitals = any(piece != piece.lower() for piece in pieces if not piece.startswith(("[", "<")))
+    if not beside.is_file():
+        return enliple.wordpiece(vocabulary, lower_case=source.lower_case and not capitals)
+    settings = read_json(beside, "the tokenizer's config")
+    if settings.get("tokenizer_class", "BertTokenizer").removesuffix("Fast") not in WORDPIECES:
+        return None
+    added = [str(token.get("content")) for token in settings.get("added_tokens_decoder", {}).values()]
+    if vocabulary.with_name("added_tokens.json").is_file() or set(added) - set(pieces):
+        return None
+    lower_case, strip = bool(settings.get("do_lower_case", not capitals)), settings.get("strip_accents")
+    if strip is None:  # with lower case, as the library has it; but syllables would never be reached
+        strip = lower_case and not any("가" <= letter <= "힣" for piece in pieces for letter in piece)
+    chinese = settings.get("tokenize_chinese_chars", True)
+    return enliple.wordpiece(vocabulary, lower_case=lower_case, strip_accents=strip, tokenize_chinese_chars=chinese)
 
 
 def _from_dict(values: dict[str, Any]) -> Any:

@@ -78,7 +78,7 @@ def disagreement(tokenizer: Any, name: str) -> str | None:
     """
     from tokenizers import Tokenizer
 
-    file = _file(name)
+    file = stored(name, "tokenizer.json")
     if file is None:
         return None
     saved = Tokenizer.from_file(str(file))
@@ -98,13 +98,14 @@ PROBES = (("서울은 Seoul", "나라"), ("CAFÉ ①", "a"))
 """Pairs of texts that show case, accents, composed Hangul, forms of compatibility, and the template of a pair."""
 
 
-def _file(name: str) -> Path | None:
+def stored(name: str, file: str) -> Path | None:
+    """Return a file of a folder, or of a hub id as far as it has been fetched; none where it has no such file."""
     from huggingface_hub import try_to_load_from_cache
 
-    if Path(name).is_dir():
-        file = Path(name) / "tokenizer.json"
-        return file if file.is_file() else None
-    found = try_to_load_from_cache(name, "tokenizer.json") if name.count("/") == 1 and not Path(name).exists() else None
+    if Path(name).exists() or name.count("/") != 1:
+        path = Path(name) / file
+        return path if path.is_file() else None
+    found = try_to_load_from_cache(name, file)
     return Path(found) if isinstance(found, str) else None
 
 

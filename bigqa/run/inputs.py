@@ -7,19 +7,12 @@ from bigqa.console import progress
 from bigqa.engine.processes import Processes
 from bigqa.errors import BigqaError
 from bigqa.files import cache_folder
-from bigqa.models.sources import (
-    ModelSource,
-    check_lengths,
-    describe_config,
-    load,
-    load_config,
-    load_tokenizer,
-    resolve,
-)
-from bigqa.models.tokenizers import check_rows, disagreement, doubts, rows_needed
+from bigqa.models.sources import check_lengths, describe_config, load, load_config, load_tokenizer, resolve
+from bigqa.models.tokenizers import rows_needed
 from bigqa.models.weights import Loaded
+from bigqa.run.together import check_together
 from bigqa.settings import Settings
-from bigqa.tasks.coverage import check_template, check_text
+from bigqa.tasks.coverage import check_text
 from bigqa.tasks.features import build_features
 from bigqa.tasks.scoring import metric_of, read_golds
 from bigqa.tasks.squad import iter_questions
@@ -73,16 +66,6 @@ def model_and_tokenizer(settings: Settings) -> Made:
                 setattr(config, name, settings.dropout)
     loaded = load(source, config, vocabulary_size=rows_needed(tokenizer), seed=settings.seed)
     return Made(loaded, tokenizer, described, tuple(doubts))
-
-
-def check_together(source: ModelSource, tokenizer: Any, config: Any) -> list[str]:
-    """Refuse a tokenizer that gives what a model has no rows for; return what may be amiss. Raises: BigqaError."""
-    rows = config.vocab_size if source.has_weights else max(config.vocab_size, rows_needed(tokenizer))
-    check_rows(tokenizer, rows, source.name)
-    types = getattr(config, "type_vocab_size", 0) or 0
-    check_template(tokenizer, token_types=types, rows=rows, name=source.name)
-    found = [disagreement(tokenizer, source.tokenizer) if source.tokenizer else None]
-    return [line for line in (*found, *(doubts(tokenizer, rows) if source.has_weights else ())) if line]
 
 
 def make_windows(settings: Settings, tokenizer: Any, lengths: Lengths, processes: Processes) -> Any:

@@ -35,7 +35,7 @@ from bigqa.models.sources import (
     usable_positions,
 )
 from bigqa.models.tokenizers import rows_needed
-from bigqa.run.inputs import check_together
+from bigqa.run.together import check_together
 from bigqa.tasks.features import build_features, window_lengths
 from bigqa.tasks.postprocess import decode
 from bigqa.tasks.qa import COLUMNS, QuestionAnswering, separator_for

@@ -46,6 +46,22 @@ def check_template(tokenizer: Any, *, token_types: int, rows: int, name: str) ->
         )
 
 
+def template_doubts(tokenizer: Any, *, token_types: int, name: str) -> list[str | None]:
+    """Return lines about a template that a model with these token types was hardly trained with."""
+    template, lines = learn_template(tokenizer), []
+    if token_types > 1 and template.types[1] == template.types[3]:
+        lines.append(
+            f"the tokenizer gives question and context the same token type, and {name} has {token_types}: "
+            "was it trained so?"
+        )
+    around = {*template.prefix, *template.middle, *template.suffix}
+    for kind in ("cls_token", "sep_token"):
+        token = getattr(tokenizer, kind)
+        if token is not None and getattr(tokenizer, f"{kind}_id") not in around:
+            lines.append(f"the tokenizer has {token}, and its template of a pair does not: was {name} trained so?")
+    return [*lines]
+
+
 def check_text(path: Path, tokenizer: Any, *, refuse: bool = True) -> str | None:
     """Return a line about a data set's text that a tokenizer does not know; none where it knows nearly all.
 

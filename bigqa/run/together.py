@@ -1,0 +1,50 @@
+"""Whether a tokenizer and a model belong together. In: both. Out: refusals, before data and weights are read; or lines
+about what looks as if it were another's.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from bigqa.errors import BigqaError
+from bigqa.models.sources import COUNT_FROM_PADDING, ModelSource, load_tokenizer
+from bigqa.models.tokenizers import check_rows, disagreement, doubts, rows_needed
+from bigqa.tasks.coverage import check_template, template_doubts
+
+
+def check_together(source: ModelSource, tokenizer: Any, config: Any) -> list[str]:
+    """Refuse a tokenizer that gives what a model has no rows for; return what may be amiss. Raises: BigqaError."""
+    rows = getattr(config, "vocab_size", None) or rows_needed(tokenizer)
+    rows = rows if source.has_weights else max(rows, rows_needed(tokenizer))
+    types = getattr(config, "type_vocab_size", 0) or 0
+    check_rows(tokenizer, rows, source.name)
+    check_template(tokenizer, token_types=types, rows=rows, name=source.name)
+    _check_padding(source, tokenizer, config)
+    lines = template_doubts(tokenizer, token_types=types, name=source.name)
+    if source.tokenizer is not None:
+        lines.append(disagreement(tokenizer, source.tokenizer))
+    if source.has_weights:
+        lines += [*doubts(tokenizer, rows), _other_than_its_own(source, tokenizer)]
+    return [line for line in lines if line is not None]
+
+
+def _check_padding(source: ModelSource, tokenizer: Any, config: Any) -> None:
+    """Refuse another padding than the one that positions are counted from: each such token would stand still."""
+    if config.model_type in COUNT_FROM_PADDING and source.has_weights and tokenizer.pad_token_id != config.pad_token_id:
+        raise BigqaError(
+            f"the tokenizer pads with id {tokenizer.pad_token_id}, and {source.name} counts positions from its "
+            f"padding, id {config.pad_token_id}: use the model's own tokenizer"
+        )
+
+
+def _other_than_its_own(source: ModelSource, tokenizer: Any) -> str | None:
+    """Say where --tokenizer gives other ids than the vocabulary that lies with the weights."""
+    if source.tokenizer in (None, source.name) or not Path(source.name).is_dir():
+        return None
+    try:
+        own = load_tokenizer(source.model_copy(update={"tokenizer": source.name})).get_vocab()
+    except BigqaError:
+        return None
+    other = sum(own.get(token) != number for token, number in tokenizer.get_vocab().items())
+    if not other:
+        return None
+    return f"{other} entries of --tokenizer {source.tokenizer} have other ids than in {source.name}'s own vocabulary"
