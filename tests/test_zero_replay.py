@@ -10,8 +10,10 @@ from torch.nn import functional
 
 from bigqa.engine.zero import LEAST_IN_A_BUCKET, MOST_IN_A_BUCKET, Buckets, buckets_of
 from bigqa.memory.allocator import MIB, CachingAllocator
+from bigqa.memory.events import Stream
 from bigqa.memory.host import pinned_block
-from bigqa.memory.parallel import FIRST_BYTES, OTHER_BYTES, buckets, taken
+from bigqa.memory.parallel import FIRST_BYTES, OTHER_BYTES, Averaging, averaging_of, buckets
+from bigqa.memory.replay import peaks
 from bigqa.memory.timeline import timeline_of
 from bigqa.memory.zero.device import GATHERING, MAIN, REDUCING, Device
 from bigqa.memory.zero.early import EarlyStages
@@ -300,5 +302,17 @@ def test_gradients_are_averaged_in_buckets_as_torch_makes_them() -> None:
     tensors = [torch.empty(size, dtype=torch.uint8, device="meta") for size in sizes]
     indices, _ = torch.distributed._compute_bucket_assignment_by_size(tensors, [FIRST_BYTES, OTHER_BYTES])
     assert sorted(buckets(sizes)) == sorted(sum(sizes[one] for one in bucket) for bucket in indices)
-    allocated, reserved = taken([3 * MIB, 30 * MIB])
-    assert (allocated, reserved) == (33 * MIB, 50 * MIB)
+
+
+def test_the_first_step_has_a_single_bucket_and_later_ones_several_beside_it_or_in_its_place() -> None:
+    """By hand: 60 MiB of weights and gradients, of which nothing else is allocated."""
+    sizes = [20 * MIB, 12 * MIB, 28 * MIB]
+    found = averaging_of([300 * MIB, *sizes], sizes)
+    assert found == Averaging(sent=(300 * MIB, 60 * MIB), first=60 * MIB, rebuilt=(28 * MIB, 32 * MIB))
+    assert found.ends == (60 * MIB, 120 * MIB)
+    small = Averaging(sent=(10 * MIB,) * 3, first=60 * MIB, rebuilt=found.rebuilt)
+    assert peaks(Stream(), [], small) == (
+        60 * MIB,
+        80 * MIB,
+    )  # two flat copies at once; then all is in the first's place
+    assert peaks(Stream(), [], small, keeps_first=True) == (120 * MIB, 140 * MIB)

@@ -7,7 +7,6 @@ Everything that is not a torch tensor is one small function with its source: `me
 import contextlib
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -15,19 +14,21 @@ from pydantic import BaseModel, ConfigDict
 
 from bigqa.engine.attention import kernels as attention
 from bigqa.engine.attention.packing import check_takes_text, packs_without_data
+from bigqa.engine.build import change
 from bigqa.engine.optim.precision import DTYPES
 from bigqa.errors import BigqaError, in_a_line
-from bigqa.memory import deepspeed, host, parallel
+from bigqa.memory import deepspeed, host
 from bigqa.memory.cards import A100, Card
 from bigqa.memory.depth import depth_of, depths_for, with_layers
 from bigqa.memory.events import Stream, on_card
 from bigqa.memory.forks import in_forks
+from bigqa.memory.parallel import Averaging, averaging_of
 from bigqa.memory.scaling import Footprint, NoLineError, Scaling
 from bigqa.memory.scratch import workspace_bytes
 from bigqa.memory.shapes import Following
 from bigqa.memory.timeline import Timeline, timeline_of
 from bigqa.memory.trace import trace_step
-from bigqa.memory.whole import whole_footprint
+from bigqa.memory.whole import beside, whole_footprint
 from bigqa.memory.zero.estimating import Peaks, ShardedRuns
 from bigqa.memory.zero.trace import MicroBatch, trace_micro_batch
 from bigqa.strategy import Strategy
@@ -45,9 +46,11 @@ class MemoryEstimate(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     allocated_bytes: int
-    """By torch, on the device; on a CPU, live tensors."""
+    """By torch, on the device; on a CPU, live tensors. At most, where that hangs on chance."""
     reserved_bytes: int
-    """By torch's allocator, from the device."""
+    """By torch's allocator, from the device; at most."""
+    least: tuple[int, int] | None = None
+    """Both at least, where that hangs on chance: several processes that average gradients (`memory.parallel`)."""
     device_bytes: int
     """As NVML shows it: reserved, and the context. On a CPU: zero."""
     host_bytes: int
@@ -79,6 +82,7 @@ class Estimator:
         self._scalings: dict[Key, Scaling] = {}
         self._wholes: dict[tuple[Key, int], Stream] = {}
         self._counts: tuple[int, int] | None = None
+        self._averagings: dict[Strategy, Averaging] = {}
         self._sharded = ShardedRuns(self._trace_micro_batch, lambda: self.num_parameters)
 
     @property
@@ -124,13 +128,14 @@ class Estimator:
         except NoLineError:  # as where only what is large enough is offloaded
             return self._whole(key, micro_batch, card)
 
-    def _whole(self, key: Key, micro_batch: int, card: Card) -> Footprint:
+    def _whole(self, key: Key, micro_batch: int, card: Card, averaging: Averaging | None = None) -> Footprint:
         """Return the footprint of all layers traced at the micro-batch itself."""
         strategy = key[0]
         if (key, micro_batch) not in self._wholes:
             stream = self._trace(key, depth_of(self.config), micro_batch)
             self._wholes[key, micro_batch] = stream
-        return whole_footprint(self._wholes[key, micro_batch], made_on_host=strategy.device == "cuda", card=card)
+        stream, on_gpu = self._wholes[key, micro_batch], strategy.device == "cuda"
+        return whole_footprint(stream, made_on_host=on_gpu, card=card, averaging=averaging)
 
     def trace_ahead(self, wanted: Iterable[tuple[Strategy, int, bool]], card: Card = A100) -> None:
         """Make the traces of many (strategy, sequence length, accumulating) at once, on all cores."""
@@ -174,18 +179,18 @@ class Estimator:
         """
         if strategy.needs_deepspeed and strategy.device == "cuda":
             return self._of_sharded(strategy, micro_batch, seq_len, accumulating, world_size, card, whole)
+        averaging = self._averaging(strategy) if world_size > 1 and strategy.device == "cuda" else None
         if whole:
-            found = self._whole(self._key(strategy, seq_len, accumulating, card), micro_batch, card)
+            found = self._whole(self._key(strategy, seq_len, accumulating, card), micro_batch, card, averaging)
         else:
             found = self.footprint(strategy, micro_batch, seq_len, accumulating=accumulating, card=card)
+            found = found if averaging is None else beside(found, averaging)
         if strategy.device == "cpu":
             states = None
             if strategy.needs_deepspeed:
                 states = deepspeed.states(strategy, self.num_parameters, self.largest_layer, world_size)
                 found = deepspeed.with_states(found, states)
             return _on_cpu(found, strategy, states)
-        if world_size > 1 and strategy.adapters == "none":  # adapters' gradients are a few megabytes
-            found = self._averaging(found, strategy)
         return self._on_gpu(found, strategy, card, found.pinned_bytes + found.managed_bytes, found.managed_bytes)
 
     def _on_gpu(
@@ -200,6 +205,7 @@ class Estimator:
         return MemoryEstimate(
             allocated_bytes=found.allocated_bytes,
             reserved_bytes=found.reserved_bytes,
+            least=found.least if isinstance(found, Footprint) else None,
             device_bytes=found.reserved_bytes + card.context_bytes,
             host_bytes=host.CUDA_BASELINE_BYTES + max(kept_bytes, host.loading_bytes(strategy, self.num_parameters)),
             pinned_bytes=found.pinned_bytes,
@@ -210,18 +216,15 @@ class Estimator:
             largest=found.largest,
         )
 
-    def _averaging(self, found: Footprint, strategy: Strategy) -> Footprint:
-        """Add the buckets in which several processes average gradients."""
-        model = self._on_meta(self.config)
-        each = DTYPES[strategy.precision].itemsize
-        sizes = [each * parameter.numel() for parameter in model.parameters()]
-        allocated, reserved = parallel.taken(parallel.buckets(reversed(sizes)))
-        return replace(
-            found,
-            allocated_bytes=found.allocated_bytes + allocated,
-            reserved_bytes=found.reserved_bytes + reserved,
-            by_category=found.by_category | {"gradients": found.by_category["gradients"] + allocated},
-        )
+    def _averaging(self, strategy: Strategy) -> Averaging:
+        """Return in what several processes average the gradients of a strategy."""
+        if strategy not in self._averagings:
+            model = self._on_meta(self.config)
+            change(model, strategy)
+            parameters = list(model.parameters())
+            weights = [one.nbytes for one in [*parameters, *model.buffers()]]
+            self._averagings[strategy] = averaging_of(weights, [one.nbytes for one in parameters if one.requires_grad])
+        return self._averagings[strategy]
 
     def _of_sharded(
         self, strategy: Strategy, micro_batch: int, seq_len: int, accumulating: bool, world_size: int, card: Card,

@@ -10,23 +10,37 @@ from collections.abc import Sequence
 
 from bigqa.memory.allocator import CachingAllocator
 from bigqa.memory.events import BEFORE, Event, Stream
+from bigqa.memory.parallel import SENT_AT_ONCE, Averaging
 
 WORKSPACE = "workspace"
 
 
-def peaks(stream: Stream, sizes: Sequence[int]) -> tuple[int, int]:
+def peaks(
+    stream: Stream, sizes: Sequence[int], averaging: Averaging | None = None, *, keeps_first: bool = False,
+    limit_bytes: int | None = None,
+) -> tuple[int, int]:  # fmt: skip
     """Return the most bytes allocated and reserved in two steps.
 
-    `sizes`: of each allocation of the stream; zero where the card has none, and for frees.
+    Args:
+        sizes: of each allocation of the stream; zero where the card has none, and for frees.
+        averaging: of several processes.
+        keeps_first: whether the first step's bucket stays beside the others.
+        limit_bytes: what the card has for torch.
+
+    Raises: OutOfMemory.
     """
-    return _Run(stream, sizes).peaks()
+    return _Run(stream, sizes, averaging, keeps_first, limit_bytes).peaks()
 
 
 class _Run:
-    def __init__(self, stream: Stream, sizes: Sequence[int]) -> None:
+    def __init__(
+        self, stream: Stream, sizes: Sequence[int], averaging: Averaging | None, keeps_first: bool,
+        limit_bytes: int | None,
+    ) -> None:  # fmt: skip
         self.stream, self.sizes = stream, sizes
+        self.averaging, self.keeps_first = averaging, keeps_first
         self.events = stream.events
-        self.allocator = CachingAllocator()
+        self.allocator = CachingAllocator(limit_bytes)
         self.keys: dict[int, int] = {}
         """Storage of the trace -> what it is now to the allocator."""
         self.numbers = itertools.count()
@@ -40,7 +54,12 @@ class _Run:
 
     def peaks(self) -> tuple[int, int]:
         self._place()
+        first = self._wrap(self.averaging) if self.averaging is not None else None
         for step in range(2):
+            if step and first is not None and self.averaging is not None:
+                if not self.keeps_first:
+                    self.allocator.free(first)
+                self._blocks(self.averaging.rebuilt)
             kept = set(self.keys)
             if self.gradients:
                 self._first_micro_batch()
@@ -57,6 +76,24 @@ class _Run:
         turn = {storage: place for place, storage in enumerate(self.stream.placed)}
         for storage in sorted(there, key=lambda one: turn.get(one, len(turn))):
             self._allocate(storage)
+
+    def _wrap(self, averaging: Averaging) -> int:
+        """Send the weights to the other processes, and make the first step's bucket; return that."""
+        sent: list[int] = []
+        for size in averaging.sent:
+            if len(sent) == SENT_AT_ONCE:
+                self.allocator.free(sent.pop(0))
+            sent += self._blocks([size])
+        for key in sent:
+            self.allocator.free(key)
+        return self._blocks([averaging.first])[0]
+
+    def _blocks(self, sizes: Sequence[int]) -> list[int]:
+        """Allocate what is no storage of the trace."""
+        keys = [next(self.numbers) for _ in sizes]
+        for key, size in zip(keys, sizes, strict=True):
+            self.allocator.allocate(key, size)
+        return keys
 
     def _first_micro_batch(self) -> None:
         """Run a micro-batch that finds no gradients: what would be added to them becomes them."""

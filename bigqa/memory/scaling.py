@@ -56,6 +56,8 @@ class Footprint:
     """The same of the update."""
     swing_bytes: int = 0
     """Held at most during a micro-batch, beyond what was held before it: on a CPU the kernel's until then."""
+    least: tuple[int, int] | None = None
+    """Allocated and reserved where chance is kind, as `memory.parallel` tells; none: there is no chance in it."""
 
 
 @dataclass(frozen=True)

@@ -3,24 +3,36 @@
 In: a stream at full depth. Out: a `Footprint`. For candidates so near a limit that fragmentation decides.
 """
 
+from dataclasses import replace
+
 from bigqa.engine.pinned import whole_pages
 from bigqa.memory.cards import A100, Card
 from bigqa.memory.events import BEFORE, Event, Stream, find_peak, on_card, sizes_on
+from bigqa.memory.parallel import Averaging, with_buckets
 from bigqa.memory.replay import peaks
 from bigqa.memory.scaling import Footprint
 
 
-def whole_footprint(stream: Stream, *, made_on_host: bool, card: Card = A100) -> Footprint:
-    """Return what a traced step holds and does."""
+def whole_footprint(
+    stream: Stream, *, made_on_host: bool, card: Card = A100, averaging: Averaging | None = None
+) -> Footprint:
+    """Return what a traced step holds and does. `averaging`: of several processes."""
     resolved = on_card(stream, card)
     events = _on_device(resolved.events) if made_on_host else resolved.events
     peak = find_peak(Stream(events=events, categories=stream.categories))
-    allocated, reserved = peaks(stream, sizes_on(stream, card)) if made_on_host else (peak.total_bytes,) * 2
+    allocated, reserved = peak.total_bytes, peak.total_bytes
+    least, by_category = None, peak.by_category
+    if made_on_host:
+        sizes = sizes_on(stream, card)
+        allocated, reserved = peaks(stream, sizes, averaging, keeps_first=True)
+        if averaging is not None:
+            least = peaks(stream, sizes, averaging)
+            by_category = with_buckets(by_category, averaging)
     return Footprint(
         allocated_bytes=allocated,
         reserved_bytes=reserved,
         phase=peak.phase,
-        by_category=peak.by_category,
+        by_category=by_category,
         largest=peak.largest,
         flops=stream.flops,
         batched_flops=stream.batched_flops,
@@ -30,6 +42,19 @@ def whole_footprint(stream: Stream, *, made_on_host: bool, card: Card = A100) ->
         offloaded_bytes=stream.offloaded_bytes,
         pinned_bytes=sum(map(whole_pages, stream.offloaded)),
         managed_bytes=stream.managed_bytes,
+        least=least,
+    )
+
+
+def beside(found: Footprint, averaging: Averaging) -> Footprint:
+    """Put buckets beside what one process holds, for a footprint that was not replayed with them."""
+    least, most = averaging.ends
+    return replace(
+        found,
+        allocated_bytes=found.allocated_bytes + most,
+        reserved_bytes=found.reserved_bytes + most,
+        least=(found.allocated_bytes + least, found.reserved_bytes + least),
+        by_category=with_buckets(found.by_category, averaging),
     )
 
 

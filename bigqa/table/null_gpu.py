@@ -148,7 +148,17 @@ def predicted(estimator: Estimator, cell: Counted) -> MemoryEstimate:
 
 def error_of(cell: Counted, memory: MemoryEstimate) -> Error:
     """Compare a cell with its prediction."""
-    said = {"allocated": memory.allocated_bytes, "reserved": memory.reserved_bytes, "pinned": memory.pinned_bytes}
-    least = {"allocated": 0, "reserved": 0, "pinned": PINNED_BYTES}
-    of = {figure: said[figure] / count - 1 for figure, count in cell.bytes_of.items() if count > least[figure]}
+    most = {"allocated": memory.allocated_bytes, "reserved": memory.reserved_bytes, "pinned": memory.pinned_bytes}
+    least = dict(zip(most, memory.least or (), strict=False))
+    counted = {"allocated": 0, "reserved": 0, "pinned": PINNED_BYTES}
+    of = {
+        figure: beyond(least.get(figure, most[figure]), most[figure], count)
+        for figure, count in cell.bytes_of.items()
+        if count > counted[figure]
+    }
     return Error(cell, of)
+
+
+def beyond(least: int, most: int, count: int) -> float:
+    """Return how far what was said is from what was counted, as a share of that; between both ends: nothing."""
+    return 0.0 if least <= count <= most else (least if count < least else most) / count - 1
