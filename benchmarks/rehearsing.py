@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import click
 import torch
 import typer
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -101,9 +100,7 @@ def _rehearsed(words: list[str], folder: Path, columns: int) -> tuple[int, str, 
     console.file, console.width = screen, columns
     try:
         with patch.object(running, "rehearse", kept):
-            app(words, standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        code = stop.exit_code
+            code = app(words, standalone_mode=False) or 0
     except BigqaError as error:
         code = error.exit_code
         print(error, file=screen)
