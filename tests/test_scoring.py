@@ -137,7 +137,7 @@ def test_every_form_of_gold_of_2_scores_alike(write: Write, tmp_path: Path) -> N
 
 
 def test_unknown_metric_names_the_choices(write: Write) -> None:
-    with pytest.raises(UsageError, match="unknown metric 'squad'; choose one of korquad1, korquad2"):
+    with pytest.raises(UsageError, match="unknown metric 'squad'; choose one of korquad1, korquad2, squad2, klue"):
         evaluate_files(write("g.json", gold1(a=["가"])), write("p.json", {}), "squad")
 
 
@@ -176,8 +176,10 @@ def test_absent_files(write: Write, tmp_path: Path, metric: str) -> None:
     assert "predictions file is a folder" in error_of(there, tmp_path, metric)
 
 
-def test_a_folder_is_no_gold_of_1(write: Write, tmp_path: Path) -> None:
-    assert "gold file is a folder" in error_of(tmp_path, write("p.json", {}))
+def test_a_folder_is_gold_of_1_as_well(write: Write, tmp_path: Path) -> None:
+    for name in "ab":
+        write(f"gold/{name}.json", gold1(**{name: ["서울"]}))
+    assert evaluate_files(tmp_path / "gold", write("p.json", {"a": "서울"}), "korquad1") == Score(50.0, 50.0, 2, 1)
 
 
 @pytest.mark.parametrize(
@@ -247,7 +249,7 @@ def test_the_same_id_in_two_files_names_both(write: Write, tmp_path: Path) -> No
 def test_a_folder_without_golds(write: Write, tmp_path: Path) -> None:
     write("gold/readme.txt", "nothing")
     found = error_of(tmp_path / "gold", write("p.json", {}), "korquad2")
-    assert f"holds no .json and no .zip file: {tmp_path / 'gold'}" in found
+    assert f"holds no data (.json, .jsonl, .ndjson, .parquet, .arrow, .zip): {tmp_path / 'gold'}" in found
 
 
 def test_bad_zips(write: Write, tmp_path: Path) -> None:
@@ -255,7 +257,7 @@ def test_bad_zips(write: Write, tmp_path: Path) -> None:
     assert "gold file not found" in error_of(tmp_path / "no.zip", predictions, "korquad2")
     assert "cannot be unpacked" in error_of(write("text.zip", "no zip at all"), predictions, "korquad2")
     assert "cannot be unpacked" in error_of(write("empty.zip", b""), predictions, "korquad2")
-    assert "holds no .json file" in error_of(zip_of(tmp_path / "none.zip"), predictions, "korquad2")
+    assert "zip holds no data (.json," in error_of(zip_of(tmp_path / "none.zip"), predictions, "korquad2")
     whole = zip_of(tmp_path / "whole.zip", one=gold2(a="가" * 500)).read_bytes()
     assert "cannot be unpacked" in error_of(write("cut.zip", whole[: len(whole) // 2]), predictions, "korquad2")
 

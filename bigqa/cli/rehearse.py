@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from bigqa import interrupts
-from bigqa.errors import BigqaError, UsageError
+from bigqa.errors import UsageError
 from bigqa.ranges import size
 from bigqa.run.options import parsed, ranged
 
@@ -85,6 +85,7 @@ def rehearse(
 
 def _planned(plan: Path | None, train_file: Path | None, command: Sequence[str] | None) -> "Planned | None":
     from bigqa.rehearse.planned import read_planned
+    from bigqa.tasks.documents import check_there
 
     if plan is None and not command:
         raise UsageError("no command to rehearse: bigqa rehearse --gpu T4 -- python my_script.py")
@@ -94,8 +95,7 @@ def _planned(plan: Path | None, train_file: Path | None, command: Sequence[str] 
         raise UsageError("--plan and a command exclude each other: a plan is trained with bigqa's own trainer")
     if train_file is None:
         raise UsageError("--train-file is missing: what is the plan to be trained on?")
-    if not train_file.exists():
-        raise BigqaError(f"data file not found: {train_file}")
+    check_there(train_file)
     return read_planned(plan)
 
 

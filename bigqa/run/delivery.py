@@ -4,7 +4,6 @@ No rung of the ladder helps here: a run that lacks memory to score its model has
 """
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -20,9 +19,11 @@ from bigqa.engine.recovery import is_out_of_memory, which_memory
 from bigqa.errors import BigqaError
 from bigqa.files import atomic_folder, write_json
 from bigqa.plan.ladder import switches_of
-from bigqa.run.prediction import LENGTHS_FILE, Predictions, predict, ready
+from bigqa.run.prediction import Predictions, Trained, predict, ready
 from bigqa.settings import Settings
-from bigqa.tasks.scoring import evaluate_files, metric_of
+from bigqa.tasks import nulls
+from bigqa.tasks.scoring import METRICS, as_record, evaluate_files, key_of, measure_of, metric_of
+from bigqa.tasks.squad import has_impossible
 from bigqa.tasks.windows import Lengths
 from bigqa.versions import versions
 
@@ -40,27 +41,35 @@ def hand_over(training: Training, outcome: Outcome, model: Any, tokenizer: Any, 
     """Merge, save, report, and score on the dev file if there is one."""
     settings, recorder = training.settings, training.recorder
     adapters.merge(model)
-    _save_model(model, training, tokenizer, lengths)
+    trained = Trained(lengths=lengths, null_threshold=nulls.DEFAULT if _learned_nulls(settings) else None)
+    _save_model(model, training, tokenizer, trained)
     report = _report(training, outcome)
     report["switches"] = switches_of(settings.out)
     if settings.dev_file is not None:
         write_json(settings.out / "report.json", report)  # hours of training are not lost with a score
         with _no_room_to_score(settings):
-            report["scores"] = _score(training, model, tokenizer, lengths)
+            report["scores"] = _score(training, model, tokenizer, trained)
     write_json(settings.out / "report.json", report)
     recorder.say(f"model: {settings.out / 'model'} · report: {settings.out / 'report.json'}")
     if "scores" in report:
         scores = report["scores"]
-        recorder.say(f"EM {scores['exact_match']:.2f} · F1 {scores['f1']:.2f} on {scores['total']} questions")
+        overlap = METRICS[scores["metric"]].overlap
+        figures = f"EM {scores['exact_match']:.2f} · {overlap} {scores[key_of(overlap)]:.2f}"
+        recorder.say(f"{figures} on {scores['total']} questions")
 
 
-def _save_model(model: Any, training: Training, tokenizer: Any, lengths: Lengths) -> None:
-    """Write `RUN/model`: fp32 weights, config, tokenizer, and the lengths it was trained at."""
+def _learned_nulls(settings: Settings) -> bool:
+    """Say whether a run has met questions without an answer, or is to be scored on such."""
+    return any(has_impossible(file) for file in (settings.train_file, settings.dev_file) if file is not None)
+
+
+def _save_model(model: Any, training: Training, tokenizer: Any, trained: Trained) -> None:
+    """Write `RUN/model`: fp32 weights, config, tokenizer, and how it was trained."""
     with atomic_folder(training.settings.out / "model", replace=True) as temporary:
         model.config.dtype = torch.float32
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        write_json(temporary / LENGTHS_FILE, {"schema": 1, "lengths": lengths.model_dump(mode="json")})
+        trained.write(temporary)
 
 
 @contextlib.contextmanager
@@ -127,7 +136,8 @@ def _report(training: Training, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _score(training: Training, model: Any, tokenizer: Any, lengths: Lengths) -> dict[str, Any]:
+def _score(training: Training, model: Any, tokenizer: Any, trained: Trained) -> dict[str, Any]:
+    """Return the scores on the dev file; on it the threshold is chosen from which on there is no answer, and kept."""
     settings, device = training.settings, training.processes.device
     dev_file = settings.dev_file
     assert dev_file is not None
@@ -136,10 +146,16 @@ def _score(training: Training, model: Any, tokenizer: Any, lengths: Lengths) -> 
 
         def predicted_on(device: torch.device) -> Predictions:
             ready(model, device, precision)
-            say = training.recorder.say
-            return predict(model, tokenizer, dev_file, lengths, device, on_progress, packs=training.packs, tell=say)
+            return predict(
+                model, tokenizer, dev_file, trained.lengths, device, on_progress, packs=training.packs,
+                tell=training.recorder.say, null_threshold=trained.null_threshold,
+            )  # fmt: skip
 
         found = on_the_host_if_it_must(predicted_on, model, device, precision)
-    write_json(settings.out / "predictions.json", found.answers)
-    score = evaluate_files(dev_file, settings.out / "predictions.json", metric_of(dev_file))
-    return dataclasses.asdict(score)
+    metric, answers = metric_of(dev_file), found.answers
+    if trained.null_threshold is not None:
+        threshold = nulls.best_threshold(found.nbest, measure_of(dev_file, metric))
+        trained.model_copy(update={"null_threshold": threshold}).write(settings.out / "model")
+        answers = {name: nulls.answer_of(candidates, threshold) for name, candidates in found.nbest.items()}
+    write_json(settings.out / "predictions.json", answers)
+    return as_record(evaluate_files(dev_file, settings.out / "predictions.json", metric), metric)

@@ -12,6 +12,7 @@ from bigqa.lock import FILES, check_free
 from bigqa.models.sources import resolve
 from bigqa.settings import Settings, make_settings, read_settings
 from bigqa.strategy import STRATEGIES
+from bigqa.tasks.documents import check_there
 from bigqa.versions import versions
 
 CHANGEABLE = {
@@ -49,8 +50,7 @@ def settings_from(options: dict[str, Any], resume: Path | None) -> Settings:
     settings = make_settings(**(known | options))
     check_new(settings.out)
     for file in filter(None, (settings.train_file, settings.dev_file)):
-        if not file.exists():  # what is in it is read later; a slip of the pen is told before torch is imported
-            raise BigqaError(f"data file not found: {file}")
+        check_there(file)  # what is in it is read later; a slip of the pen is told before torch is imported
     return settings
 
 

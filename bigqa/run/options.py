@@ -29,7 +29,7 @@ Model = Annotated[str | None, typer.Option("--model", help=MODEL_HELP)]
 Tokenizer = Annotated[
     str | None, typer.Option(help="A vocab.txt, folder or hub id, where the model has no vocabulary.")
 ]
-TrainFile = Annotated[Path | None, typer.Option(help="Questions with answers, KorQuAD or SQuAD JSON.")]
+TrainFile = Annotated[Path | None, typer.Option(help="Questions with answers: a file, folder, glob or id.")]
 DevFile = Annotated[Path | None, typer.Option(help="Questions to score the result on.")]
 Out = Annotated[Path | None, typer.Option(help="The run folder, made new.")]
 Resume = Annotated[Path | None, typer.Option(help="Go on with this run folder from its last checkpoint.")]

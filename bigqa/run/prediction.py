@@ -1,6 +1,7 @@
 """Answers of a fine-tuned model. In: a model, a data set. Out: `{id: text}` and n-best lists.
 
-A model folder written by bigqa holds `bigqa.json`, the lengths it was trained at; other folders get the defaults.
+A model folder written by bigqa holds `bigqa.json`: the lengths it was trained at, and where it learned of questions
+without an answer, when it gives none. Other folders get the defaults.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ from typing import Any
 
 import psutil
 import torch
+from pydantic import BaseModel, Field, ValidationError
 
 from bigqa.console import tell
 from bigqa.engine import modules
@@ -22,7 +24,7 @@ from bigqa.engine.optim.precision import DTYPES, cast
 from bigqa.engine.processes import check_kernels
 from bigqa.engine.recovery import is_out_of_memory, which_memory
 from bigqa.errors import BigqaError
-from bigqa.files import cache_folder, read_json
+from bigqa.files import cache_folder, read_json, write_json
 from bigqa.machine.hardware import host_memory
 from bigqa.machine.heap import keep_if_plenty
 from bigqa.models.sources import (
@@ -42,7 +44,7 @@ from bigqa.tasks.qa import COLUMNS, QuestionAnswering, separator_for
 from bigqa.tasks.squad import iter_questions
 from bigqa.tasks.windows import Lengths
 
-LENGTHS_FILE = "bigqa.json"
+TRAINED_FILE = "bigqa.json"
 BATCH_ROOM_BYTES = 2**31
 """What a forward pass of `engine.inference`'s batches may take: a wide feed-forward layer in fp32, ten times over."""
 Progress = Callable[[int, int], None]
@@ -63,12 +65,34 @@ def qa_task(tokenizer: Any, model: Any) -> QuestionAnswering:
     return QuestionAnswering(tokenizer.pad_token_id or 0, takes_types, first_position(model.config), separator)
 
 
+class Trained(BaseModel):
+    """How a model was trained, as far as predicting must know: what `bigqa.json` in its folder holds."""
+
+    lengths: Lengths
+    null_threshold: float | None = Field(default=None, allow_inf_nan=False)
+    """See `tasks.nulls`; none: every question has an answer."""
+
+    def write(self, model_folder: Path) -> None:
+        """Put it into a model's folder."""
+        write_json(model_folder / TRAINED_FILE, {"schema": 1} | self.model_dump(mode="json"))
+
+
+def trained_of(model_folder: Path, positions: int | None) -> Trained:
+    """Return how a model folder was trained, or the defaults as far as its positions reach. Raises: BigqaError."""
+    path = model_folder / TRAINED_FILE
+    if not path.is_file():
+        return Trained(lengths=Lengths(seq_len=min(512, positions or 512)))
+    try:
+        return Trained.model_validate(read_json(path, "the model's lengths"))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"])) or "it"
+        raise BigqaError(f"{path} is not as `bigqa train` writes it: {place}: {problem['msg']}") from None
+
+
 def lengths_of(model_folder: Path, positions: int | None) -> Lengths:
     """Return the lengths that a model folder was trained at, or the defaults as far as its positions reach."""
-    path = model_folder / LENGTHS_FILE
-    if path.is_file():
-        return Lengths.model_validate(read_json(path, "the model's lengths")["lengths"])
-    return Lengths(seq_len=min(512, positions or 512))
+    return trained_of(model_folder, positions).lengths
 
 
 def predict(
@@ -81,11 +105,12 @@ def predict(
     n_best: int = 20,
     packs: bool | None = None,
     tell: Callable[[str], None] = tell,
+    null_threshold: float | None = None,
 ) -> Predictions:
     """Answer every question of a data set: one forward pass over its windows, one document in memory at a time.
 
     `packs`: whether the model takes packed windows, where training has found that out. `tell` is told what a person
-    should know of it.
+    should know of it. `null_threshold`: where a question may be without an answer; see `tasks.nulls`.
     """
     windows = build_features(file, tokenizer, lengths, training=False, cache_dir=cache_folder() / "features")
     sizes = window_lengths(windows)
@@ -93,7 +118,7 @@ def predict(
     task = qa_task(tokenizer, model)
     logits = span_logits(model, task, inputs, sizes, device, on_progress, packs=packs, tell=tell)
     questions = iter_questions(file, need_answers=False)
-    answers, nbest = decode(questions, windows, logits, lengths, n_best=n_best)
+    answers, nbest = decode(questions, windows, logits, lengths, n_best=n_best, null_threshold=null_threshold)
     return Predictions(answers, nbest)
 
 

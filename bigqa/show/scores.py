@@ -14,12 +14,12 @@ def inspection_table(found: Mapping[str, Any]) -> Table:
     return table
 
 
-def scores_table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Show EM, F1 and the number of questions, one row for each score."""
-    table = Table("", "EM", "F1", "questions", title=title)
+def scores_table(title: str, rows: Mapping[str, Mapping[str, Any]], overlap: str = "F1") -> Table:
+    """Show exact match, the measure beside it, and the number of questions, one row for each score."""
+    table = Table("metric", "EM", overlap, "questions", "missing", title=title)
     for name, score in rows.items():
-        figures = (f"{score['exact_match']:.2f}", f"{score['f1']:.2f}", str(score["total"]))
-        table.add_row(name, *figures)
+        figures = [f"{score[key]:.2f}" for key in ("exact_match", overlap.lower().replace("-", "_"))]
+        table.add_row(name, *figures, str(score["total"]), str(score["missing"]))
     return table
 
 

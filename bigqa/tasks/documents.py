@@ -1,52 +1,109 @@
-"""JSON documents of a data set, one in memory at a time. In: a JSON file, a zip of them, or a folder of either.
+"""Where data lies. In: a file, a folder, a glob, or the id of a data set on the hub. Out: its files and their values.
 
-Out: each document and the place it stands at, and its fields; what is not there, or of another kind, is said in one
-line with its place.
+Fields of what is held are read here too; what is not there, or of another kind, is said in one line with its place.
 """
 
-import lzma
-import zipfile
-import zlib
+import glob
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from bigqa.errors import BigqaError
 from bigqa.files import read_json
+from bigqa.tasks.containers import DATA_SUFFIXES, is_data, values
+from bigqa.tasks.hub import hub_files, is_hub_id
+from bigqa.tasks.splits import split_of
 
 T = TypeVar("T")
 WANTED_NAMES = {dict: "an object", list: "a list", str: "text", int: "a whole number"}
 FOUND_NAMES = {dict: "an object", list: "a list", str: "text", type(None): "null", bool: "true or false"}
 ADVICE = "is it KorQuAD or SQuAD data?"
-ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, NotImplementedError)
-"""What `zipfile` raises for a broken archive; RuntimeError where a password is wanted."""
 
 
 def documents(path: Path, role: str) -> Iterator[tuple[Any, str]]:
-    """Yield each JSON value of a file, a zip or a folder with its place. `role` names the data in an error."""
-    if path.is_dir():
-        for file in data_files(path, role):
-            yield from documents(file, role)
-    elif path.suffix.lower() == ".zip":
-        yield from _zip_documents(path, role)
-    else:
-        yield read_json(path, role), f"{role} {path}"
+    """Yield each JSON value or row of a data set with its place. `role` names the data in an error."""
+    for file in data_files(path, role):
+        yield from values(file, role)
+
+
+def check_there(path: Path, role: str = "data file") -> None:
+    """Refuse a path that names nothing; what is in it is read later. Raises: BigqaError."""
+    if not path.exists():
+        data_files(path, role)
 
 
 def data_files(path: Path, role: str) -> list[Path]:
-    """Return the files that `documents` reads: the path itself, or what a folder holds."""
-    if not path.is_dir():
-        return [path]
+    """Return the files that `documents` reads: the path itself, or what a folder, a glob or an id stands for."""
     try:
-        entries = sorted(path.iterdir())
-    except OSError as error:
-        raise BigqaError(f"{role} folder cannot be read: {path}: {error.strerror}") from None
-    # The official script reads a folder's JSON files alone, so zips left beside them must not count twice.
-    for suffix in (".json", ".zip"):
-        files = [entry for entry in entries if _is_data(entry.name, suffix) and entry.is_file()]
+        if path.is_dir():
+            return _of_folder(path, role)
+        if path.exists():
+            return [path]
+        if glob.has_magic(str(path)):
+            return _of_glob(path, role)
+    except (OSError, ValueError) as error:  # ValueError: a name with a null byte
+        raise BigqaError(f"{role} cannot be read: {path}: {getattr(error, 'strerror', None) or error}") from None
+    return _of_hub(path, role)
+
+
+def _of_glob(path: Path, role: str) -> list[Path]:
+    found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+    files = [file for one in found for file in (_of_folder(one, role) if one.is_dir() else [one])]
+    if not files:
+        raise BigqaError(f"{role} not found: no file is named like {path}")
+    return files
+
+
+def _of_folder(path: Path, role: str) -> list[Path]:
+    entries = sorted(path.iterdir())
+    names = {entry.name for entry in entries}
+    if "dataset_dict.json" in names:
+        raise BigqaError(f"{role} folder holds several splits: {path}; name one: {', '.join(_splits_of(path))}")
+    if {"state.json", "dataset_info.json"} <= names:
+        return _of_datasets(path, role)
+    # The official script reads a folder's JSON files alone, so what is left beside them must not count twice.
+    for is_kind in (_is_json, _is_zip, is_data):
+        files = [entry for entry in entries if is_kind(entry.name) and entry.is_file()]
         if files:
-            return files
-    raise BigqaError(f"{role} folder holds no .json and no .zip file: {path}; name the one that does")
+            return _of_one_split(files, path, role)
+    kinds = ", ".join((*DATA_SUFFIXES, ".zip"))
+    raise BigqaError(f"{role} folder holds no data ({kinds}): {path}; name the one that does")
+
+
+def _of_datasets(path: Path, role: str) -> list[Path]:
+    """Return the files of a folder that `datasets` saved, in its order."""
+    state = read_json(path / "state.json", f"{role}: the state of a saved data set")
+    files = [field(item, "filename", str, where) for item, where in items(state, "_data_files", f"{path}/state.json")]
+    missing = [name for name in files if not (path / name).is_file() or Path(name).name != name]
+    if missing or not files:
+        raise BigqaError(f"{role}: {path} lacks {missing[0] if missing else 'its files'}; save the data set again")
+    return [path / name for name in files]
+
+
+def _splits_of(path: Path) -> list[str]:
+    return sorted(str(entry) for entry in path.iterdir() if entry.is_dir() and (entry / "state.json").is_file())
+
+
+def _is_json(name: str) -> bool:
+    return name.lower().endswith(".json") and is_data(name)
+
+
+def _is_zip(name: str) -> bool:
+    return name.lower().endswith(".zip") and not name.startswith(".")
+
+
+def _of_one_split(files: list[Path], path: Path, role: str) -> list[Path]:
+    splits = sorted({split for file in files if (split := split_of(file.name))})
+    if len(splits) > 1:
+        example = path / f"{splits[0]}*"
+        raise BigqaError(f"{role} folder holds the splits {', '.join(splits)}: {path}; name one by a glob: '{example}'")
+    return files
+
+
+def _of_hub(path: Path, role: str) -> list[Path]:
+    if not is_hub_id(str(path)):
+        raise BigqaError(f"{role} not found: {path}")
+    return hub_files(str(path), role)
 
 
 def items(record: Any, key: str, where: str) -> Iterator[tuple[Any, str]]:
@@ -70,26 +127,3 @@ def field(record: Any, key: str, kind: type[T], where: str) -> T:
 def name_of(value: Any) -> str:
     """Name the kind of a JSON value."""
     return FOUND_NAMES.get(type(value), "a number")
-
-
-def _is_data(name: str, suffix: str) -> bool:
-    # A Mac adds "._name.json" beside each file it packs: binary, and not data.
-    return name.lower().endswith(suffix) and not name.rpartition("/")[2].startswith(".")
-
-
-def _zip_documents(path: Path, role: str) -> Iterator[tuple[Any, str]]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = sorted(name for name in archive.namelist() if _is_data(name, ".json"))
-            if not names:
-                raise BigqaError(f"{role}: zip holds no .json file: {path}; name the zip of the data set")
-            for name in names:
-                member = zipfile.Path(archive, name)
-                # No `Path`, but it has the two things `read_json` wants: `read_bytes` and a name to print.
-                yield read_json(cast(Path, member), role), f"{role} {member}"
-    except FileNotFoundError:
-        raise BigqaError(f"{role} not found: {path}") from None
-    except OSError as error:
-        raise BigqaError(f"{role}: zip cannot be read: {path}: {error.strerror or error}") from None
-    except ZIP_ERRORS as error:
-        raise BigqaError(f"{role}: zip cannot be unpacked: {path}: {error}; fetch it again") from None

@@ -7,6 +7,7 @@ only when whole.
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -64,7 +65,7 @@ def build_features(
     `on_progress` takes the questions done and all of them.
     """
     key = _key(path, tokenizer, lengths, training=training, limit=limit, with_targets=with_targets)
-    file = cache_dir / f"{path.stem}-{key}.arrow"
+    file = cache_dir / f"{_plain_name(path)}-{key}.arrow"
     if not _is_whole(file):
         need_answers = training or with_targets
         # Read twice: a fault in the last document is found before an hour goes into the first, and the total is known.
@@ -74,6 +75,11 @@ def build_features(
         with atomic_path(file) as temporary:
             _write(temporary, rows, training=training, on_row=_reporter(on_progress, total))
     return Rows.of_file(file)
+
+
+def _plain_name(path: Path) -> str:
+    """Return a file's name as far as a file system takes it: a glob and a data set's id are no names."""
+    return re.sub(r"[^\w.-]", "_", path.stem.encode("utf-8", "replace").decode())[:40]
 
 
 def window_lengths(windows: Rows) -> list[int]:

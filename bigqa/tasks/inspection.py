@@ -39,10 +39,12 @@ def inspect_file(path: Path, tokenizer: Any, lengths: Lengths) -> dict[str, Any]
 
 
 def _counts(questions: list[Question]) -> dict[str, int]:
+    impossible = sum(1 for question in questions if not question.answers)
     return {
         "articles": len({question.title for question in questions}),
         "paragraphs": len({question.context for question in questions}),
         "questions": len(questions),
+        **({"unanswerable": impossible} if impossible else {}),
         "answers": sum(len(question.answers) for question in questions),
     }
 
@@ -51,7 +53,7 @@ def _percentiles(questions: list[Question], tokenizer: Any) -> dict[str, dict[st
     texts = {
         "question": [question.question for question in questions],
         "context": list({question.context: None for question in questions}),
-        "answer": [question.answers[0].text for question in questions],
+        "answer": [question.answers[0].text for question in questions if question.answers],
     }
     return {name: _spread(_sizes(values, tokenizer)) for name, values in texts.items()}
 
@@ -77,22 +79,25 @@ def _at_length(
     sizes = window_lengths(windows)
     reached = {int(row["question"]) for row in _targets(windows) if row["end"] > 0}
     answers, _ = decode(questions, windows, _perfect_logits(windows, sizes), lengths)
-    golds = {question.id: [answer.text for answer in question.answers] for question in questions}
+    # Whether a question can be answered at all is no matter of the vocabulary.
+    golds = {question.id: [answer.text for answer in question.answers] for question in questions if question.answers}
     found = {
         "windows": len(windows),
         "window_tokens": _spread(sizes),
         "padding_share": 1 - sum(sizes) / (len(sizes) * lengths.seq_len),
-        "answers_out_of_reach_share": 1 - len(reached) / len(questions),
+        "answers_out_of_reach_share": 1 - len(reached) / len(golds),
     } | _ceiling("ceiling", golds, answers)
     if published is not None:
         # An answer that no window holds is out of the published scripts' reach as well.
-        kept = {q.id: published[q.id] if number in reached else "" for number, q in enumerate(questions)}
+        kept = {q.id: published[q.id] if number in reached else "" for number, q in enumerate(questions) if q.answers}
         found |= _ceiling("published_ceiling", golds, kept)
     return found
 
 
 def _published(questions: list[Question], tokenizer: Any, lengths: Lengths) -> dict[str, str] | None:
-    return published_answers(questions, tokenizer, lengths.max_answer_length) if is_wordpiece(tokenizer) else None
+    if not is_wordpiece(tokenizer):
+        return None
+    return published_answers([one for one in questions if one.answers], tokenizer, lengths.max_answer_length)
 
 
 def _ceiling(name: str, golds: dict[str, list[str]], answers: dict[str, str]) -> dict[str, float]:

@@ -71,8 +71,16 @@ def character_f1(prediction: str, gold: str) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
-def mean_score(golds: Golds, predictions: Predictions, normalizer: Callable[[str], str]) -> Score:
-    """Score with any normalisation; the two measures take their maximum over the golds separately."""
+def mean_score(
+    golds: Golds,
+    predictions: Predictions,
+    normalizer: Callable[[str], str],
+    overlap: Callable[[str, str], float] = character_f1,
+) -> Score:
+    """Score with any normalisation, and a measure of two normalised texts beside whether they are equal.
+
+    The two take their maximum over the golds separately.
+    """
     if not golds:
         raise BigqaError("there is no question to score; give a gold file that holds questions")
     matched = overlapped = 0.0
@@ -86,7 +94,7 @@ def mean_score(golds: Golds, predictions: Predictions, normalizer: Callable[[str
         found = _normalized(question, predictions[question], normalizer)
         wanted = [_normalized(question, text, normalizer, "gold answer") for text in texts]
         matched += max(float(found == text) for text in wanted)
-        overlapped += max(character_f1(found, text) for text in wanted)
+        overlapped += max(overlap(found, text) for text in wanted)
     total = len(golds)
     return Score(100.0 * matched / total, 100.0 * overlapped / total, total, missing)
 

@@ -1,39 +1,36 @@
 """Scores of a file of predictions against gold files.
 
-In: golds (KorQuAD 1.0 or SQuAD-like JSON; for 2.x a JSON file, a zip, or a folder of either), predictions as
-one JSON object `{id: text}`, and the metric's name. Out: a `Score`.
+In: golds in any form of data that is read, predictions as one JSON object `{id: text}`, and the metric's name. Out: a
+`Score`.
 Run: `evaluate_files(gold, predictions, "korquad1")`.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bigqa.errors import BigqaError, UsageError
 from bigqa.files import read_json
-from bigqa.tasks import korquad1, korquad2
-from bigqa.tasks.documents import documents, field, items, name_of
+from bigqa.tasks import klue, korquad1, korquad2, squad2
+from bigqa.tasks.documents import field, items, name_of
+from bigqa.tasks.entries import Entry, Form, articles, entries, form_of, of_article
 from bigqa.tasks.korquad1 import Golds, Predictions, Score
 
 GOLD = "gold file"
 
 
 @dataclass(frozen=True)
-class Question:
-    """One question of a gold file; `where` says in which file and at which place."""
-
-    id: str
-    golds: list[str]
-    where: str
-
-
-@dataclass(frozen=True)
 class Metric:
     """How a data set is read and scored."""
 
-    read: Callable[[Path], Iterable[Question]]
+    form: Form
     score: Callable[[Golds, Predictions], Score]
+    scores_impossible: bool = False
+    """Whether a question may be without an answer."""
+    overlap: str = "F1"
+    """What the measure beside exact match is called."""
 
 
 def evaluate_files(gold: Path, predictions: Path, metric: str) -> Score:
@@ -51,11 +48,51 @@ def evaluate_files(gold: Path, predictions: Path, metric: str) -> Score:
         raise BigqaError(f"{error} (gold: {gold}, predictions: {predictions})") from None
 
 
+def as_record(score: Score, metric: str) -> dict[str, Any]:
+    """Return a score for a JSON file; KLUE's second measure has another name."""
+    figures = dataclasses.asdict(score)
+    figures[key_of(METRICS[metric].overlap)] = figures.pop("f1")
+    return {"metric": metric} | figures
+
+
+def key_of(overlap: str) -> str:
+    """Return the key that a measure has in a record."""
+    return overlap.lower().replace("-", "_")
+
+
+def measure_of(gold: Path, metric: str) -> Callable[[str, str], float]:
+    """Return the measure beside exact match, of a question's name and a text for it."""
+    golds, score = read_golds(gold, metric), METRICS[metric].score
+    return lambda name, text: score({name: golds[name]}, {name: text}).f1
+
+
+def parts_of(gold: Path, predictions: Path, metric: str) -> dict[str, Score]:
+    """Return the scores of the questions with an answer and of those without, where a file has both."""
+    golds, answers = read_golds(gold, metric), _read_predictions(predictions)
+    answerable = {name: texts for name, texts in golds.items() if texts}
+    others = {name: texts for name, texts in golds.items() if not texts}
+    if not (METRICS[metric].scores_impossible and answerable and others):
+        return {}
+    score = METRICS[metric].score
+    return {"with an answer": score(answerable, answers), "without an answer": score(others, answers)}
+
+
 def metric_of(path: Path) -> str:
-    """Return the metric that a data set's form asks for: articles of KorQuAD 2.x have no paragraphs."""
-    for document, document_where in documents(path, GOLD):
-        for article, _ in items(document, "data", document_where):
-            return "korquad2" if isinstance(article, dict) and "paragraphs" not in article else "korquad1"
+    """Return the metric that a data set's form asks for.
+
+    Articles of KorQuAD 2.x have no paragraphs, questions of KLUE have a `guid`; those of SQuAD 2 may be impossible.
+    """
+    for article, where in articles(path, GOLD):
+        form = form_of(article)
+        if form is None:
+            break
+        if form == "document":
+            return "korquad2"
+        for entry in of_article(article, where):
+            if entry.is_klue:
+                return "klue"
+            if entry.is_impossible:
+                return "squad2"
     return "korquad1"
 
 
@@ -70,42 +107,33 @@ def read_golds(path: Path, metric: str) -> dict[str, list[str]]:
     """Return the gold answers by question. Raises: BigqaError where the file is unreadable or has a wrong form."""
     golds: dict[str, list[str]] = {}
     places: dict[str, str] = {}
-    for question in METRICS[metric].read(path):
-        if question.id in golds:
-            first = places[question.id]
-            raise BigqaError(
-                f"{question.where}: question id {question.id!r} is there twice, first in {first}; keep one"
-            )
-        golds[question.id], places[question.id] = question.golds, question.where
+    for entry in entries(path, GOLD, METRICS[metric].form):
+        texts = _golds_of(entry, metric)
+        name = entry.id
+        if name in golds:
+            raise BigqaError(f"{entry.where}: question id {name!r} is there twice, first in {places[name]}; keep one")
+        golds[name], places[name] = texts, entry.where
     if not golds:
         raise BigqaError(f"{GOLD} holds no question: {path}")
     return golds
 
 
-def _read_korquad1(path: Path) -> Iterator[Question]:
-    for article, article_where in items(read_json(path, GOLD), "data", f"{GOLD} {path}"):
-        for paragraph, paragraph_where in _parts(article, "paragraphs", article_where):
-            for qa, where in items(paragraph, "qas", paragraph_where):
-                golds = [field(answer, "text", str, at) for answer, at in items(qa, "answers", where)]
-                yield Question(field(qa, "id", str, where), golds, where)
-
-
-def _read_korquad2(path: Path) -> Iterator[Question]:
-    for document, document_where in documents(path, GOLD):
-        for article, article_where in items(document, "data", document_where):
-            for qa, where in _parts(article, "qas", article_where):
-                answer = field(qa, "answer", dict, where)
-                text = field(answer, "text", str, f"{where}.answer")
-                yield Question(field(qa, "id", str, where), [text], where)
-
-
-def _parts(article: Any, key: str, where: str) -> Iterator[tuple[Any, str]]:
-    if isinstance(article, dict) and key not in article:
-        raise BigqaError(f'{where} has no "{key}"; choose the metric of this data set')
-    return items(article, key, where)
+def _golds_of(entry: Entry, metric: str) -> list[str]:
+    if METRICS[metric].form == "document":
+        answer = field(entry.qa, "answer", dict, entry.where)
+        return [field(answer, "text", str, f"{entry.where}.answer")]
+    if entry.is_impossible and not METRICS[metric].scores_impossible:
+        other = "klue" if entry.is_klue else "squad2"
+        raise BigqaError(
+            f"{entry.where} is a question without an answer, as SQuAD 2 and KLUE-MRC have them, which {metric} cannot "
+            f"score; use --metric {other}"
+        )
+    return [field(answer, "text", str, at) for answer, at in items(entry.qa, "answers", entry.where)]
 
 
 METRICS = {
-    "korquad1": Metric(_read_korquad1, korquad1.score),
-    "korquad2": Metric(_read_korquad2, korquad2.score),
+    "korquad1": Metric("paragraphs", korquad1.score),
+    "korquad2": Metric("document", korquad2.score),
+    "squad2": Metric("paragraphs", squad2.score, scores_impossible=True),
+    "klue": Metric("paragraphs", klue.score, scores_impossible=True, overlap="ROUGE-W"),
 }

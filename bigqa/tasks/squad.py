@@ -1,9 +1,9 @@
-"""Questions of KorQuAD 1.0, KorQuAD 2.x and SQuAD-like data. In: a JSON file; for 2.x also a zip, or a folder of them.
+"""Questions of KorQuAD 1.0, KorQuAD 2.x, KLUE-MRC and SQuAD-like data. In: a data set. Out: a stream of questions.
 
-Out: a stream of questions, each checked; or one line that says what is wrong, in which file, at which id. The form is
-told by the content: 1.0 has paragraphs, 2.x has one HTML document per article.
+Each is checked, or one line says what is wrong, in which file, at which id. The form is told by the content.
 """
 
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from bigqa.errors import BigqaError
-from bigqa.tasks.documents import documents, field, items
+from bigqa.tasks.documents import field, items
+from bigqa.tasks.entries import Entry, entries
 
 DATA = "data file"
 
@@ -36,19 +37,27 @@ class Question:
 
 
 def iter_questions(path: Path, *, need_answers: bool) -> Iterator[Question]:
-    """Yield a data set's questions, one document in memory at a time."""
+    """Yield a data set's questions, one document in memory at a time; without answers are those that have none."""
     seen: dict[str, str] = {}
-    for document, document_where in documents(path, DATA):
-        for article, article_where in items(document, "data", document_where):
-            for question, where in _of_article(article, article_where, need_answers):
-                if question.id in seen:
-                    raise BigqaError(
-                        f"{where}: question id {question.id!r} is there twice, first in {seen[question.id]}; keep one"
-                    )
-                seen[question.id] = where
-                yield question
+    has_answers = not need_answers
+    for entry in entries(path, DATA):
+        question = _question(entry, need_answers)
+        if question.id in seen:
+            raise BigqaError(
+                f"{entry.where}: question id {question.id!r} is there twice, first in {seen[question.id]}; keep one"
+            )
+        seen[question.id] = entry.where
+        has_answers = has_answers or bool(question.answers)
+        yield question
     if not seen:
         raise BigqaError(f"{DATA} holds no question: {path}")
+    if not has_answers:
+        raise BigqaError(f"{DATA} holds no answer, only questions that cannot be answered: {path}")
+
+
+def has_impossible(path: Path) -> bool:
+    """Say whether a data set has questions that cannot be answered from their context."""
+    return any(entry.is_impossible for entry in entries(path, DATA))
 
 
 def read_questions(path: Path, *, need_answers: bool, limit: int | None = None) -> list[Question]:
@@ -56,26 +65,29 @@ def read_questions(path: Path, *, need_answers: bool, limit: int | None = None) 
     return list(islice(iter_questions(path, need_answers=need_answers), limit))
 
 
-def _of_article(article: Any, where: str, need_answers: bool) -> Iterator[tuple[Question, str]]:
-    title = article.get("title", "") if isinstance(article, dict) else ""
-    is_document = isinstance(article, dict) and "paragraphs" not in article and "qas" in article
-    parts = [(article, where)] if is_document else items(article, "paragraphs", where)
-    for part, part_where in parts:
-        context = field(part, "context", str, part_where)
-        for qa, qa_where in items(part, "qas", part_where):
-            yield _question(qa, context, str(title), qa_where, need_answers), qa_where
-
-
-def _question(qa: Any, context: str, title: str, where: str, need_answers: bool) -> Question:
-    name = field(qa, "id", str, where)
-    where = f"{where} id {name!r}"
-    text = field(qa, "question", str, where)
+def _question(entry: Entry, need_answers: bool) -> Question:
+    held = {} if entry.context is None else {"context": entry.context}
+    context = _text(field(held, "context", str, entry.where), "context", entry.where)
+    name = _text(entry.id, "id", entry.where)
+    where = f"{entry.where} id {name!r}"
+    text = _text(field(entry.qa, "question", str, where), "question", where)
     if not text.strip():
         raise BigqaError(f"{where}: the question is empty; write one, or leave the entry out")
-    answers = tuple(_answers(qa, context, where)) if need_answers else ()
-    if need_answers and not answers:
-        raise BigqaError(f"{where} has no answer; training needs one for each question")
-    return Question(name, text, context, answers, title)
+    answers: tuple[Answer, ...] = ()
+    if need_answers and not entry.is_impossible:
+        answers = tuple(_answers(entry.qa, context, where))
+        if not answers:
+            raise BigqaError(f'{where} has no answer; training needs one, or "is_impossible": true')
+    return Question(name, text, context, answers, entry.title)
+
+
+def _text(text: str, name: str, where: str) -> str:
+    """Return text that a tokenizer takes. JSON can spell half of a surrogate pair (\\ud800)."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise BigqaError(f"{where}: the {name} holds half a surrogate pair; drop it") from None
+    return text
 
 
 def _answers(qa: dict[str, Any], context: str, where: str) -> Iterator[Answer]:
@@ -93,7 +105,17 @@ def _answers(qa: dict[str, Any], context: str, where: str) -> Iterator[Answer]:
 
 def _hint(context: str, text: str) -> str:
     found = context.find(text) if text else -1
-    return f"it is at {found}" if found >= 0 else "it is nowhere in it"
+    if found >= 0:
+        return f"it is at {found}"
+    for form in ("NFC", "NFD", "NFKC"):
+        if text and unicodedata.normalize(form, text) in unicodedata.normalize(form, context):
+            forms = f"the answer in {_form_of(text)} and the context in {_form_of(context)}"
+            return f"it is there in another Unicode form, {forms}: bring both to NFC"
+    return "it is nowhere in it"
+
+
+def _form_of(text: str) -> str:
+    return next((form for form in ("NFC", "NFD") if unicodedata.is_normalized(form, text)), "a mixed form")
 
 
 def _short(text: str, size: int = 40) -> str:

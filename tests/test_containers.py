@@ -1,0 +1,261 @@
+"""Data as people bring it: every container and form gives the same questions, and what is no data is named."""
+
+import bz2
+import gzip
+import json
+import lzma
+import unicodedata
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import huggingface_hub.constants
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from commands import here
+
+from bigqa.errors import BigqaError
+from bigqa.tasks.documents import data_files
+from bigqa.tasks.squad import Answer, Question, iter_questions, read_questions
+
+CONTEXT = "한강은 서울을 지나 서해로 흐른다. 길이는 494킬로미터이다."
+ROWS: list[dict[str, Any]] = [
+    {
+        "id": f"q{number}",
+        "title": "강",
+        "context": CONTEXT,
+        "question": "길이는?",
+        "answers": {"text": ["494킬로미터"], "answer_start": [24]},
+    }
+    for number in range(3)
+]
+EXPECTED = [Question(f"q{number}", "길이는?", CONTEXT, (Answer("494킬로미터", 24),), "강") for number in range(3)]
+QAS = [
+    {"id": row["id"], "question": row["question"], "answers": [{"text": "494킬로미터", "answer_start": 24}]}
+    for row in ROWS
+]
+PARAGRAPHS = {"version": "t", "data": [{"title": "강", "paragraphs": [{"context": CONTEXT, "qas": QAS}]}]}
+
+
+def dumped(value: Any, **options: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, **options).encode()
+
+
+def lines(rows: list[Any]) -> bytes:
+    return b"\n".join(map(dumped, rows)) + b"\n"
+
+
+def zipped(path: Path, **members: bytes) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name.replace("__", "."), content)
+
+
+def arrow(path: Path, rows: list[Any], writer: Callable[..., Any]) -> None:
+    table = pa.Table.from_pylist(rows)
+    with pa.OSFile(str(path), "wb") as sink, writer(sink, table.schema) as stream:
+        for batch in table.to_batches(max_chunksize=2):
+            stream.write_batch(batch)
+
+
+def saved_set(folder: Path) -> Path:
+    """Write what `datasets` writes: two files, told in an order that is not that of their names."""
+    folder.mkdir(parents=True)
+    arrow(folder / "b.arrow", ROWS[:2], pa.ipc.new_stream)
+    arrow(folder / "a.arrow", ROWS[2:], pa.ipc.new_stream)
+    state = {"_data_files": [{"filename": "b.arrow"}, {"filename": "a.arrow"}], "_split": "train"}
+    (folder / "state.json").write_bytes(dumped(state))
+    (folder / "dataset_info.json").write_bytes(dumped({"features": {}}))
+    return folder
+
+
+PLAIN = {
+    "paragraphs": dumped(PARAGRAPHS),
+    "indented": b"\xef\xbb\xbf" + dumped(PARAGRAPHS, indent=2),
+    "list of articles": dumped(PARAGRAPHS["data"]),
+    "one article": dumped(PARAGRAPHS["data"][0]),
+    "rows in data": dumped({"data": ROWS}),
+    "list of rows": dumped(ROWS),
+    "lines": lines(ROWS),
+    "lines with gaps": b"\xef\xbb\xbf\n".removesuffix(b"\n") + lines(ROWS).replace(b"\n", b"\r\n\r\n"),
+    "lines of articles": lines(
+        [PARAGRAPHS["data"][0] | {"paragraphs": [{"context": CONTEXT, "qas": [qa]}]} for qa in QAS]
+    ),
+    "answers as objects": lines([row | {"answers": qa["answers"]} for row, qa in zip(ROWS, QAS, strict=True)]),
+    "gzip": gzip.compress(dumped(PARAGRAPHS)),
+    "gzip of lines": gzip.compress(lines(ROWS)),
+    "bzip2": bz2.compress(lines(ROWS)),
+    "xz": lzma.compress(dumped(PARAGRAPHS)),
+}
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_forms_of_text_are_told_by_their_content(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "data.json").write_bytes(PLAIN[kind])
+    assert read_questions(tmp_path / "data.json", need_answers=True) == EXPECTED
+
+
+def made(kind: str, folder: Path) -> Path:
+    """Write the questions in one of the forms that are no plain text; return what is named to read them."""
+    file = folder / "data"
+    match kind:
+        case "parquet":
+            pq.write_table(pa.Table.from_pylist([row | {"more": 1} for row in ROWS]), file, row_group_size=2)
+        case "arrow stream":
+            arrow(file, ROWS, pa.ipc.new_stream)
+        case "arrow file":
+            arrow(file, ROWS, pa.ipc.new_file)
+        case "zip":
+            zipped(file, a__jsonl=lines(ROWS[:2]), b__json__gz=gzip.compress(dumped(ROWS[2:])), readme__txt=b"no")
+        case "parquet in a zip":
+            pq.write_table(pa.Table.from_pylist(ROWS), folder / "rows")
+            zipped(file, rows__parquet=(folder / "rows").read_bytes())
+        case "saved set":
+            saved_set(file)
+        case "glob":
+            for number, row in enumerate(ROWS):
+                (folder / f"part-{number}.jsonl").write_bytes(lines([row]))
+            return folder / "part-*.jsonl"
+        case "folder":
+            file.mkdir()
+            for number, row in enumerate(ROWS):
+                pq.write_table(pa.Table.from_pylist([row]), file / f"train-0000{number}-of-00003.parquet")
+    return file
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["parquet", "arrow stream", "arrow file", "zip", "parquet in a zip", "saved set", "glob", "folder"],
+)
+def test_tables_archives_and_folders_are_read(tmp_path: Path, kind: str) -> None:
+    assert read_questions(made(kind, tmp_path), need_answers=True) == EXPECTED
+
+
+def test_lines_are_read_one_at_a_time(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(lines(ROWS[:2]) + b"{ broken\n")
+    stream = iter_questions(tmp_path / "a.jsonl", need_answers=True)
+    assert [next(stream).id, next(stream).id] == ["q0", "q1"]
+    with pytest.raises(BigqaError, match=r"a\.jsonl line 3"):
+        next(stream)
+
+
+def test_numbers_may_name_rows_but_not_questions_of_articles(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(lines([row | {"id": number} for number, row in enumerate(ROWS)]))
+    assert [one.id for one in iter_questions(tmp_path / "a.jsonl", need_answers=True)] == ["0", "1", "2"]
+
+
+UNREADABLE = {
+    "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 1\n",
+    "a CSV table": b"id,question,context\r\n1,a,b\r\n",
+    "a web page": b"<!DOCTYPE html><html></html>",
+    "a Python pickle": b"\x80\x04\x95\x10\x00",
+    "packed by zstd": b"\x28\xb5\x2f\xfd\x04\x00",
+    "UTF-16 text": '{"data": []}'.encode("utf-16"),
+    "a tar archive": b"data.json".ljust(257, b"\0") + b"ustar\x0000".ljust(255, b"\0"),
+    "cannot be unpacked": gzip.compress(dumped(PARAGRAPHS))[:-20],
+    "a broken Parquet file": b"PAR1" + b"\0" * 20,
+    "a broken Arrow file": b"ARROW1\0\0" + b"\0" * 20,
+    "is cut short": dumped(PARAGRAPHS)[:-9],
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_what_is_no_data_is_named(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "data.json"
+    file.write_bytes(UNREADABLE[name])
+    with pytest.raises(BigqaError, match=name) as caught:
+        read_questions(file, need_answers=True)
+    assert str(file) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"answers": {"text": ["a"], "answer_start": []}}, "line 1 has 1 answers and 0 places"),
+        ({"answers": {"text": "a", "answer_start": [1]}}, '"text" is text, not a list'),
+        ({"answers": {"text": ["길이"], "answer_start": ["20"]}}, '"answer_start" is text'),
+        ({"context": None}, 'line 1 has no "context"'),
+        ({"question": 7}, '"question" is a number'),
+        ({"is_impossible": "no"}, '"is_impossible" is text, not true or false'),
+        ({"context": "\ud800" + CONTEXT}, "half a surrogate pair"),
+        ({"context": CONTEXT.replace("길", "\u1100\u1175\u11af")}, "it is at 26"),
+        (
+            {"answers": {"text": [unicodedata.normalize("NFD", "길이")], "answer_start": [20]}},
+            "the answer in NFD and the context in NFC",
+        ),
+    ],
+)
+def test_faults_of_a_row_are_named_with_its_line(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in (ROWS[0] | change, ROWS[1])), encoding="utf-8")
+    with pytest.raises(BigqaError) as caught:
+        read_questions(file, need_answers=True)
+    assert message in str(caught.value) and "rows.jsonl line 1" in str(caught.value)
+
+
+def test_splits_are_not_mixed(tmp_path: Path) -> None:
+    saved_set(tmp_path / "sets" / "train")
+    saved_set(tmp_path / "sets" / "validation")
+    (tmp_path / "sets" / "dataset_dict.json").write_bytes(dumped({"splits": ["train", "validation"]}))
+    with pytest.raises(
+        BigqaError, match=rf"several splits.*{tmp_path / 'sets' / 'train'}, {tmp_path / 'sets' / 'val'}"
+    ):
+        data_files(tmp_path / "sets", "data file")
+    for name in ("train-0.parquet", "validation-0.parquet"):
+        (tmp_path / name).touch()
+    with pytest.raises(BigqaError, match=r"holds the splits train, validation.*/train\*'"):
+        data_files(tmp_path, "data file")
+    assert data_files(tmp_path / "train*", "data file") == [tmp_path / "train-0.parquet"]
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the hub that holds one data set, as `huggingface_hub` lays it out."""
+    cache = tmp_path / "hub"
+    revision = cache / "datasets--owner--rivers"
+    (revision / "refs").mkdir(parents=True)
+    (revision / "refs" / "main").write_text("a" * 40)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    return revision / "snapshots" / ("a" * 40)
+
+
+def test_a_data_set_of_the_hub_is_its_id(hub: Path) -> None:
+    (hub / "mrc").mkdir(parents=True)
+    for split in ("train", "validation"):
+        pq.write_table(pa.Table.from_pylist(ROWS), hub / "mrc" / f"{split}-00000-of-00001.parquet")
+    assert read_questions(Path("owner/rivers:train"), need_answers=True) == EXPECTED
+    assert read_questions(Path("owner/rivers/mrc:validation"), need_answers=True) == EXPECTED
+    with pytest.raises(BigqaError, match="more than one split: train, validation; name one: owner/rivers:train"):
+        data_files(Path("owner/rivers"), "data file")
+    with pytest.raises(BigqaError, match="has no split test; choose one of train, validation"):
+        data_files(Path("owner/rivers:test"), "data file")
+    with pytest.raises(BigqaError, match="owner/lakes is no path here, and no data set of the hub"):
+        data_files(Path("owner/lakes"), "data file")
+
+
+def test_a_slip_of_the_pen_asks_no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "tests").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("asked"))
+    for name in ("data/train.json", "data/train.json.gz", "train", "a/b/c/d", "tests/trian"):
+        with pytest.raises(BigqaError, match="data file not found"):
+            data_files(Path(name), "data file")
+
+
+def test_a_run_is_refused_before_it_begins(tmp_path: Path) -> None:
+    done = here("train", "--model", "tiny", "--train-file", tmp_path / "no-*.json", "--out", tmp_path / "run")
+    assert done.returncode == 1 and "no file is named like" in done.stderr and not (tmp_path / "run").exists()
+
+
+def test_the_public_cases(shared: Path) -> None:
+    """Each of these was told to be not UTF-8, or to have extra data."""
+    folder = shared / "cases" / "public" / "19-containers-of-json"
+    for name in ("plain.json.gz", "lines.jsonl", "hfexport.json", "list.json"):
+        done = here("data", "inspect", folder / name, "tiny", "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["counts"]["questions"] == (3 if name == "lines.jsonl" else 1)
+    done = here("data", "inspect", folder / "lfs.json", "tiny")
+    assert done.returncode == 1 and "a Git LFS pointer" in done.stderr and len(done.stderr.splitlines()) == 1
