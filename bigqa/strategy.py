@@ -31,6 +31,9 @@ class Strategy(BaseModel):
     offload_optimizer: Offload = "none"
     offload_parameters: Offload = "none"
     adapters: Adapters = "none"
+    stream: bool = False
+    """Weights, gradients and states on the host; layers come to the device one after the other, for all micro-batches
+    of a step."""
     micro_batch: int | None = None
     """Held at this size, where that is the strategy's point."""
     seq_len: int | None = None

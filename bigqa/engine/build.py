@@ -21,6 +21,7 @@ from bigqa.engine.optim.scaling import LossScaler
 from bigqa.engine.optim.update import Update
 from bigqa.engine.processes import Processes
 from bigqa.engine.sharding import ShardedUpdate
+from bigqa.engine.stream import building as streaming
 from bigqa.engine.zero import deepspeed_config
 from bigqa.errors import BigqaError
 from bigqa.settings import Settings
@@ -67,8 +68,22 @@ def not_together(strategy: Strategy, world_size: int = 1) -> str | None:
     if strategy.zero_stage == 3 and strategy.recompute == "selective":
         # DeepSpeed's `LinearFunctionForZeroStage3`: recomputing would add the bias to the kept result once more.
         return "ZeRO-3 adds biases in place to results that selective recomputation keeps; use full recomputation"
+    if strategy.stream and _beside_streaming(strategy, world_size):
+        return _beside_streaming(strategy, world_size)
     if strategy.needs_deepspeed and (strategy.optimizer != "adamw" or strategy.adapters != "none"):
         return "8-bit states and adapters do not go with ZeRO here"
+    return None
+
+
+def _beside_streaming(strategy: Strategy, world_size: int) -> str | None:
+    if world_size > 1:
+        return "layers are streamed in one process"
+    if strategy.needs_deepspeed or strategy.adapters != "none":
+        return "streamed layers go with neither ZeRO nor adapters"
+    if strategy.recompute != "none" or strategy.activation_offload or strategy.release:
+        return "streamed layers recompute, offload and release by themselves: leave these axes out"
+    if strategy.optimizer != "adamw" and (strategy.precision, strategy.optimizer) != ("bf16-sr", "adamw8bit"):
+        return "streamed layers have 8-bit states with random rounding alone"
     return None
 
 
@@ -138,6 +153,11 @@ def build(model: nn.Module, task: TrainedTask, settings: Settings, processes: Pr
         return Parts(
             model=sharded.engine, update=sharded, task=task, packs=packs, offload=make_offload(model, strategy)
         )
+    if strategy.stream:
+        change_modules(model, strategy)
+        rates = streaming.Rates(eps=settings.adam_eps, clip=settings.clip, weight_decay=settings.weight_decay)
+        passes, streamed = streaming.streamed(model, task, strategy, processes.device, rates)
+        return Parts(model=model, update=streamed, task=task, packs=packs, passes=passes)
     weights = change(model, strategy)
     weights.place(model, processes.device)
     wrapped = processes.wrap(model)

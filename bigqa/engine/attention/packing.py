@@ -27,7 +27,7 @@ def can_pack(model: nn.Module, task: SpanTask, seq_len: int) -> bool:
     was_training = model.training
     model.eval()
     try:
-        rows = _trial_rows(model.config, seq_len)
+        rows = trial_rows(model.config, seq_len)
         padded = _tried(lambda: _logits(model, task, task.collate(rows)))
         if isinstance(padded, Exception):
             raise _no_text(model, padded)
@@ -57,7 +57,8 @@ def _no_text(model: nn.Module, error: Exception) -> BigqaError:
     return BigqaError(f"{type(model).__name__} cannot be asked about windows of text alone: {in_a_line(error)}")
 
 
-def _trial_rows(config: Any, seq_len: int) -> list[Row]:
+def trial_rows(config: Any, seq_len: int) -> list[Row]:
+    """Return two windows of different lengths to try a model on."""
     size = _trial_size(config, seq_len)
     rows: list[Row] = []
     for length in (size, size // 2 + 2):

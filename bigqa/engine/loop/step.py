@@ -1,17 +1,28 @@
 """One optimizer step: forward and backward over micro-batches, then the update. The trainer runs exactly this.
 
 In: the parts that `build` made and this process's micro-batches. Out: this process's share of the loss, and the norm.
+Each micro-batch draws its random numbers from a seed of its own, so that another order of the computation draws alike.
 """
 
 import contextlib
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from bigqa.engine.loop.order import mix_seed
 from bigqa.engine.offload import ActivationOffload
 from bigqa.engine.optim.update import Update
 from bigqa.tasks.base import Batch, Task
+
+
+class Passes(Protocol):
+    """Another order of a step's computation."""
+
+    def accumulate(self, task: Task, batches: list[Batch], num_windows: int) -> Tensor:
+        """Do as `accumulate` does."""
+        ...
 
 
 @dataclass(kw_only=True)
@@ -26,6 +37,8 @@ class Parts:
     """Whether the model takes windows packed end to end."""
     offload: ActivationOffload | None = None
     """Of what the forward pass keeps; none: it stays where it is."""
+    passes: Passes | None = None
+    """What takes all micro-batches through one layer after the other; none: each goes through all layers."""
 
     def let_go(self) -> None:
         """Forget the wrapped model, with its buckets, and the offload, with pinned memory: no step comes any more."""
@@ -39,21 +52,36 @@ def train_step(parts: Parts, batches: list[Batch], num_windows: int) -> tuple[Te
     `num_windows`: windows of the step over all processes; the step's loss is the mean over them.
     Returns: this process's part of that loss, and the gradient norm before clipping (scalars, on the device).
     """
-    loss = accumulate(parts, batches, num_windows)
+    if parts.passes is not None:
+        loss = parts.passes.accumulate(parts.task, batches, num_windows)
+    else:
+        loss = accumulate(parts, batches, num_windows)
     return loss, parts.update.step()
 
 
 def accumulate(parts: Parts, batches: list[Batch], num_windows: int) -> Tensor:
     """Leave the gradient of the step's mean loss in the model; return this process's part of that loss."""
-    total = torch.zeros((), device=batches[0]["input_ids"].device)
+    total, seed = torch.zeros((), device=batches[0]["input_ids"].device), torch.initial_seed()
     for index, batch in enumerate(batches):
+        draw_for(index, seed)
         with parts.update.micro_batch(is_last=index == len(batches) - 1):
-            # A process that has no window of a small last batch still takes part in the averaging.
-            share = batch.get("weight", 1.0)
             with contextlib.nullcontext() if parts.offload is None else parts.offload.keeping():
-                loss = parts.task.loss_sum(parts.model, batch) * share / num_windows
+                loss = part_of_loss(parts.task, parts.model, batch, num_windows)
             parts.update.backward(loss)
             if parts.offload is not None:
                 parts.offload.settle()
         total += loss.detach()
     return total
+
+
+def draw_for(index: int, seed: int) -> None:
+    """Begin a micro-batch's random numbers. `seed`: the step's, from which the first goes on to draw."""
+    if index:
+        torch.manual_seed(mix_seed(seed, index))
+
+
+def part_of_loss(task: Task, model: nn.Module, batch: Batch, num_windows: int) -> Tensor:
+    """Return a micro-batch's part of the step's mean loss."""
+    # A process that has no window of a small last batch still takes part in the averaging.
+    share = batch.get("weight", 1.0)
+    return task.loss_sum(model, batch) * share / num_windows

@@ -38,6 +38,7 @@ class RoundedAdamW(torch.optim.Optimizer):
     def draw_from(self, step: int, seed: int, index: int = 0) -> None:
         """Seed the rounding of a step: it is the same on every process, and after a resume."""
         self._seeds = (seed, step, index)
+        self._generator = None
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -46,7 +47,7 @@ class RoundedAdamW(torch.optim.Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._step(group, parameter, parameter.grad)
+                    self.step_one(group, parameter, parameter.grad)
 
     def make_state(self, parameter: nn.Parameter) -> dict[str, Any]:
         """Make a parameter's state, if it has none, and return it."""
@@ -64,7 +65,8 @@ class RoundedAdamW(torch.optim.Optimizer):
             state |= {name: torch.zeros_like(parameter) for name in NAMES}
         return state
 
-    def _step(self, group: dict[str, Any], parameter: nn.Parameter, gradient: Tensor) -> None:
+    def step_one(self, group: dict[str, Any], parameter: nn.Parameter, gradient: Any) -> None:
+        """Step a parameter; of its gradient nothing is asked but flat pieces."""
         state = self.make_state(parameter)
         state["step"] += 1
         weights, flat_gradient = parameter.view(-1), gradient.view(-1)

@@ -1,0 +1,49 @@
+"""Puts the streamed step together, for the trainer and for the predictor. In: a model. Out: passes and an update."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from bigqa.engine.optim.optimizers import undecayed_names
+from bigqa.engine.optim.precision import DTYPES
+from bigqa.engine.optim.scaling import LossScaler
+from bigqa.engine.stream.host_steps import steps_of
+from bigqa.engine.stream.layers import Layers
+from bigqa.engine.stream.link import link_to
+from bigqa.engine.stream.passes import LayerPasses
+from bigqa.engine.stream.placing import Placed
+from bigqa.engine.stream.update import StreamedUpdate
+from bigqa.strategy import Strategy
+from bigqa.tasks.base import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """What the update is told."""
+
+    eps: float
+    clip: float
+    weight_decay: float
+
+
+def streamed(
+    model: nn.Module, task: Task, strategy: Strategy, device: torch.device, rates: Rates
+) -> tuple[LayerPasses, StreamedUpdate]:
+    """Take a model in host memory apart, whose modules have been changed.
+
+    Raises: BigqaError where it cannot be streamed.
+    """
+    if hasattr(model.config, "use_cache"):  # a cache would grow once more in every recomputation
+        model.config.use_cache = False  # type: ignore[union-attr]
+    layers, link = Layers(model, task), link_to(device)
+    undecayed = undecayed_names(model)
+    steps = steps_of(strategy, link, eps=rates.eps)
+    placed = Placed(model, layers, link, undecayed, DTYPES[strategy.precision], waits=steps.waits)
+    for weight in placed.weights.values():
+        steps.make_states(weight)
+    passes = LayerPasses(model, layers, placed.slots, placed.tables, placed.backward_of)
+    placed.leaving = passes.borders.let_go  # type: ignore[method-assign]
+    scaler = LossScaler() if strategy.precision == "fp16" else None
+    update = StreamedUpdate(placed, passes, steps, clip=rates.clip, weight_decay=rates.weight_decay, scaler=scaler)
+    return passes, update

@@ -1,0 +1,172 @@
+"""The update on the host, unit by unit. In: units with their gradients. Out: an `Update` with the canonical state.
+
+Where all gradients wait on the host, the global norm is known before the first weight changes, as in the plain update.
+Where they do not wait, as with random rounding, each unit is stepped once its gradients are there, clipped by the norm
+of the step before, as `engine.optim.release` does it.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bigqa.engine.lazy import Lazy
+from bigqa.engine.optim.moments import NAMES
+from bigqa.engine.optim.scaling import LossScaler
+from bigqa.engine.optim.update import State, Update
+from bigqa.engine.stream.host_steps import HostSteps
+from bigqa.engine.stream.link import Link
+from bigqa.engine.stream.passes import LayerPasses
+from bigqa.engine.stream.placing import Placed
+from bigqa.engine.stream.store import Unit, Weight, take
+
+
+class StreamedUpdate(Update):
+    """Steps what lies on the host."""
+
+    def __init__(
+        self, placed: Placed, passes: LayerPasses, steps: HostSteps, *, clip: float, weight_decay: float,
+        scaler: LossScaler | None,
+    ) -> None:  # fmt: skip
+        self.model = placed.model
+        self.placed, self.passes, self.steps = placed, passes, steps
+        self.link: Link = passes.link
+        self.clip, self.weight_decay = clip, weight_decay
+        self.scaler = scaler
+        self.scaling = scaler or LossScaler()
+        self.world_size = 1
+        self.changing, self.completed = False, 0
+        self.lr = 0.0
+        self._last_norm: Tensor | None = None
+        self._squares: list[Tensor] = []
+        self._begin_passes()
+        placed.on_gradient = self._leave
+        placed.bring_outer()
+
+    def set_rate(self, lr: float) -> None:
+        """Set the learning rate of the next step."""
+        self.lr = lr
+
+    def begin(self, step: int, seed: int) -> None:
+        """Begin a step."""
+        self.steps.draw_from(step, seed)
+
+    @contextlib.contextmanager
+    def micro_batch(self, *, is_last: bool) -> Iterator[None]:
+        """Not asked for: micro-batches pass the layers together."""
+        raise NotImplementedError
+        yield
+
+    def step(self) -> Tensor:
+        """Clip and step, or end a step whose units have been stepped. Returns: the norm before clipping."""
+        self.placed.send_outer()
+        if self.link.device.type == "meta":
+            norm = torch.zeros((), device="meta")
+        else:
+            self.link.land()
+            norm = self._step_all() if self.steps.waits else self._end_of_steps()
+        self._end()
+        return norm
+
+    def _step_all(self) -> Tensor:
+        touched = [one for unit in self.placed.units for one in unit.weights.values() if one.is_touched]
+        squares = [one.gradient_of_step().squares() for one in touched]
+        scale = 1.0 / (self.scaler.scale if self.scaler is not None else 1.0)
+        norm = torch.stack(squares).sum().sqrt() * scale
+        finite = self.scaler is None or bool(torch.isfinite(norm))
+        if self.scaler is not None:
+            self.scaler.update(finite=finite)
+        if finite:
+            self.changing = True
+            factor = torch.clamp(self.clip / (norm + 1e-6), max=1.0) * scale
+            for one in touched:
+                self._step_one(one, factor)
+        return norm
+
+    def _leave(self, unit: Unit) -> None:
+        """Step a unit whose gradients are whole, where they do not wait for the others'."""
+        if self.steps.waits or self.link.device.type == "meta":
+            return
+        self.link.land()
+        self.changing = True
+        for one in unit.weights.values():
+            if one.is_touched:
+                square = one.gradient_of_step().squares()
+                self._squares.append(square)
+                known = square.sqrt() if self._last_norm is None else self._last_norm
+                self._step_one(one, torch.clamp(self.clip / (known + 1e-6), max=1.0))
+                one.is_touched = False
+
+    def _end_of_steps(self) -> Tensor:
+        for unit in self.placed.others:
+            self._leave(unit)
+        self._last_norm = torch.stack(self._squares).sum().sqrt()
+        self._squares = []
+        return self._last_norm
+
+    def _step_one(self, weight: Weight, factor: Tensor) -> None:
+        decay = self.weight_decay if weight.decays else 0.0
+        self.steps.step(weight, weight.gradient_of_step(), self.lr, decay, factor)
+
+    def _end(self) -> None:
+        self.forget_gradients()
+        self.completed += 1
+        self.changing = False
+        self.placed.slots.forget()
+        self.placed.bring_outer()
+        self._begin_passes()
+
+    def _begin_passes(self) -> None:
+        self.passes.scale = 1.0 if self.scaler is None else self.scaler.scale
+
+    def forget_gradients(self) -> None:
+        """Drop the gradients of a step that is not finished."""
+        self.placed.forget_gradients()
+        self.passes.forget()
+        self._squares = []
+
+    def names(self) -> set[str]:
+        """Return the names of all trained parameters."""
+        return set(self.placed.weights)
+
+    def state(self) -> State:
+        """Return the canonical state; what is not read is not made."""
+        weights: dict[str, Callable[[], Tensor]] = {}
+        moments: dict[str, Callable[[], Tensor]] = {}
+        scales: dict[str, Callable[[], Tensor]] = {}
+        for name, one in self.placed.weights.items():
+            weights[name] = one.exact
+            moments |= self.steps.moments(one)
+            scales |= self.steps.scales(one)
+        return State(weights=Lazy(weights), moments=Lazy(moments), scales=Lazy(scales), extras=self._extras())
+
+    def load(self, state: State, step: int) -> None:
+        """Take a canonical state, as it was after `step` steps."""
+        self._load_extras(state.extras)
+        for name, one in self.placed.weights.items():
+            take(one, state.weights[name])
+            if f"{NAMES[0]}.{name}" in state.moments:
+                moments, scales = (
+                    tuple(kept.get(f"{kind}.{name}") for kind in NAMES) for kept in (state.moments, state.scales)
+                )
+                self.steps.load(one, moments, step - self.skipped, scales)
+        self.placed.slots.forget()
+        self.placed.bring_outer()
+        self._begin_passes()
+
+    def finish(self) -> nn.Module:
+        """Return the trained model with fp32 weights in host memory, as it was before it was streamed."""
+        self.forget_gradients()
+        self.steps.forget(self.placed.weights.values())
+        return self.placed.hand_back()
+
+    def _extras(self) -> dict[str, Any]:
+        norm = {} if self._last_norm is None else {"last_norm": float(self._last_norm)}
+        return super()._extras() | norm
+
+    def _load_extras(self, extras: Mapping[str, Any]) -> None:
+        super()._load_extras(extras)
+        if extras.get("last_norm") is not None and not self.steps.waits:
+            self._last_norm = torch.tensor(extras["last_norm"])
