@@ -201,4 +201,5 @@ def predicted(cell: Cell, *, whole: bool = True) -> MemoryEstimate:
         world_size=cell.gpus,
         card=card_for(card.name, card.capability),
         whole=whole,
+        micro_batches=2 if cell.accumulating else 1,
     )

@@ -61,9 +61,11 @@ def predict(estimator: Estimator, case: Case, rates: Rates, host_cores: int, car
         accumulating=accumulating,
         card=card,
         whole=case.axes.device == "cuda",
+        micro_batches=case.grad_accum,
     )
+    asked: dict[str, Any] = {"accumulating": accumulating, "card": card, "micro_batches": case.grad_accum}
     speed = speed_of(
-        estimator.footprint(case.axes, case.micro_batch, case.seq_len, accumulating=accumulating, card=card),
+        estimator.footprint(case.axes, case.micro_batch, case.seq_len, **asked),
         case.axes,
         rates,
         Shape(

@@ -54,6 +54,11 @@ class Footprint:
     """Of a micro-batch's blocks so large that a CPU's heap gets each from the kernel: bytes in huge and small pages."""
     step_fresh: tuple[int, int] = (0, 0)
     """The same of the update."""
+    kept_bytes: int = 0
+    """Of streamed layers: host memory beside the pinned."""
+    arriving_bytes: int = 0
+    """What crosses the link to the device in a step of all its micro-batches, where layers are streamed."""
+    leaving_bytes: int = 0
     swing_bytes: int = 0
     """Held at most during a micro-batch, beyond what was held before it: on a CPU the kernel's until then."""
     least: tuple[int, int] | None = None

@@ -9,7 +9,7 @@ import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -32,22 +32,9 @@ from bigqa.tasks.base import Batch, Task
 STEADY = 5
 """Micro-batches from which one more changes nothing but what is kept of each."""
 FEWEST_LAYERS = 3
+WORK = ("flops", "batched_flops", "moved_bytes", "operations", "drawn")
+ON_HOST = ("kept_bytes", "pinned_bytes", "arriving_bytes", "leaving_bytes")
 NO_RATES = Rates(eps=1e-6, clip=1.0, weight_decay=0.01)
-
-
-@dataclass(frozen=True)
-class OnHost:
-    """Of one process: what is on the host while it trains, and what crosses the link in a step. Bytes."""
-
-    kept: int
-    """Pinned memory included."""
-    pinned: int
-    arriving: int
-    leaving: int
-
-    def values(self) -> tuple[int, int, int, int]:
-        """Return all of them."""
-        return self.kept, self.pinned, self.arriving, self.leaving
 
 
 @dataclass(frozen=True)
@@ -55,7 +42,8 @@ class Traced:
     """One trace."""
 
     stream: Stream
-    host: OnHost
+    host: dict[str, Any]
+    """What a `Footprint` holds of the host and of the link."""
 
 
 def trace_streamed(
@@ -82,8 +70,13 @@ def trace_streamed(
         with _phases_of(recorder, task, update):
             train_step(parts, batches, count)
         recorder.closed = True
-    kept = link.kept_bytes
-    return Traced(recorder.stream(work), OnHost(kept, link.pinned_bytes, link.bytes_in - before, link.bytes_out))
+    host = {
+        "kept_bytes": link.kept_bytes - link.pinned_bytes,
+        "pinned_bytes": link.pinned_bytes,
+        "arriving_bytes": link.bytes_in - before,
+        "leaving_bytes": link.bytes_out,
+    }
+    return Traced(recorder.stream(work), host)
 
 
 @contextmanager
@@ -105,66 +98,81 @@ def _phases_of(recorder: Recorder, task: Task, update: StreamedUpdate) -> Iterat
         recorder.mark("gradients", [parameter.grad])
         send(weight, parameter)
 
-    task.loss_sum, update.step, update.placed.send = loss, last, sent  # type: ignore[method-assign]
+    vars(task)["loss_sum"] = loss
+    update.step, update.placed.send = last, sent  # type: ignore[method-assign]
     try:
         yield
     finally:
         del task.loss_sum, update.step, update.placed.send
 
 
-Trace = Callable[[Strategy, int, int, int, int], Traced]
-"""(strategy, layers, micro-batch, sequence length, micro-batches) -> trace."""
+class TracedTask(Task, Protocol):
+    """A task that can tell the shapes of its batches."""
+
+    def example(self, micro_batch: int, seq_len: int, *, packed: bool = False) -> Batch:
+        """Return a full micro-batch on the current device, for shapes alone."""
+        ...
+
+
+class Shape(NamedTuple):
+    """Of a step."""
+
+    micro_batch: int
+    seq_len: int
+    micro_batches: int
+    packed: bool
 
 
 class StreamedRuns:
     """Traces of one model, and what follows from them."""
 
-    def __init__(self, trace: Trace, num_layers: int, repeat: int) -> None:
-        """`repeat`: after how many layers their kinds repeat."""
-        self.trace, self.num_layers = trace, num_layers
+    def __init__(self, make_model: Callable[[int], nn.Module], task: TracedTask, num_layers: int, repeat: int) -> None:
+        """`make_model` makes one of so many layers; `repeat`: after how many their kinds repeat."""
+        self.make_model, self.task, self.num_layers = make_model, task, num_layers
         first = num_layers % repeat + repeat * -(-FEWEST_LAYERS // repeat)
         self.depths = (first, first + repeat) if first + repeat < num_layers else (num_layers, num_layers)
-        self._known: dict[tuple[Strategy, int, int, int], list[Traced]] = {}
+        self._known: dict[tuple[Strategy, Shape], list[Traced]] = {}
 
-    def footprint(
-        self, strategy: Strategy, micro_batch: int, seq_len: int, micro_batches: int, card: Card
-    ) -> tuple[Footprint, OnHost]:
-        """Return what a step of so many micro-batches holds and does: products and the like of one micro-batch."""
-        count = min(micro_batches, STEADY)
-        found, host = self._at(strategy, micro_batch, seq_len, count, card)
-        if micro_batches == count:
-            return found, host
-        other, more = self._at(strategy, micro_batch, seq_len, count + 1, card)
-        times = micro_batches - count
+    def footprint(self, strategy: Strategy, shape: Shape, card: Card) -> Footprint:
+        """Return what a step holds and does: products and the like of one of its micro-batches."""
+        steady = shape._replace(micro_batches=min(shape.micro_batches, STEADY))
+        found = self._at(strategy, steady, card)
+        if steady == shape:
+            return found
+        more = self._at(strategy, steady._replace(micro_batches=STEADY + 1), card)
+        grown = _lines(found, more, ("allocated_bytes", *ON_HOST), shape.micro_batches - STEADY)
+        gap = found.reserved_bytes - found.allocated_bytes
+        return replace(found, **grown, reserved_bytes=max(found.reserved_bytes, grown["allocated_bytes"] + gap))
 
-        def line(one: int, two: int) -> int:
-            return one + (two - one) * times
+    def step(self, strategy: Strategy, shape: Shape) -> Stream:
+        """Return the events of a step of all layers."""
+        return self._trace(strategy, shape, self.num_layers).stream
 
-        grown = OnHost(*(line(a, b) for a, b in zip(host.values(), more.values(), strict=True)))
-        allocated = line(found.allocated_bytes, other.allocated_bytes)
-        reserved = max(found.reserved_bytes, allocated + found.reserved_bytes - found.allocated_bytes)
-        return replace(found, allocated_bytes=allocated, reserved_bytes=reserved), grown
-
-    def _at(
-        self, strategy: Strategy, micro_batch: int, seq_len: int, count: int, card: Card
-    ) -> tuple[Footprint, OnHost]:
-        low, high = self._traces(strategy, micro_batch, seq_len, count)
+    def _at(self, strategy: Strategy, shape: Shape, card: Card) -> Footprint:
+        if (strategy, shape) not in self._known:
+            self._known[strategy, shape] = [self._trace(strategy, shape, depth) for depth in self.depths]
         on_gpu = strategy.device == "cuda"
-        a, b = (whole_footprint(one.stream, made_on_host=on_gpu, card=card) for one in (low, high))
-        steps = (self.num_layers - self.depths[0]) // max(1, self.depths[1] - self.depths[0])
+        low, high = (_footprint(one, card, on_gpu=on_gpu) for one in self._known[strategy, shape])
+        first, second = self.depths
+        grown = _lines(low, high, (*WORK, *ON_HOST, "step_bytes"), (self.num_layers - first) // max(1, second - first))
+        return replace(high, **grown | {name: grown[name] // shape.micro_batches for name in WORK})
 
-        def line(one: int, two: int) -> int:
-            return one + (two - one) * steps
+    def _trace(self, strategy: Strategy, shape: Shape, layers: int) -> Traced:
+        return trace_streamed(
+            lambda: self.make_model(layers),
+            self.task,
+            lambda: self.task.example(shape.micro_batch, shape.seq_len, packed=shape.packed),
+            strategy,
+            shape.micro_batches,
+        )
 
-        names = ("flops", "batched_flops", "moved_bytes", "operations")
-        work = {name: line(getattr(a, name), getattr(b, name)) // count for name in names}
-        drawn = line(low.stream.drawn, high.stream.drawn) // count
-        host = OnHost(*(line(*pair) for pair in zip(low.host.values(), high.host.values(), strict=True)))
-        step_bytes = line(a.step_bytes, b.step_bytes)
-        return replace(b, **work, drawn=drawn, step_bytes=step_bytes, pinned_bytes=host.pinned), host
 
-    def _traces(self, strategy: Strategy, micro_batch: int, seq_len: int, count: int) -> list[Traced]:
-        key = strategy, micro_batch, seq_len, count
-        if key not in self._known:
-            self._known[key] = [self.trace(strategy, depth, micro_batch, seq_len, count) for depth in self.depths]
-        return self._known[key]
+def _footprint(traced: Traced, card: Card, *, on_gpu: bool) -> Footprint:
+    found = whole_footprint(traced.stream, made_on_host=on_gpu, card=card)
+    return replace(found, drawn=traced.stream.drawn, **traced.host)
+
+
+def _lines(one: Footprint, other: Footprint, names: tuple[str, ...], times: int) -> dict[str, Any]:
+    """Go on from one footprint by so many times what the other has more."""
+    pairs = {name: (getattr(one, name), getattr(other, name)) for name in names}
+    return {name: first + (second - first) * times for name, (first, second) in pairs.items()}

@@ -53,7 +53,8 @@ def need(question: Question) -> list[Need]:
 
 
 def _device_bytes(estimator: Estimator, row: Strategy, micro_batch: int, seq_len: int, global_batch: int) -> int:
-    found = estimator.estimate(row, micro_batch, seq_len, accumulating=micro_batch < global_batch)
+    count = -(-global_batch // micro_batch)
+    found = estimator.estimate(row, micro_batch, seq_len, accumulating=count > 1, micro_batches=count)
     return found.device_bytes
 
 

@@ -126,7 +126,7 @@ class Planner:
     def need(self, strategy: Strategy, micro_batch: int, seq_len: int, world_size: int) -> MemoryEstimate:
         """Return what one process of a strategy needs."""
         accum = -(-self.workload.global_batch // (micro_batch * world_size))
-        return self._memory(strategy, micro_batch, seq_len, accumulating=accum > 1)
+        return self._memory(strategy, micro_batch, seq_len, accum)
 
     def _settled(self, row: Strategy) -> Strategy:
         return with_low_precision(row, self.precision or self.machine.low_precision(row.device))
@@ -156,20 +156,21 @@ class Planner:
     def _tried(self, name: str, strategy: Strategy, micro_batch: int, seq_len: int) -> Candidate:
         """Judge a strategy at one micro-batch."""
         known = self._known(name, strategy, micro_batch, seq_len)
-        memory = self._memory(strategy, micro_batch, seq_len, accumulating=known["grad_accum"] > 1)
+        accum = known["grad_accum"]
+        memory = self._memory(strategy, micro_batch, seq_len, accum)
         verdict, reason = self.machine.verdict(strategy, memory)
         rates = self.rates.of(strategy.device)
         shape = Shape(
             micro_batch=micro_batch,
             seq_len=seq_len,
-            num_micro_batches=known["grad_accum"],
+            num_micro_batches=accum,
             num_parameters=self.estimator.num_parameters,
             world_size=self.machine.processes(strategy),
             host_cores=self.machine.host_cores,
             keeps_memory=heap.plenty(memory.host_bytes, self.machine.host_bytes),
         )
         work = self.estimator.footprint(
-            strategy, micro_batch, seq_len, accumulating=known["grad_accum"] > 1, card=self.machine.card
+            strategy, micro_batch, seq_len, accumulating=accum > 1, card=self.machine.card, micro_batches=accum
         )
         speed = speed_of(work, strategy, rates, shape).samples_per_s
         return Candidate(
@@ -183,13 +184,14 @@ class Planner:
             reason=reason,
         )
 
-    def _memory(self, strategy: Strategy, micro_batch: int, seq_len: int, *, accumulating: bool) -> MemoryEstimate:
+    def _memory(self, strategy: Strategy, micro_batch: int, seq_len: int, accum: int) -> MemoryEstimate:
         def estimate(*, whole: bool) -> MemoryEstimate:
             return self.estimator.estimate(
                 strategy,
                 micro_batch,
                 seq_len,
-                accumulating=accumulating,
+                accumulating=accum > 1,
+                micro_batches=accum,
                 world_size=self.machine.processes(strategy),
                 card=self.machine.card,
                 whole=whole,

@@ -143,6 +143,7 @@ def predicted(estimator: Estimator, cell: Counted) -> MemoryEstimate:
         world_size=cell.gpus,
         card=card_for(cell.card.name, cell.card.capability),
         whole=True,
+        micro_batches=2 if cell.accumulating else 1,
     )
 
 

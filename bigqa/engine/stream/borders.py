@@ -1,4 +1,4 @@
-"""What goes from layer to layer, of all micro-batches: on the host, but for the newest few. In: tensors by key. Out: them.
+"""What goes from layer to layer, of all micro-batches: on the host, but for the newest few. In, out: tensors by key.
 
 The hidden states at the borders of layers are kept from the forward to the backward pass; their gradients from a layer
 to the one below it. Each has a block of host memory of its own, which serves again in the next step.

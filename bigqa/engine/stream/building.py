@@ -43,7 +43,7 @@ def streamed(
     for weight in placed.weights.values():
         steps.make_states(weight)
     passes = LayerPasses(model, layers, placed.slots, placed.tables, placed.backward_of)
-    placed.leaving = passes.borders.let_go  # type: ignore[method-assign]
+    placed.let_go = passes.borders.let_go
     scaler = LossScaler() if strategy.precision == "fp16" else None
     update = StreamedUpdate(placed, passes, steps, clip=rates.clip, weight_decay=rates.weight_decay, scaler=scaler)
     return passes, update

@@ -74,11 +74,12 @@ class ExactSteps:
         states = weight.states
         states["step"] += 1
         step = torch.full((), float(states["step"]))
+        first, second = (states[name] for name in NAMES)
         for piece in pieces_of(weight.low):
             master, scaled = weight.piece(piece), gradient.piece(piece).mul_(factor)
             torch._fused_adamw_(
-                [master], [scaled], *([states[name][piece]] for name in NAMES), [], [step], lr=lr, beta1=BETAS[0],
-                beta2=BETAS[1], weight_decay=decay, eps=self.eps, amsgrad=False, maximize=False,
+                [master], [scaled], [first[piece]], [second[piece]], [], [step], lr=lr, beta1=BETAS[0], beta2=BETAS[1],
+                weight_decay=decay, eps=self.eps, amsgrad=False, maximize=False,
             )  # fmt: skip
             weight.put(piece, master)
 
@@ -117,7 +118,7 @@ class RandomSteps:
         self._seeds = (0, 0)
 
     def make_states(self, weight: Weight) -> None:
-        self._parameters[weight.name] = parameter = nn.Parameter(weight.low.view(weight.shape))
+        self._parameters[weight.name] = nn.Parameter(weight.low.view(weight.shape))
         shape = nn.Parameter(torch.empty(weight.shape, dtype=weight.low.dtype, device="meta"))
         state = self.optimizer.make_state(shape)  # the weight's own is made when it is stepped
         self.link.kept_bytes += sum(one.nbytes for one in state.values() if isinstance(one, Tensor))

@@ -1,7 +1,7 @@
 """What moves tensors between the host and a device, and makes host memory that can be moved. In: a device. Out: `Link`.
 
-On a GPU weights come on one stream, and what the step keeps goes and comes on another, both beside the computation; host
-memory is pinned page by page. On a CPU everything is a copy. Without data, as in a trace, bytes are counted.
+On a GPU weights come on one stream, and what the step keeps goes and comes on another, both beside the computation;
+host memory is pinned page by page. On a CPU everything is a copy. Without data, as in a trace, bytes are counted.
 """
 
 from collections.abc import Hashable

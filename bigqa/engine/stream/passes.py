@@ -1,8 +1,8 @@
-"""A step, layer by layer: all micro-batches pass a layer before the next one's weights come. In: batches. Out: gradients.
+"""A step, layer by layer: all micro-batches pass a layer before the next one's weights come. Out: gradients.
 
-Forward: what comes before the layers runs for each micro-batch, then each layer for all of them; nothing is kept but the
-hidden states at the borders. Backward: each layer runs once more, with the random numbers that it drew, and gradients
-leave as soon as they are whole.
+Forward: what comes before the layers runs for each micro-batch, then each layer for all of them; nothing is kept but
+the hidden states at the borders. Backward: each layer runs once more, with the random numbers that it drew, and
+gradients leave as soon as they are whole.
 """
 
 from collections.abc import Callable

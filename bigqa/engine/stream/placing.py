@@ -33,7 +33,6 @@ class Placed:
         tables = {name: [name] for name in layers.tables}
         inside = {name for names in of_layers for name in names}
         outer = [name for name in self.owners if name not in inside and name not in tables]
-        self._values: dict[str, Tensor] = {name: _value(places) for name, places in self.owners.items()}
         self._options: dict[str, Any] = {"undecayed": undecayed, "dtype": dtype, "keeps": waits}
         self.layer_units = [self._unit(names, moves=True) for names in of_layers]
         self.outer = self._unit(outer, moves=True)
@@ -44,17 +43,21 @@ class Placed:
         for name in self.owners:  # in the model's own order
             self.weights[name] = next(unit.weights[name] for unit in self.units if name in unit.weights)
         self.on_gradient: Callable[[Unit], None] = lambda unit: None
+        self.let_go: Callable[[Any, Tensor], None] = lambda event, gradient: link.wait(event)
+        """Holds a gradient until it has left."""
         self._layer: int | None = None
         self._take_places(dtype)
 
     def _unit(self, names: list[str], *, moves: bool) -> Unit:
-        unit = make_unit(self.link, {name: self._values[name] for name in names}, moves=moves, **self._options)
+        """Take weights out of the model, which then has them no more: both at once would be too much."""
+        unit = make_unit(self.link, {n: self._parameter(n) for n in names}, moves=moves, **self._options)
+        for name in names:
+            self._own(name, nn.Parameter(torch.empty(0, device="cpu")))
         return unit
 
     def _take_places(self, dtype: torch.dtype) -> None:
         """Put the parameters where they are from now on: what the model held of them goes."""
         link, model = self.link, self.model
-        self._values.clear()
         self._place_tables(dtype)
         self.slots = Slots(link, self.layer_units, dtype)
         for index, unit in enumerate(self.layer_units):
@@ -86,9 +89,7 @@ class Placed:
         most = max(unit.flat.numel() for unit in units)
         dtype = units[0].flat.dtype
         count = len(units) if self.waits else min(PLACES, len(units))
-        flats = [
-            self.link.pinned(units[index].flat.numel() if self.waits else most, dtype) for index in range(count)
-        ]
+        flats = [self.link.pinned(units[index].flat.numel() if self.waits else most, dtype) for index in range(count)]
         for index, unit in enumerate(units):
             for name, weight in unit.weights.items():
                 weight.gradient = flats[index % count][unit.places[name]]
@@ -126,12 +127,8 @@ class Placed:
         """Send a gradient, and let go of it."""
         assert parameter.grad is not None and isinstance(weight.gradient, Tensor)
         gradient, parameter.grad = parameter.grad.reshape(-1), None
-        self.leaving(self.link.leave(weight.gradient, gradient), gradient)
+        self.let_go(self.link.leave(weight.gradient, gradient), gradient)
         weight.is_touched = True
-
-    def leaving(self, event: Any, gradient: Tensor) -> None:
-        """Hold a gradient until it has left; set by whoever holds others."""
-        self.link.wait(event)
 
     def bring_outer(self) -> None:
         """Bring what is around the layers."""
@@ -182,13 +179,6 @@ def _owners(model: nn.Module) -> Owners:
     return found
 
 
-def _value(places: list[tuple[nn.Module, str]]) -> Tensor:
-    module, own = places[0]
-    value = module._parameters[own]
-    assert value is not None
-    return value
-
-
 def _names_in(layers: Layers, owners: Mapping[str, list[tuple[nn.Module, str]]]) -> list[list[str]]:
     """Return each layer's names. Raises: BigqaError where a layer shares a weight."""
     of_module = {id(part): index for index, layer in enumerate(layers.modules) for part in layer.modules()}
@@ -200,4 +190,3 @@ def _names_in(layers: Layers, owners: Mapping[str, list[tuple[nn.Module, str]]])
         for index in inside - {None}:
             found[index].append(name)  # type: ignore[index]
     return found
-

@@ -20,6 +20,8 @@ from bigqa.engine.stream.link import Link
 class RowGradient:
     """The gradient of a table: of the rows that a step looked at; the others' is zero."""
 
+    count: int
+    """Elements of the table."""
     width: int
     rows: Tensor
     """[R], int64: which, in order."""
@@ -28,12 +30,13 @@ class RowGradient:
 
     def piece(self, piece: slice) -> Tensor:
         """Return a piece of the flat gradient, fp32."""
-        begin, end = piece.start // self.width, -(-piece.stop // self.width)
+        stop = min(piece.stop, self.count)
+        begin, end = piece.start // self.width, -(-stop // self.width)
         first, last = torch.searchsorted(self.rows, torch.tensor([begin, end])).tolist()
         dense = torch.zeros(end - begin, self.width)
         dense[self.rows[first:last] - begin] = self.values[first:last]
         start = piece.start - begin * self.width
-        return dense.view(-1)[start : start + piece.stop - piece.start]
+        return dense.view(-1)[start : start + stop - piece.start]
 
     def squares(self) -> Tensor:
         """Return the sum of squares."""
@@ -99,7 +102,7 @@ class Tables:
                 self.link.kept_bytes += min(count, len(table.weight)) * width * torch.float32.itemsize
             elif ids:
                 rows = torch.cat(ids).unique()
-                table.gradient = RowGradient(width, rows, torch.zeros(len(rows), width))
+                table.gradient = RowGradient(table.weight.numel(), width, rows, torch.zeros(len(rows), width))
 
     def collect(self, micro_batch: int) -> None:
         """Add up the gradients of a micro-batch."""

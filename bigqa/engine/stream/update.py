@@ -5,8 +5,7 @@ Where they do not wait, as with random rounding, each unit is stepped once its g
 of the step before, as `engine.optim.release` does it.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -52,12 +51,6 @@ class StreamedUpdate(Update):
     def begin(self, step: int, seed: int) -> None:
         """Begin a step."""
         self.steps.draw_from(step, seed)
-
-    @contextlib.contextmanager
-    def micro_batch(self, *, is_last: bool) -> Iterator[None]:
-        """Not asked for: micro-batches pass the layers together."""
-        raise NotImplementedError
-        yield
 
     def step(self) -> Tensor:
         """Clip and step, or end a step whose units have been stepped. Returns: the norm before clipping."""

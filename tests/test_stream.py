@@ -1,0 +1,258 @@
+"""Streamed layers: the same learning as plain training, what cannot be streamed, and masters in two parts."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AlbertConfig,
+    AutoModelForQuestionAnswering,
+    BertConfig,
+    DebertaV2Config,
+    LlamaConfig,
+    ModernBertConfig,
+    T5Config,
+)
+
+from bigqa.engine.build import build, not_together
+from bigqa.engine.loop import checkpoint
+from bigqa.engine.loop.order import mix_seed
+from bigqa.engine.loop.step import Parts, train_step
+from bigqa.engine.processes import Processes
+from bigqa.engine.stream.store import joined, split
+from bigqa.errors import BigqaError
+from bigqa.memory.cards import A100
+from bigqa.memory.stream import STEADY, Shape, StreamedRuns
+from bigqa.models.sources import first_position
+from bigqa.settings import make_settings
+from bigqa.strategy import Strategy
+from bigqa.tasks.base import Batch
+from bigqa.tasks.qa import QuestionAnswering
+
+STEPS, MICRO_BATCHES, WINDOWS = 30, 3, 2
+SMALL: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+}
+DROPS = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+CONFIGS: dict[str, Callable[[], Any]] = {
+    "bert": lambda: BertConfig(**SMALL, **DROPS, pad_token_id=0),
+    "llama": lambda: LlamaConfig(**SMALL, attention_dropout=0.1, num_key_value_heads=1),
+    # Its relative positions are trained, and handed to every layer.
+    "deberta": lambda: DebertaV2Config(
+        **SMALL, **DROPS, relative_attention=True, pos_att_type=["c2p", "p2c"], norm_rel_ebd="layer_norm",
+        position_buckets=8, share_att_key=True,
+    ),
+    "modernbert": lambda: ModernBertConfig(
+        **SMALL, global_attn_every_n_layers=2, local_attention=8, attention_dropout=0.1, embedding_dropout=0.1,
+        pad_token_id=0, cls_token_id=1, sep_token_id=2, bos_token_id=1, eos_token_id=2,
+    ),
+}  # fmt: skip
+PLAIN = Strategy(device="cpu")
+STREAM = Strategy(device="cpu", stream=True)
+
+
+@pytest.fixture(scope="module")
+def processes() -> Processes:
+    return Processes("cpu")
+
+
+def task_of(config: Any) -> QuestionAnswering:
+    return QuestionAnswering(0, getattr(config, "type_vocab_size", 0) > 1, first_position(config))
+
+
+def parts_of(config: Any, strategy: Strategy, processes: Processes) -> Parts:
+    torch.manual_seed(0)
+    model = AutoModelForQuestionAnswering.from_config(config, dtype=torch.float32)
+    precision = "fp32" if strategy.precision == "fp32" else "bf16"
+    lengths = {"seq_len": 48, "doc_stride": 8, "max_query_length": 8}
+    options: dict[str, Any] = {"model": "x", "train_file": Path("x"), "out": Path("x"), "device": "cpu", **lengths}
+    settings = make_settings(**options, strategy=strategy, precision=precision, clip=0.5)
+    parts = build(model, task_of(config), settings, processes)
+    parts.model.train()
+    return parts
+
+
+def batches(config: Any, step: int, *, packed: bool) -> list[Batch]:
+    """Return micro-batches of windows of many lengths; the padding's row of the embedding is among those looked up."""
+    generator = torch.Generator().manual_seed(step)
+
+    def window() -> dict[str, Any]:
+        length = int(torch.randint(8, 40, (1,), generator=generator))
+        ids = torch.randint(0, config.vocab_size, (length,), generator=generator).tolist()
+        return {"input_ids": ids, "token_type_ids": [0] * 4 + [1] * (length - 4), "start": 3, "end": length - 2}
+
+    make = task_of(config).pack if packed else task_of(config).collate
+    return [make([window() for _ in range(WINDOWS)]) for _ in range(MICRO_BATCHES)]
+
+
+def learned(parts: Parts, config: Any, first: int, last: int, *, packed: bool) -> torch.Tensor:
+    """Take steps; return losses and norms, [steps, 2]."""
+    found = []
+    for step in range(first, last):
+        parts.update.set_rate(5e-3)
+        parts.update.begin(step, 42)
+        torch.manual_seed(mix_seed(42, step))
+        micro_batches = batches(config, step, packed=packed)
+        found.append(torch.stack(train_step(parts, micro_batches, MICRO_BATCHES * WINDOWS)).detach())
+    return torch.stack(found).double()
+
+
+def off(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float(((one - other).abs() / other.abs()).max())
+
+
+@pytest.mark.parametrize(
+    ("name", "packed"), [("bert", True), ("bert", False), ("llama", True), ("deberta", False), ("modernbert", False)]
+)
+def test_streamed_layers_learn_what_plain_training_learns(name: str, packed: bool, processes: Processes) -> None:
+    # With dropout, accumulation and clipping, which is seen to clip.
+    config = CONFIGS[name]()
+    steps = STEPS if (name, packed) == ("bert", True) else 5
+    plain = learned(parts_of(config, PLAIN, processes), config, 0, steps, packed=packed)
+    streamed = learned(parts_of(config, STREAM, processes), config, 0, steps, packed=packed)
+    assert plain[:, 1].max() > 0.5
+    assert off(streamed[:10, 0], plain[:10, 0]) < 1e-6
+    assert off(streamed, plain) < 2e-5  # what is rounded in another order grows from step to step
+
+
+def test_in_bf16_masters_are_fp32(processes: Processes) -> None:
+    config = CONFIGS["bert"]()
+    low, streamed = PLAIN.model_copy(update={"precision": "bf16"}), STREAM.model_copy(update={"precision": "bf16"})
+    plain_parts, parts = parts_of(config, low, processes), parts_of(config, streamed, processes)
+    before = {name: value.detach().clone() for name, value in plain_parts.update.state().weights.items()}
+    assert all(torch.equal(value, before[name]) for name, value in parts.update.state().weights.items())
+    plain = learned(plain_parts, config, 0, 4, packed=True)
+    assert off(learned(parts, config, 0, 4, packed=True)[:, 0], plain[:, 0]) < 0.01
+    after = parts.update.state().weights
+    assert all(not torch.equal(value, before[name]) for name, value in after.items())
+    assert any((value.bfloat16() == before[name].bfloat16()).any() for name, value in after.items())
+
+
+def test_a_run_goes_on_streamed_and_streaming_goes_on_plain(processes: Processes, tmp_path: Path) -> None:
+    config = CONFIGS["bert"]()
+    unbroken = learned(parts_of(config, PLAIN, processes), config, 0, 6, packed=True)
+    for first, second in ((PLAIN, STREAM), (STREAM, PLAIN), (STREAM, STREAM)):
+        parts = parts_of(config, first, processes)
+        learned(parts, config, 0, 3, packed=True)
+        folder = tmp_path / f"{first.stream}-{second.stream}"
+        checkpoint.save(folder, 3, parts.update.state(), {})
+        other = parts_of(config, second, processes)
+        found = checkpoint.load_newest(folder, print)
+        assert found is not None
+        checkpoint.restore(found, other.update)
+        assert off(learned(other, config, 3, 6, packed=True), unbroken[3:]) < 2e-5
+
+
+def test_the_trained_model_comes_back_whole(processes: Processes) -> None:
+    config = CONFIGS["bert"]()
+    plain, streamed = (parts_of(config, one, processes) for one in (PLAIN, STREAM))
+    for parts in (plain, streamed):
+        learned(parts, config, 0, 2, packed=False)
+    first, second = plain.update.finish(), streamed.update.finish()
+    assert list(dict(second.named_parameters())) == list(dict(first.named_parameters()))
+    inputs = {"input_ids": torch.arange(12)[None]}
+    expected = first.eval()(**inputs).start_logits
+    torch.testing.assert_close(second.eval()(**inputs).start_logits, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
+def test_random_rounding_is_stepped_layer_by_layer_and_resumes(
+    optimizer: str, processes: Processes, tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    config = BertConfig(**SMALL | {"hidden_size": 64}, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    axes = {"precision": "bf16-sr", "optimizer": optimizer}
+    strategy = STREAM.model_copy(update=axes)
+    parts = parts_of(config, strategy, processes)
+    losses = learned(parts, config, 0, 4, packed=True)
+    plain = learned(parts_of(config, PLAIN, processes), config, 0, 4, packed=True)
+    assert off(losses[:, 0], plain[:, 0]) < 0.2  # clipped by the norm of the step before
+    checkpoint.save(tmp_path, 4, parts.update.state(), {})
+    found = checkpoint.load_newest(tmp_path, print)
+    assert found is not None
+    other = parts_of(config, strategy, processes)
+    checkpoint.restore(found, other.update)
+    once, again = (learned(one, config, 4, 6, packed=True) for one in (parts, other))
+    assert torch.equal(once, again)
+
+
+def test_what_lies_in_no_list_of_its_own_is_refused_in_a_line(processes: Processes) -> None:
+    shared = AlbertConfig(**SMALL, embedding_size=16)
+    two = T5Config(vocab_size=96, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2)
+    between = DebertaV2Config(**SMALL, conv_kernel_size=3, conv_act="gelu")
+    for config, why in ((shared, "once each"), (two, "more than one list"), (between, "between its layers")):
+        with pytest.raises(BigqaError, match=why) as caught:
+            parts_of(config, STREAM, processes)
+        assert "\n" not in str(caught.value) and type(config).__name__[:2] in str(caught.value)
+
+
+def test_axes_that_streaming_brings_itself_are_refused() -> None:
+    assert not_together(STREAM) is None
+    assert not_together(STREAM.model_copy(update={"precision": "bf16-sr", "optimizer": "adamw8bit"})) is None
+    more: list[dict[str, Any]] = [{"recompute": "full"}, {"release": True}, {"zero_stage": 2}, {"adapters": "lora"}]
+    for axes in (*more, {"activation_offload": True}, {"optimizer": "adamw8bit"}):
+        assert "streamed" in str(not_together(STREAM.model_copy(update=axes)))
+
+
+def test_a_master_is_its_bf16_and_sixteen_bits_more() -> None:
+    generator = torch.Generator().manual_seed(1)
+    bits = torch.randint(-(2**31), 2**31, (100_000,), generator=generator).int()
+    special = torch.tensor([0x3F808000, 0x3F818000, 0x3F80FFFF, 0, -(2**31), 0x00000001, 0x7F7FFFFF, 0x7F800000]).int()
+    master = torch.cat([bits, special, bits & -0x10000 | 0x8000]).view(torch.float32)
+    master = master[~master.isnan()]
+    low, rest = torch.empty(len(master), dtype=torch.bfloat16), torch.empty(len(master), dtype=torch.int16)
+    split(master, low, rest)
+    assert torch.equal(joined(low, rest).view(torch.int32), master.view(torch.int32))
+    between = master.view(torch.int32) & 0xFFFF == 0x8000  # as near to the one as to the other
+    assert torch.equal(low[~between], master[~between].bfloat16())
+    error, best = ((one.double() - master.double()).abs() for one in (low, master.bfloat16()))
+    assert torch.equal(error[between], best[between])
+
+
+def test_the_host_and_the_link_are_predicted_to_the_byte(processes: Processes) -> None:
+    config = CONFIGS["bert"]()
+    for axes in ({}, {"precision": "bf16"}, {"precision": "bf16-sr"}):
+        strategy = STREAM.model_copy(update=axes)
+        parts = parts_of(config, strategy, processes)
+        row = {"input_ids": list(range(1, 33)), "token_type_ids": [0] * 32, "start": 1, "end": 2}
+        full = [task_of(config).collate([row, row]) for _ in range(7)]
+        link = parts.passes.link  # type: ignore[union-attr]
+        before = link.bytes_in, link.bytes_out
+        train_step(parts, full, 14)
+        runs = StreamedRuns(lambda layers: model_without_data(config, layers), task_of(config), 3, 1)
+        found = runs.footprint(strategy, Shape(2, 32, 7, packed=False), A100)
+        of_rows = sum(min(7 * 64, count) for count in (96, 64, 2)) * 32 * 4  # whose gradients wait
+        assert found.kept_bytes + found.pinned_bytes == pytest.approx(link.kept_bytes + of_rows, rel=0.05)
+        assert found.arriving_bytes == link.bytes_in - before[0]
+        assert found.leaving_bytes == link.bytes_out - before[1]
+
+
+def model_without_data(config: Any, layers: int) -> Any:
+    changed = type(config)(**config.to_dict() | {"num_hidden_layers": layers})
+    return AutoModelForQuestionAnswering.from_config(changed, dtype=torch.float32)
+
+
+def test_neither_depth_nor_accumulation_takes_more_of_a_gpu() -> None:
+    config = CONFIGS["bert"]()
+    strategy = Strategy(precision="bf16", stream=True)
+    deep, shallow = (
+        StreamedRuns(lambda layers: model_without_data(config, layers), task_of(config), count, 1) for count in (40, 6)
+    )
+    few, many = Shape(2, 32, STEADY, packed=True), Shape(2, 32, 64, packed=True)
+    least = shallow.footprint(strategy, few, A100).allocated_bytes
+    assert deep.footprint(strategy, few, A100).allocated_bytes == least
+    assert deep.footprint(strategy, many, A100).allocated_bytes < least + 64 * 16 * 512  # a few blocks of each
+    # And what is at the peak of a trace of all layers is what two traces of a few tell.
+    whole = StreamedRuns(lambda layers: model_without_data(config, layers), task_of(config), 5, 1)
+    whole.depths = (5, 5)
+    found = whole.footprint(strategy, few, A100)
+    guessed = StreamedRuns(lambda layers: model_without_data(config, layers), task_of(config), 5, 1)
+    assert guessed.depths == (3, 4)
+    assert guessed.footprint(strategy, few, A100) == found
