@@ -185,7 +185,7 @@ def test_random_rounding_is_stepped_layer_by_layer_and_resumes(
 
 def test_what_lies_in_no_list_of_its_own_is_refused_in_a_line(processes: Processes) -> None:
     shared = AlbertConfig(**SMALL, embedding_size=16)
-    two = T5Config(vocab_size=96, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2)
+    two = T5Config(vocab_size=96, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, decoder_start_token_id=0)
     between = DebertaV2Config(**SMALL, conv_kernel_size=3, conv_act="gelu")
     for config, why in ((shared, "once each"), (two, "more than one list"), (between, "between its layers")):
         with pytest.raises(BigqaError, match=why) as caught:
