@@ -24,6 +24,7 @@ from bigqa.engine.processes import Processes
 from bigqa.engine.stream.store import joined, split
 from bigqa.errors import BigqaError
 from bigqa.memory.cards import A100
+from bigqa.memory.depth import depths_for
 from bigqa.memory.stream import STEADY, Shape, StreamedRuns
 from bigqa.models.sources import first_position
 from bigqa.settings import make_settings
@@ -216,8 +217,16 @@ def test_a_master_is_its_bf16_and_sixteen_bits_more() -> None:
     assert torch.equal(error[between], best[between])
 
 
+def runs_of(config: Any) -> StreamedRuns:
+    def make(changed: Any) -> Any:
+        return AutoModelForQuestionAnswering.from_config(changed, dtype=torch.float32)
+
+    return StreamedRuns(config, make, task_of(config), lambda: depths_for(config, make))
+
+
 def test_the_host_and_the_link_are_predicted_to_the_byte(processes: Processes) -> None:
-    config = CONFIGS["bert"]()
+    config = BertConfig(**SMALL | {"num_hidden_layers": 5})
+    axes: dict[str, Any]
     for axes in ({}, {"precision": "bf16"}, {"precision": "bf16-sr"}):
         strategy = STREAM.model_copy(update=axes)
         parts = parts_of(config, strategy, processes)
@@ -226,33 +235,23 @@ def test_the_host_and_the_link_are_predicted_to_the_byte(processes: Processes) -
         link = parts.passes.link  # type: ignore[union-attr]
         before = link.bytes_in, link.bytes_out
         train_step(parts, full, 14)
-        runs = StreamedRuns(lambda layers: model_without_data(config, layers), task_of(config), 3, 1)
-        found = runs.footprint(strategy, Shape(2, 32, 7, packed=False), A100)
+        found = runs_of(config).footprint(strategy, Shape(2, 32, 7, packed=False), A100)
         of_rows = sum(min(7 * 64, count) for count in (96, 64, 2)) * 32 * 4  # whose gradients wait
         assert found.kept_bytes + found.pinned_bytes == pytest.approx(link.kept_bytes + of_rows, rel=0.05)
         assert found.arriving_bytes == link.bytes_in - before[0]
         assert found.leaving_bytes == link.bytes_out - before[1]
 
 
-def model_without_data(config: Any, layers: int) -> Any:
-    changed = type(config)(**config.to_dict() | {"num_hidden_layers": layers})
-    return AutoModelForQuestionAnswering.from_config(changed, dtype=torch.float32)
-
-
 def test_neither_depth_nor_accumulation_takes_more_of_a_gpu() -> None:
-    config = CONFIGS["bert"]()
     strategy = Strategy(precision="bf16", stream=True)
-    deep, shallow = (
-        StreamedRuns(lambda layers: model_without_data(config, layers), task_of(config), count, 1) for count in (40, 6)
-    )
+    shallow, deep = (runs_of(BertConfig(**SMALL | {"num_hidden_layers": count})) for count in (6, 40))
     few, many = Shape(2, 32, STEADY, packed=True), Shape(2, 32, 64, packed=True)
     least = shallow.footprint(strategy, few, A100).allocated_bytes
     assert deep.footprint(strategy, few, A100).allocated_bytes == least
     assert deep.footprint(strategy, many, A100).allocated_bytes < least + 64 * 16 * 512  # a few blocks of each
-    # And what is at the peak of a trace of all layers is what two traces of a few tell.
-    whole = StreamedRuns(lambda layers: model_without_data(config, layers), task_of(config), 5, 1)
-    whole.depths = (5, 5)
-    found = whole.footprint(strategy, few, A100)
-    guessed = StreamedRuns(lambda layers: model_without_data(config, layers), task_of(config), 5, 1)
-    assert guessed.depths == (3, 4)
-    assert guessed.footprint(strategy, few, A100) == found
+    # What two traces of a few layers tell is what a trace of all of them does.
+    told = shallow.footprint(strategy, few, A100)
+    assert shallow.depths == (3, 4)
+    whole = runs_of(shallow.config)
+    whole.depths = (6, 6)
+    assert whole.footprint(strategy, few, A100) == told

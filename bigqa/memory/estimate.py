@@ -25,11 +25,8 @@ from bigqa.memory.forks import in_forks
 from bigqa.memory.parallel import Averaging, averaging_of
 from bigqa.memory.scaling import Footprint, NoLineError, Scaling
 from bigqa.memory.scratch import workspace_bytes
-<<<<<<< HEAD
 from bigqa.memory.shapes import Following
-=======
-from bigqa.memory.stream import STEADY, Shape, StreamedRuns
->>>>>>> 1596720 (Streamed layers are predicted through the trainer's own step, and learn what plain training learns; each micro-batch draws from a seed of its own)
+from bigqa.memory.stream import Shape, StreamedRuns
 from bigqa.memory.timeline import Timeline, timeline_of
 from bigqa.memory.trace import trace_step
 from bigqa.memory.whole import beside, whole_footprint
@@ -88,7 +85,7 @@ class Estimator:
         self._counts: tuple[int, int] | None = None
         self._averagings: dict[Strategy, Averaging] = {}
         self._sharded = ShardedRuns(self._trace_micro_batch, lambda: self.num_parameters)
-        self._streamed = StreamedRuns(self._with_layers, task, int(config.num_hidden_layers), _period(config))
+        self._streamed = StreamedRuns(config, make_model, task, lambda: self.depths)
 
     @property
     def num_parameters(self) -> int:
@@ -131,8 +128,7 @@ class Estimator:
         """
         key = self._key(strategy, seq_len, accumulating, card)
         if strategy.stream:
-            count = micro_batches or (STEADY if accumulating else 1)
-            return self._streamed.footprint(key[0], Shape(micro_batch, seq_len, count, packed=key[3]), card)
+            return self._streamed.footprint(key[0], Shape.of(micro_batch, key, micro_batches), card)
         if key not in self._scalings:
             self._scalings[key] = self._scaling(key)
         try:
@@ -186,41 +182,27 @@ class Estimator:
         whole: bool = False,
         micro_batches: int | None = None,
     ) -> MemoryEstimate:
-        """Return the peaks of one process.
+        """Return the peaks of one process. `micro_batches`: of a step, where they are known.
 
-        `micro_batches`: of a step, where they are known. `whole`: trace all layers, which is exact in what the
-        allocator reserves and takes about a second.
+        `whole`: trace all layers, which is exact in what the allocator reserves and takes about a second.
         """
         if strategy.needs_deepspeed and strategy.device == "cuda":
             return self._of_sharded(strategy, micro_batch, seq_len, accumulating, world_size, card, whole)
-<<<<<<< HEAD
         averaging = self._averaging(strategy) if world_size > 1 and strategy.device == "cuda" else None
-        if whole:
-            found = self._whole(self._key(strategy, seq_len, accumulating, card), micro_batch, card, averaging)
-        else:
-            found = self.footprint(strategy, micro_batch, seq_len, accumulating=accumulating, card=card)
-            found = found if averaging is None else beside(found, averaging)
-=======
         if whole and not strategy.stream:
-            found = self._whole(self._key(strategy, seq_len, accumulating, card), micro_batch, card)
+            found = self._whole(self._key(strategy, seq_len, accumulating, card), micro_batch, card, averaging)
         else:
             asked: dict[str, Any] = {"accumulating": accumulating, "card": card, "micro_batches": micro_batches}
             found = self.footprint(strategy, micro_batch, seq_len, **asked)
->>>>>>> 1596720 (Streamed layers are predicted through the trainer's own step, and learn what plain training learns; each micro-batch draws from a seed of its own)
+            found = found if averaging is None else beside(found, averaging)
         if strategy.device == "cpu":
             states = None
             if strategy.needs_deepspeed:
                 states = deepspeed.states(strategy, self.num_parameters, self.largest_layer, world_size)
                 found = deepspeed.with_states(found, states)
             return _on_cpu(found, strategy, states)
-<<<<<<< HEAD
-        return self._on_gpu(found, strategy, card, found.pinned_bytes + found.managed_bytes, found.managed_bytes)
-=======
-        if world_size > 1 and strategy.adapters == "none":  # adapters' gradients are a few megabytes
-            found = self._averaging(found, strategy)
         kept_bytes = found.pinned_bytes + found.managed_bytes + found.kept_bytes
         return self._on_gpu(found, strategy, card, kept_bytes, found.managed_bytes)
->>>>>>> 1596720 (Streamed layers are predicted through the trainer's own step, and learn what plain training learns; each micro-batch draws from a seed of its own)
 
     def _on_gpu(
         self, found: Footprint | Peaks, strategy: Strategy, card: Card, kept_bytes: int, managed_bytes: int = 0,
@@ -283,15 +265,10 @@ class Estimator:
             asked: dict[str, Any] = {"accumulating": accumulating, "world_size": world_size, "card": card}
             return timeline_of(self._sharded.last_step(strategy, micro_batch, seq_len, **asked))
         key = self._key(strategy, seq_len, accumulating, card)
-<<<<<<< HEAD
-        stream = self._trace(key, depth_of(self.config), micro_batch)
-=======
         if strategy.stream:
-            count = STEADY if accumulating else 1
-            stream = self._streamed.step(key[0], Shape(micro_batch, seq_len, count, packed=key[3]))
+            stream = self._streamed.step(key[0], Shape.of(micro_batch, key))
         else:
-            stream = self._trace(key, int(self.config.num_hidden_layers), micro_batch)
->>>>>>> 1596720 (Streamed layers are predicted through the trainer's own step, and learn what plain training learns; each micro-batch draws from a seed of its own)
+            stream = self._trace(key, depth_of(self.config), micro_batch)
         return timeline_of(on_card(stream, card))
 
     def _key(self, strategy: Strategy, seq_len: int, accumulating: bool, card: Card) -> Key:
@@ -318,9 +295,6 @@ class Estimator:
                 strategy,
                 accumulating=accumulating,
             )
-
-    def _with_layers(self, layers: int) -> Any:
-        return self.make_model(with_layers(self.config, layers))
 
     def _count(self) -> tuple[int, int]:
         if self._counts is None:

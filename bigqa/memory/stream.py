@@ -5,6 +5,7 @@ there are a few, and what is on the host and crosses the link is a line in both.
 the engine's own link, which makes tensors without data here.
 """
 
+import functools
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from bigqa.engine.stream.building import Rates, streamed
 from bigqa.engine.stream.update import StreamedUpdate
 from bigqa.memory.cards import Card
 from bigqa.memory.conditions import collected_on_demand, dropout_of
+from bigqa.memory.depth import depth_of, with_layers
 from bigqa.memory.events import Stream
 from bigqa.memory.scaling import Footprint
 from bigqa.memory.trace import Recorder
@@ -122,15 +124,26 @@ class Shape(NamedTuple):
     micro_batches: int
     packed: bool
 
+    @classmethod
+    def of(cls, micro_batch: int, key: tuple[Strategy, int, bool, bool], micro_batches: int | None = None) -> "Shape":
+        """Return a step's: its key tells length, whether there are several micro-batches, and whether they are packed.
+
+        How many there are may not be known.
+        """
+        _, seq_len, accumulating, packed = key
+        return cls(micro_batch, seq_len, micro_batches or (STEADY if accumulating else 1), packed)
+
 
 class StreamedRuns:
     """Traces of one model, and what follows from them."""
 
-    def __init__(self, make_model: Callable[[int], nn.Module], task: TracedTask, num_layers: int, repeat: int) -> None:
-        """`make_model` makes one of so many layers; `repeat`: after how many their kinds repeat."""
-        self.make_model, self.task, self.num_layers = make_model, task, num_layers
-        first = num_layers % repeat + repeat * -(-FEWEST_LAYERS // repeat)
-        self.depths = (first, first + repeat) if first + repeat < num_layers else (num_layers, num_layers)
+    def __init__(
+        self, config: Any, make_model: Callable[[Any], nn.Module], task: TracedTask,
+        repeating: Callable[[], tuple[int, int]],
+    ) -> None:  # fmt: skip
+        """`repeating`: returns two depths that stand for the full one."""
+        self.config, self.make_model, self.task, self.repeating = config, make_model, task, repeating
+        self.num_layers = depth_of(config)
         self._known: dict[tuple[Strategy, Shape], list[Traced]] = {}
 
     def footprint(self, strategy: Strategy, shape: Shape, card: Card) -> Footprint:
@@ -148,6 +161,14 @@ class StreamedRuns:
         """Return the events of a step of all layers."""
         return self._trace(strategy, shape, self.num_layers).stream
 
+    @functools.cached_property
+    def depths(self) -> tuple[int, int]:
+        """Two depths that stand for the full one, both such that the places of layers have been taken in turns."""
+        first, second = self.repeating()
+        while second > first and first < FEWEST_LAYERS and second < self.num_layers:
+            first, second = second, 2 * second - first
+        return first, second
+
     def _at(self, strategy: Strategy, shape: Shape, card: Card) -> Footprint:
         if (strategy, shape) not in self._known:
             self._known[strategy, shape] = [self._trace(strategy, shape, depth) for depth in self.depths]
@@ -158,8 +179,9 @@ class StreamedRuns:
         return replace(high, **grown | {name: grown[name] // shape.micro_batches for name in WORK})
 
     def _trace(self, strategy: Strategy, shape: Shape, layers: int) -> Traced:
+        config = self.config if layers == self.num_layers else with_layers(self.config, layers)
         return trace_streamed(
-            lambda: self.make_model(layers),
+            lambda: self.make_model(config),
             self.task,
             lambda: self.task.example(shape.micro_batch, shape.seq_len, packed=shape.packed),
             strategy,
