@@ -14,7 +14,7 @@ from benchmarks.common import REPORTS, read_report, run_module, spread, train, w
 from benchmarks.prediction_rows import ROWS, features, kept_logits
 from benchmarks.tables import put_between
 from bigqa.files import write_json
-from bigqa.run.prediction import lengths_of
+from bigqa.run.prediction import kind_and_options
 from bigqa.tasks.postprocess import decode
 from bigqa.tasks.scoring import evaluate_files
 from bigqa.tasks.squad import iter_questions
@@ -60,7 +60,7 @@ def measure_answers(options: argparse.Namespace) -> dict[str, Any]:
 def _answers(folder: Path, data: Path, logits: Path) -> dict[str, str]:
     windows, sizes = features(folder, data)
     questions = iter_questions(data, need_answers=False)
-    return decode(questions, windows, kept_logits(logits, sizes), lengths_of(folder, None))[0]
+    return decode(questions, windows, kept_logits(logits, sizes), kind_and_options(folder, None)[1])[0]
 
 
 def _compared(row: str, answers: dict[str, dict[str, str]], options: argparse.Namespace) -> dict[str, Any]:

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from transformers import AutoModelForQuestionAnswering
 
-from bigqa.engine.inference import Logits, span_logits
+from bigqa.engine.inference import Logits, window_logits
 from bigqa.engine.loop.meter import peak_resident_bytes
+from bigqa.files import cache_folder
 from bigqa.models.sources import load_tokenizer, resolve
-from bigqa.run.prediction import cache_folder, lengths_of, load_for_prediction, qa_task
+from bigqa.run.prediction import kind_and_options, load_for_prediction
 from bigqa.tasks.features import build_features, window_lengths
 from bigqa.tasks.qa import COLUMNS
 
@@ -31,7 +32,7 @@ BATCH = 16
 
 def features(model: Path, data: Path) -> tuple[Any, list[int]]:
     """Return a data set's windows as a model folder wants them, and the tokens of each."""
-    lengths = lengths_of(model, None)
+    lengths = kind_and_options(model, None)[1]
     tokenizer = load_tokenizer(resolve(str(model)))
     windows = build_features(data, tokenizer, lengths, training=False, cache_dir=cache_folder() / "features")
     return windows, window_lengths(windows)
@@ -41,11 +42,10 @@ def loaded(row: str, folder: Path) -> Stream:
     """Load a row's model. Returns: what yields (window, start logits, end logits) of windows, in order."""
     if row == "padded loop":
         model = AutoModelForQuestionAnswering.from_pretrained(folder, attn_implementation="eager").eval()
-        tokenizer, seq_len = load_tokenizer(resolve(str(folder))), lengths_of(folder, None).seq_len
+        tokenizer, seq_len = load_tokenizer(resolve(str(folder))), kind_and_options(folder, None)[1].seq_len
         return lambda windows, sizes: _padded_loop(model, tokenizer, seq_len, _inputs(windows), sizes)
-    model, tokenizer, _, device = load_for_prediction(str(folder), "cpu", None, ROWS[row])
-    task = qa_task(tokenizer, model)
-    return lambda windows, sizes: span_logits(model, task, _inputs(windows), sizes, device)
+    found = load_for_prediction(str(folder), "cpu", None, ROWS[row])
+    return lambda windows, sizes: window_logits(found.model, found.task, _inputs(windows), sizes, found.device)
 
 
 def _inputs(windows: Any) -> Any:

@@ -65,6 +65,7 @@ RANGES = {
     "clip": Range(0, 10**9, whole=False, low_open=True),
     "null_threshold": Range(-(10**6), 10**6, whole=False),
     "dropout": Range(0, 1, whole=False, high_open=True),
+    "label_smoothing": Range(0, 1, whole=False, high_open=True),
     "save_every": Range(1, MANY),
     "keep": Range(1, MANY),
     "limit": Range(1, MANY),

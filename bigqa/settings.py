@@ -4,9 +4,9 @@ The record is written to `RUN/config.json`, and `--resume` reads it back: a run 
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from bigqa.errors import BigqaError, UsageError
 from bigqa.files import read_json
@@ -47,6 +47,10 @@ class Settings(Ranged):
     """A preset, a folder, a config.json or a hub id."""
     tokenizer: str | None = None
     """A vocab.txt, folder or hub id, where the model has no vocabulary of its own."""
+    task: str = "qa"
+    """A folder of `bigqa/tasks/`."""
+    task_options: dict[str, Any] = Field(default_factory=dict)
+    """What the task alone has of options, such as the columns of its tables."""
     train_file: Path
     dev_file: Path | None = None
     out: Path
@@ -101,22 +105,13 @@ class Settings(Ranged):
         update = {"strategy": rung.strategy, "micro_batch": rung.micro_batch, "device": device, "ladder": rest}
         return self.model_copy(update=update)
 
-    @model_validator(mode="after")
-    def _lengths_agree(self) -> "Settings":
-        if self.max_query_length + self.doc_stride > self.seq_len - 3:
-            raise ValueError(
-                f"--seq-len {self.seq_len} is too short for --max-query-length {self.max_query_length} and "
-                f"--doc-stride {self.doc_stride}: need their sum and 3 special tokens"
-            )
-        return self
-
 
 def make_settings(**values: object) -> Settings:
     """Validate options. Raises: UsageError in one line, naming the option."""
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
-        raise UsageError(_first_problem(error)) from None
+        raise UsageError(first_problem(error)) from None
 
 
 def read_settings(path: Path) -> Settings:
@@ -124,10 +119,11 @@ def read_settings(path: Path) -> Settings:
     try:
         return Settings.model_validate(read_json(path, "the run's config"))
     except ValidationError as error:
-        raise BigqaError(f"{path} is not a bigqa run's config: {_first_problem(error)}") from None
+        raise BigqaError(f"{path} is not a bigqa run's config: {first_problem(error)}") from None
 
 
-def _first_problem(error: ValidationError) -> str:
+def first_problem(error: ValidationError) -> str:
+    """Say in a line which setting is wrong, and how."""
     problem = error.errors()[0]
     message = problem["msg"].removeprefix("Value error, ")
     if not problem["loc"]:

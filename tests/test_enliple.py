@@ -107,5 +107,5 @@ def test_a_base_checkpoint_without_its_head_is_refused_for_prediction(shared: Pa
 
     source = resolve(str(shared / "fixtures" / "enliple" / "large_base"))
     with pytest.raises(BigqaError, match=r"qa_outputs"):
-        load_model(source, load_config(source), require_qa_head=True)
+        load_model(source, load_config(source), require_head=True)
     assert load_model(source, load_config(source)).qa_outputs.weight.shape == (2, 32)

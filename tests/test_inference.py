@@ -65,7 +65,7 @@ def test_logits_are_those_of_each_window_alone(
     monkeypatch.setattr(inference, "_forward", watched)
     told: list[tuple[int, int]] = []
     found = list(
-        inference.span_logits(
+        inference.window_logits(
             model.train(), task, windows(), LENGTHS, torch.device("cpu"), lambda a, b: told.append((a, b))
         )
     )
@@ -94,13 +94,13 @@ def test_what_has_no_room_is_halved_and_other_errors_are_told(monkeypatch: pytes
     errors: list[Exception] = [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("shapes")]
     while len(errors) > 1:
         refused.clear()
-        found = list(inference.span_logits(model, task, windows(), LENGTHS, torch.device("cpu")))
+        found = list(inference.window_logits(model, task, windows(), LENGTHS, torch.device("cpu")))
         assert refused == [7, 3]  # and nothing of a size again that had no room
         for (_, start, _), one in zip(found, expected, strict=True):
             np.testing.assert_allclose(start, one[0], atol=1e-5)
         errors.pop(0)
     with pytest.raises(RuntimeError, match="shapes"):
-        list(inference.span_logits(model, task, windows(), LENGTHS, torch.device("cpu")))
+        list(inference.window_logits(model, task, windows(), LENGTHS, torch.device("cpu")))
 
 
 def test_a_model_that_fp16_overflows_with_goes_on_in_fp32_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +112,7 @@ def test_a_model_that_fp16_overflows_with_goes_on_in_fp32_and_says_so_once(monke
     expected = alone(model, windows())
     assert max(abs(one).max() for one in expected) > torch.finfo(torch.float16).max
     told: list[str] = []
-    found = list(inference.span_logits(model.half(), task, windows(), LENGTHS, torch.device("cpu"), tell=told.append))
+    found = list(inference.window_logits(model.half(), task, windows(), LENGTHS, torch.device("cpu"), tell=told.append))
     assert told == ["fp16 overflows with this model: going on in fp32"]
     for (_, start, end), one in zip(found, expected, strict=True):
         np.testing.assert_allclose(np.stack([start, end]), one, rtol=1e-2, atol=500)
@@ -123,7 +123,7 @@ def test_a_model_that_fp16_overflows_with_goes_on_in_fp32_and_says_so_once(monke
 def test_a_model_within_fp16_stays_in_it() -> None:
     model, task = made("bert")
     told: list[str] = []
-    list(inference.span_logits(model.half(), task, windows(), LENGTHS, torch.device("cpu"), tell=told.append))
+    list(inference.window_logits(model.half(), task, windows(), LENGTHS, torch.device("cpu"), tell=told.append))
     assert told == [] and {parameter.dtype for parameter in model.parameters()} == {torch.float16}
 
 
@@ -147,9 +147,9 @@ def test_one_window_that_has_no_room_is_an_error(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(inference, "_forward", never)
     with pytest.raises(MemoryError):
-        list(inference.span_logits(model, task, windows(), LENGTHS, torch.device("cpu")))
+        list(inference.window_logits(model, task, windows(), LENGTHS, torch.device("cpu")))
 
 
 def test_no_windows_have_no_logits() -> None:
     model, task = made("bert")
-    assert list(inference.span_logits(model, task, windows(), [], torch.device("cpu"))) == []
+    assert list(inference.window_logits(model, task, windows(), [], torch.device("cpu"))) == []

@@ -10,7 +10,8 @@ from transformers import AutoConfig
 
 from bigqa.errors import BigqaError
 from bigqa.models.sources import check_lengths, load_config, load_model, load_tokenizer, resolve, usable_positions
-from bigqa.run.prediction import qa_task
+from bigqa.run.job import task_of
+from bigqa.tasks.registry import kind_of
 
 SMALL = {
     "vocab_size": 120,
@@ -51,7 +52,7 @@ def test_every_family_trains_and_its_loss_is_the_librarys_without_padding(tmp_pa
     config.save_pretrained(tmp_path)
     source = resolve(str(tmp_path / "config.json"))
     model = load_model(source, load_config(source)).eval()
-    task = qa_task(Tokenizer(), model)
+    task = task_of(kind_of("qa"), None, Tokenizer(), model)
     rows = [
         {"input_ids": [2, 9, 3, 8, 7, 3], "token_type_ids": [0, 0, 0, 1, 1, 1], "start": 3, "end": 4},
         {"input_ids": [2, 9, 3, 8, 7, 6, 5, 4, 9, 3], "token_type_ids": [0] * 3 + [1] * 7, "start": 5, "end": 6},

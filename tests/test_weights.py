@@ -122,7 +122,7 @@ def test_a_language_model_is_the_backbone_and_stays_so_when_saved(shared: Path, 
 def test_a_prefix_is_mapped_and_saved_as_the_librarys(folder: Path, tmp_path: Path, prefix: str, head: str) -> None:
     state = weights(folder)
     change(folder, renamed(bert=prefix, head=head))
-    found = loaded(folder, require_qa_head=True)
+    found = loaded(folder, require_head=True)
     assert_same(found.model, state)
     assert found.new == ()
     assert prefix in ("", "bert.") or f"read as bert.: {prefix}" in str(found.says())
@@ -232,7 +232,7 @@ def test_what_is_amiss_is_named(folder: Path, changed: Callable[[State], State],
 
 def test_a_head_of_which_a_part_is_missing_answers_nothing(folder: Path) -> None:
     change(folder, lambda state: lost(state, "qa_outputs.bias"))
-    assert "its weights lack qa_outputs.bias" in refusal(folder, require_qa_head=True)
+    assert "its weights lack qa_outputs.bias" in refusal(folder, require_head=True)
 
 
 def test_a_classifiers_labels_are_not_the_heads(folder: Path) -> None:

@@ -15,7 +15,6 @@ from bigqa.machine.heap import hold_tight
 if __name__ == "__main__":
     hold_tight()  # before torch is imported
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -30,26 +29,13 @@ from bigqa.engine.recovery import HostWatch, is_out_of_memory, which_memory
 from bigqa.files import read_json, write_json
 from bigqa.machine.hardware import host_memory
 from bigqa.models.sources import first_position, load_config, load_model, resolve
+from bigqa.run.job import job_of
 from bigqa.run.planning import shortfall
 from bigqa.settings import Settings, make_settings
-from bigqa.tasks.qa import QuestionAnswering, separator_for
-from bigqa.tasks.rows import Rows
+from bigqa.tasks.base import Tokens
 
 WARM_UP = {"tight": 1, "kept": 3}
 """Steps before those that are timed: what a heap keeps has met every size by the third."""
-
-
-def full_windows(count: int, seq_len: int, vocabulary_size: int) -> Rows:
-    """Return windows of random tokens, all of one length, in the form of features: rows by index."""
-    random = np.random.default_rng(42)
-    starts = np.arange(count) % (seq_len - 2)
-    columns = {
-        "input_ids": list(random.integers(0, vocabulary_size, (count, seq_len))),
-        "token_type_ids": list(np.zeros((count, seq_len), np.int64)),
-        "start": starts,
-        "end": starts + 1,
-    }
-    return Rows.of_columns(columns)
 
 
 class Figures(Silent):
@@ -113,8 +99,6 @@ def settings_of(case: Case, folder: Path) -> Settings:
         micro_batch=case.micro_batch,
         global_batch=case.global_batch,
         seq_len=case.seq_len,
-        doc_stride=1,
-        max_query_length=1,
         max_steps=_num_steps(case),
         device=case.axes.device,
         ladder=(),
@@ -133,10 +117,9 @@ def training_of(
     """Return what `fit` takes; `model`: one that is made already."""
     model = model_of(case, settings.seed) if model is None else model
     config: Any = model.config
-    takes_types = getattr(config, "type_vocab_size", 0) > 1
-    separator = separator_for(model, getattr(config, "sep_token_id", None) or 0)
-    pad = getattr(config, "pad_token_id", 0) or 0
-    task = QuestionAnswering(pad, takes_types, first_position(config), separator)
+    job = job_of(settings)
+    pad, separator = (getattr(config, name, None) or 0 for name in ("pad_token_id", "sep_token_id"))
+    task = job.kind.task(model, job.options, Tokens(pad, separator, first_position(config)))
     parts = build(model, task, settings, processes)
     count = settings.global_batch * _num_steps(case)
     return Training(
@@ -144,7 +127,7 @@ def training_of(
         micro_batch=share_of_batch(settings, processes.world_size),
         processes=processes,
         parts=parts,
-        windows=full_windows(count, case.seq_len, config.vocab_size),
+        windows=job.kind.full_rows(count, case.seq_len, config.vocab_size),
         lengths=[case.seq_len] * count,
         packs=parts.packs,
         recorder=figures,

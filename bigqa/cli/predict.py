@@ -1,19 +1,31 @@
-"""`bigqa predict`: answers the questions of a file."""
+"""`bigqa predict`: answers the questions of a file, labels its texts, or those that come as lines."""
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from bigqa.console import progress, say
+from bigqa.console import progress, say, tell
+from bigqa.errors import UsageError
 from bigqa.run.options import ranged
+
+STREAM = "-"
 
 
 def predict(
     model_dir: Annotated[Path, typer.Argument(help="A model folder, as `bigqa train` writes it.")],
-    input_file: Annotated[Path, typer.Argument(metavar="INPUT", help="Questions: a file, a folder, a glob or an id.")],
-    output_file: Annotated[Path, typer.Argument(metavar="OUTPUT", help='Written: {id: text}; "" for no answer.')],
-    nbest: Annotated[Path | None, typer.Option(help="Also write n-best lists with probabilities.")] = None,
+    input_file: Annotated[
+        str, typer.Argument(metavar="INPUT", help="A file of the model's task; - for texts, line by line.")
+    ],
+    output_file: Annotated[
+        str, typer.Argument(metavar="OUTPUT", help="Written: {id: text}, or JSON lines; - for columns, as they come.")
+    ] = STREAM,
+    nbest: Annotated[Path | None, typer.Option(help="qa: also write n-best lists with probabilities.")] = None,
+    task: Annotated[str | None, typer.Option(help="qa, classify or score.  [default: the model's]")] = None,
+    text: Annotated[str | None, typer.Option(help="The column of texts.  [default: the training's]")] = None,
+    text_pair: Annotated[str | None, typer.Option(help="The column of second texts.")] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option()] = "auto",
     seq_len: Annotated[int | None, ranged("seq_len", "Longest window.  [default: the model's]")] = None,
     precision: Annotated[
@@ -26,19 +38,32 @@ def predict(
         ),
     ] = None,
 ) -> None:
-    """Answer the questions of a file."""
-    from bigqa.files import write_json
-    from bigqa.run.prediction import load_for_prediction, said_where_memory_runs_out, trained_of
-    from bigqa.run.prediction import predict as predict_file
+    """Answer the questions of a file, or label texts: `tail -f comments | bigqa predict MODEL - | grep ^hate`."""
+    from bigqa.run.prediction import load_for_prediction, said_where_memory_runs_out
 
-    if null_threshold is None:
-        null_threshold = trained_of(model_dir, None).null_threshold
-    model, tokenizer, lengths, torch_device = load_for_prediction(str(model_dir), device, seq_len, precision)
+    if input_file != STREAM and output_file == STREAM and nbest is not None:
+        raise UsageError("--nbest wants OUTPUT to be a file too")
+    asked = {"text": text, "text_pair": text_pair, "null_threshold": null_threshold}
+    answerer = load_for_prediction(str(model_dir), device, seq_len, precision, task, **asked)
+    if STREAM in (input_file, output_file) and not answerer.kind.reads_lines:
+        raise UsageError(f"--task {answerer.kind.name} reads a file and writes one: name INPUT and OUTPUT")
+    if output_file == STREAM:
+        found = answerer.answers(_lines()) if input_file == STREAM else answerer.predict(Path(input_file))
+        with said_where_memory_runs_out():
+            for answer in found:
+                sys.stdout.write(answerer.kind.as_line(answer) + "\n")
+                sys.stdout.flush()
+        return
     with progress("Predicting") as on_progress, said_where_memory_runs_out():
-        found = predict_file(
-            model, tokenizer, input_file, lengths, torch_device, on_progress, null_threshold=null_threshold
-        )
-    write_json(output_file, found.answers)
-    if nbest is not None:
-        write_json(nbest, found.nbest)
-    say(f"{len(found.answers)} answers: {output_file}")
+        answerer.on_progress = on_progress
+        found = answerer.answers(_lines()) if input_file == STREAM else answerer.predict(Path(input_file))
+        more: dict[str, Any] = {} if nbest is None else {"nbest": nbest}
+        count = answerer.kind.write(found, Path(output_file), more)
+    say(f"{count} {answerer.kind.answer_words}: {output_file}")
+
+
+def _lines() -> Iterator[str]:
+    if sys.stdin.isatty():
+        tell("reading lines from the terminal; Ctrl-D ends")
+    sys.stdin.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
+    return (line.rstrip("\r\n") for line in sys.stdin)

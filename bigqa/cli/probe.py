@@ -16,7 +16,7 @@ ABOUT_SHOWING = ("show_all", "as_json", "least", "out", "html", "calibrate")
 
 def _signature(
     model: Annotated[str, typer.Argument(help=MODEL_HELP + " Only its configuration is used.")],
-    task: Annotated[Literal["korquad1", "korquad2"], typer.Option(help="What is trained.")] = "korquad1",
+    task: Annotated[str, typer.Option(help="qa, classify, score or lm; korquad1 and korquad2 are qa.")] = "qa",
     tokenizer: Annotated[str | None, typer.Option(help="For --train-file, where the model has no vocabulary.")] = None,
     seq_len: Annotated[int | None, ranged("seq_len", "Longest window.  [default: the recipe's]")] = None,
     global_batch: Annotated[int | None, ranged("global_batch", "Windows per step.  [default: the recipe's]")] = None,

@@ -1,8 +1,8 @@
 """LoRA through PEFT. In: a model. Out: the same model with small trainable matrices beside its frozen linear layers.
 QLoRA: those layers are in 4 bits, see `engine.quantized`.
 
-The QA head is new and small, so it is trained as a whole. After training the adapters are merged into the weights: what
-is saved is a plain Hugging Face model.
+A task's head is new and small, so it is trained as a whole. After training the adapters are merged into the weights:
+what is saved is a plain Hugging Face model.
 """
 
 import warnings
@@ -32,10 +32,9 @@ def apply(model: nn.Module, adapters: Adapters) -> None:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
         raise BigqaError("LoRA needs PEFT: pip install 'bigqa[adapters]'") from None
-    head = _head_of(model)
-    targets = [
-        name for name, module in model.named_modules() if isinstance(module, LINEAR) and name.split(".")[0] not in head
-    ]
+    head, words = _head_of(model), _words_of(model)
+    linear = [name for name, module in model.named_modules() if isinstance(module, LINEAR)]
+    targets = [name for name in linear if not _within(name, head) and model.get_submodule(name) is not words]
     if not targets:
         raise BigqaError(f"{type(model).__name__} has no linear layers that adapters could be put beside")
     if adapters == "qlora":
@@ -46,15 +45,29 @@ def apply(model: nn.Module, adapters: Adapters) -> None:
         warnings.filterwarnings("ignore", message="fan_in_fan_out")  # it finds out by itself how weights lie
         inject_adapter_in_model(config, model)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_("lora_" in name or name.split(".")[0] in head)
+        parameter.requires_grad_("lora_" in name or _within(name, head))
 
 
-def _head_of(model: nn.Module) -> set[str]:
-    """Return the names of what lies beside a model's backbone: its head, whatever a library calls it."""
-    backbone = getattr(model, "base_model_prefix", "")
-    return (
-        {name for name, _ in model.named_children() if name != backbone} if hasattr(model, backbone) else {"qa_outputs"}
-    )
+def _head_of(model: nn.Module) -> tuple[str, ...]:
+    """Return the modules that a task has added to a model's body: what is beside it, and its pooler.
+
+    A language model's head is its own words, old and large: it is neither trained nor adapted.
+    """
+    body, words = getattr(model, "base_model_prefix", ""), _words_of(model)
+    if not hasattr(model, body):
+        return ("qa_outputs",)
+    beside = [name for name, module in model.named_children() if name != body and module is not words]
+    return *beside, f"{body}.pooler"
+
+
+def _words_of(model: Any) -> nn.Module | None:
+    """Return the layer that turns hidden states into words, where a model has one."""
+    found: nn.Module | None = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    return found
+
+
+def _within(name: str, modules: tuple[str, ...]) -> bool:
+    return any(name == one or name.startswith(one + ".") for one in modules)
 
 
 def merge(model: nn.Module) -> None:

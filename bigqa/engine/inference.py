@@ -1,4 +1,4 @@
-"""Logits of many windows, in order, as a stream. In: a model and memory-mapped features. Out: one pair per window.
+"""Logits of many windows, in order, as a stream. In: a model and memory-mapped features. Out: those of each window.
 
 Windows are packed end to end where the model takes them so, else padded among their like.
 """
@@ -15,9 +15,10 @@ from bigqa.engine.attention.kernels import packs_on
 from bigqa.engine.attention.packing import can_pack, split_padded
 from bigqa.engine.optim.precision import cast
 from bigqa.engine.recovery import is_out_of_memory
-from bigqa.tasks.base import SpanTask
+from bigqa.tasks.base import AskedTask
 
-Logits = tuple[int, "np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]
+Logits = tuple[Any, ...]
+"""The number of a window, and its part of each array of logits."""
 CHUNK_WINDOWS = 512
 """Batched among themselves: enough that padded ones have next to no padding, few enough to keep in memory."""
 BATCH_TOKENS = 8192
@@ -28,7 +29,7 @@ BATCH_TOKENS = 8192
 class Inputs:
     """What logits are wanted of, and what has been found out about how."""
 
-    task: SpanTask
+    task: AskedTask
     windows: Any
     """Features, as `bigqa.tasks.rows.Rows`: memory-mapped."""
     lengths: Sequence[int]
@@ -45,9 +46,9 @@ class Inputs:
 
 
 @torch.inference_mode()
-def span_logits(
+def window_logits(
     model: nn.Module,
-    task: SpanTask,
+    task: AskedTask,
     windows: Any,
     lengths: Sequence[int],
     device: torch.device,
@@ -56,7 +57,7 @@ def span_logits(
     packs: bool | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Iterator[Logits]:
-    """Yield (window, start logits, end logits) of every window, in order, padding cut off; fp32.
+    """Yield (window, logits, ...) of every window, in order, as many as the task has, padding cut off; fp32.
 
     `packs`: whether the model takes packed windows, where that is known; else it is tried. `tell` is told, once, that a
     model in fp16 overflowed and goes on in fp32: trained in bf16 or fp32, it may know larger numbers than fp16 does.
@@ -131,8 +132,10 @@ def _forward(model: nn.Module, inputs: Inputs, chosen: list[int]) -> dict[int, L
     rows = [{name: values[index] for name, values in columns.items()} for index in range(len(chosen))]
     made = inputs.task.pack(rows) if inputs.packs else inputs.task.collate(rows)
     batch = {name: tensor.to(inputs.device) for name, tensor in made.items()}
-    start_BS, end_BS = (logits.cpu().numpy() for logits in inputs.task.logits(model, batch))
+    found = [logits.cpu().numpy() for logits in inputs.task.logits(model, batch)]
+    if not inputs.task.per_token:
+        return {window: (window, *(one[row] for one in found)) for row, window in enumerate(chosen)}
     return {
-        window: (window, start_BS[row, : inputs.lengths[window]], end_BS[row, : inputs.lengths[window]])
+        window: (window, *(one_BS[row, : inputs.lengths[window]] for one_BS in found))
         for row, window in enumerate(chosen)
     }

@@ -7,7 +7,7 @@ Everything that is not a torch tensor is one small function with its source: `me
 import contextlib
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -33,7 +33,7 @@ from bigqa.memory.whole import beside, whole_footprint
 from bigqa.memory.zero.estimating import Peaks, ShardedRuns
 from bigqa.memory.zero.trace import MicroBatch, trace_micro_batch
 from bigqa.strategy import Strategy
-from bigqa.tasks.base import Batch, Task
+from bigqa.tasks.base import TrainedTask
 
 MIB = 2**20
 
@@ -65,18 +65,10 @@ class MemoryEstimate(BaseModel):
     largest: tuple[tuple[str, int], ...]
 
 
-class TracedTask(Task, Protocol):
-    """A task that can tell the shapes of its batches."""
-
-    def example(self, micro_batch: int, seq_len: int, *, packed: bool = False) -> Batch:
-        """Return a full micro-batch on the current device, for shapes alone."""
-        ...
-
-
 class Estimator:
     """Estimates one model and task; a trace is made once for each set of axes that shapes it."""
 
-    def __init__(self, config: Any, make_model: Callable[[Any], Any], task: TracedTask):
+    def __init__(self, config: Any, make_model: Callable[[Any], Any], task: TrainedTask):
         self.config = config
         self.make_model = make_model
         self.task = task

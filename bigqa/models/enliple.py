@@ -71,11 +71,14 @@ def load_config(folder: Path, activation: str = "auto") -> dict[str, Any]:
 
 
 def load_model(
-    folder: Path, config: Any, *, qa_head: Path | None = None, require_qa_head: bool = False
+    folder: Path, config: Any, *, qa_head: Path | None = None, auto: Any = None, require_head: bool = False
 ) -> tuple[Any, tuple[str, ...]]:
-    """Return a `BertForQuestionAnswering` with a released folder's weights, and the names of those that are new.
+    """Return a model with a released folder's weights, and the names of those that are new.
 
-    A base checkpoint gets the QA head of the file `qa_head`, or a random one where none is required.
+    It is a `BertForQuestionAnswering`, or what `auto` makes.
+
+    A base checkpoint gets the QA head of the file `qa_head`, or a random one where none is required; so does one that
+    was trained on another task.
     """
     import torch
     from transformers import BertForQuestionAnswering
@@ -86,10 +89,13 @@ def load_model(
         state |= {f"qa_outputs.{name.removeprefix('qa_outputs.')}": value for name, value in head.items()}
     _read_ffn_size(state, config)
     config.dtype = torch.float32
-    model = BertForQuestionAnswering(config)
+    model = BertForQuestionAnswering(config) if auto is None else auto.from_config(config)
     expected = model.state_dict()
-    new = tuple(name for name in ("qa_outputs.weight", "qa_outputs.bias") if name not in state)
-    if not require_qa_head and qa_head is None:
+    wanted = require_head or qa_head is not None
+    if not wanted:  # the head of another task goes
+        state = {name: value for name, value in state.items() if name in expected or not _is_of_a_head(name)}
+    new = tuple(name for name in expected if name not in state and _is_of_a_head(name))
+    if not wanted:
         state |= {name: expected[name] for name in new}
     _check(state, expected, folder)
     model.load_state_dict(state)
@@ -177,6 +183,11 @@ def _renamed(state: dict[str, Any], folder: Path) -> dict[str, Any]:
             new = re.sub(pattern, replacement, new)
         renamed[new] = value
     return renamed
+
+
+def _is_of_a_head(name: str) -> bool:
+    """Whether a weight is a task's own: beside the body, or its pooler."""
+    return not name.startswith("bert.") or name.startswith("bert.pooler.")
 
 
 def _read_ffn_size(state: dict[str, Any], config: Any) -> None:

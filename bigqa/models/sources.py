@@ -16,6 +16,7 @@ from bigqa.models import enliple
 from bigqa.models.tokenizers import no_vocabulary, settled, stored
 from bigqa.models.weights import Loaded, load_checkpoint
 from bigqa.sample import FOLDER as SAMPLE
+from bigqa.tasks.heads import SPANS, Head
 
 Kind = Literal["hf", "enliple", "config", "preset"]
 
@@ -115,15 +116,20 @@ def resolve(name: str, *, tokenizer: str | None = None) -> ModelSource:
     return ModelSource(kind="hf", name=name, has_weights=True, tokenizer=tokenizer or name)
 
 
-def load_config(source: ModelSource) -> Any:
-    """Return the Hugging Face configuration, with the two labels that a question-answering head has."""
-    config = _load_config(source)
-    if getattr(config, "num_labels", 2) != 2:
-        config.num_labels = 2  # a classifier's: the head would be as wide
+def load_config(source: ModelSource, head: Head = SPANS) -> Any:
+    """Return the Hugging Face configuration, with as many labels as a task's head has."""
+    return with_labels(plain_config(source), head)
+
+
+def with_labels(config: Any, head: Head) -> Any:
+    """Make a configuration say how wide a head is: what another task's was, the new one would be."""
+    if head.labels is not None and getattr(config, "num_labels", head.labels) != head.labels:
+        config.num_labels = head.labels
     return config
 
 
-def _load_config(source: ModelSource) -> Any:
+def plain_config(source: ModelSource) -> Any:
+    """Return the Hugging Face configuration as it lies there."""
     from transformers import AutoConfig
 
     if source.name in PRESETS:
@@ -182,39 +188,43 @@ def load(
     *,
     vocabulary_size: int | None = None,
     seed: int = 42,
-    require_qa_head: bool = False,
+    head: Head = SPANS,
+    require_head: bool = False,
+    new_head: bool = False,
 ) -> Loaded:
-    """Return a model with a QA head: its weights where it has some, else random ones that `seed` fixes.
+    """Return a model with a task's head: its weights where it has some, else random ones that `seed` fixes.
 
-    Raises: BigqaError for a model type without such a head, weights of another task where `require_qa_head`, weights
-    that are not all there or find no place, or a vocabulary larger than the embedding.
+    `new_head`: the configuration may have other labels than the checkpoint's head, which goes then. Raises: BigqaError
+    for a model type without such a head, weights of another task where `require_head`, weights that are not all there
+    or find no place, or a vocabulary larger than the embedding.
     """
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForQuestionAnswering
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # of loading and saving: seconds, and bigqa's own bars tell of the rest
-    if type(config) not in AutoModelForQuestionAnswering._model_mapping:
-        raise BigqaError(f"{source.name}: models of type {config.model_type} have no question-answering head")
+    auto = auto_class(config, head, source.name)
     _fit_vocabulary(source, config, vocabulary_size)
     torch.manual_seed(seed)
     config.architectures = None if not source.has_weights else config.architectures
     if source.kind == "enliple":
-        model, new = enliple.load_model(Path(source.name), config, require_qa_head=require_qa_head)
+        model, new = enliple.load_model(Path(source.name), config, auto=auto, require_head=require_head)
         return Loaded(model, source.name, new)
     if not source.has_weights:
-        if require_qa_head:
+        if require_head:
             raise BigqaError(f"{source.name} has no weights: train it first")
-        model = AutoModelForQuestionAnswering.from_config(config, dtype=torch.float32)
+        model = auto.from_config(config, dtype=torch.float32)
         return Loaded(model, source.name, tuple(model.state_dict()))
     _refuse_other_forms(source, config)
     try:
-        loaded = load_checkpoint(source.name, config)
+        loaded = load_checkpoint(source.name, config, auto, new_head=new_head)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError, UnpicklingError) as error:
         raise BigqaError(f"the model {source.name} cannot be loaded: {_first_line(error)}") from None
-    if require_qa_head and loaded.lacking:
-        raise BigqaError(f"{source.name} is no fine-tuned QA model: its weights lack {loaded.lacking}; train it first")
+    if require_head and loaded.lacking:
+        raise BigqaError(
+            f"{source.name} is no fine-tuned model with a {head.words}: its weights lack {loaded.lacking}; "
+            "train it first"
+        )
     return loaded
 
 
@@ -227,6 +237,17 @@ def _refuse_other_forms(source: ModelSource, config: Any) -> None:
             f"{source.name} holds quantized weights (quantization_config in config.json): name the model that they "
             "were made of; --strategy qlora quantizes by itself"
         )
+
+
+def auto_class(config: Any, head: Head, name: str = "") -> Any:
+    """Return the class of transformers that makes models with a head. Raises: BigqaError where this type has none."""
+    import transformers
+
+    auto = getattr(transformers, head.auto_class)
+    if type(config) not in auto._model_mapping:
+        where = f"{name}: " if name else ""
+        raise BigqaError(f"{where}models of type {config.model_type} have no {head.words}")
+    return auto
 
 
 def _fit_vocabulary(source: ModelSource, config: Any, size: int | None) -> None:

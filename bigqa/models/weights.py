@@ -1,4 +1,4 @@
-"""Weights of a Hugging Face checkpoint in a model with a question-answering head: every one of them, or none.
+"""Weights of a Hugging Face checkpoint in a model with a task's head: every one of them, or none.
 
 In: a folder or hub id, a configuration. Out: the model, and which of its weights are new; refused by name where the
 backbone lacks a weight, or the checkpoint holds one of a backbone that finds no place. Names that differ in a prefix
@@ -52,25 +52,37 @@ class Loaded:
         return f"weights of {self.source}: " + "; ".join(parts) if parts else None
 
 
-def load_checkpoint(name: str, config: Any) -> Loaded:
-    """Return a model with a checkpoint's weights, in fp32. Raises: BigqaError naming the first weight that is amiss."""
-    model, found = _read(name, config, own := _prefix_of_the_library(config))
+def load_checkpoint(name: str, config: Any, auto: Any, *, new_head: bool = False) -> Loaded:
+    """Return a model with a checkpoint's weights, in fp32. Raises: BigqaError naming the first weight that is amiss.
+
+    `auto`: the class of transformers that finds the model's; `new_head`: a head of other sizes goes.
+    """
+    model, found = _read(name, config, auto, own := _prefix_of_the_library(config, auto))
     other = _other_names(name, model, found)
     if other:
         del model  # not two at once
-        model, found = _read(name, config, own | other)
+        model, found = _read(name, config, auto, own | other)
     _forget_old_names(model, own | other)
     unused = sorted(key for key in found["unexpected_keys"] if not BUFFERS.search(key))
+    if new_head:
+        _let_heads_go(model, found)
     _refuse(name, model, found, unused)
     return Loaded(model, name, tuple(sorted(found["missing_keys"])), tuple(unused), _told(other))
 
 
-def _read(name: str, config: Any, renamed: dict[str, str]) -> tuple[Any, dict[str, Any]]:
+def _let_heads_go(model: Any, found: dict[str, Any]) -> None:
+    """Count a head of other sizes, as of other labels, among what is new."""
+    is_head = _is_head(model)
+    others = [key for key, *_ in found["mismatched_keys"] if is_head(key)]
+    found["missing_keys"] = {*found["missing_keys"], *others}
+    found["mismatched_keys"] = {one for one in found["mismatched_keys"] if one[0] not in others}
+
+
+def _read(name: str, config: Any, auto: Any, renamed: dict[str, str]) -> tuple[Any, dict[str, Any]]:
     import torch
-    from transformers import AutoModelForQuestionAnswering
 
     # What does not fit is named here; the library would raise without a name.
-    model, found = AutoModelForQuestionAnswering.from_pretrained(
+    model, found = auto.from_pretrained(
         name,
         config=config,
         dtype=torch.float32,
@@ -81,11 +93,11 @@ def _read(name: str, config: Any, renamed: dict[str, str]) -> tuple[Any, dict[st
     return model, found
 
 
-def _prefix_of_the_library(config: Any) -> dict[str, str]:
+def _prefix_of_the_library(config: Any, auto: Any) -> dict[str, str]:
     """Return what renames a language model's backbone (`model.`) for the head's class (`transformer.`)."""
-    from transformers import AutoModel, AutoModelForQuestionAnswering
+    from transformers import AutoModel
 
-    head = _first(AutoModelForQuestionAnswering._model_mapping[type(config)])
+    head = _first(auto._model_mapping[type(config)])
     base = _first(AutoModel._model_mapping.get(type(config), head))
     theirs, ours = base.base_model_prefix, head.base_model_prefix
     return {rf"^{re.escape(theirs)}\.": f"{ours}."} if theirs and theirs != ours else {}

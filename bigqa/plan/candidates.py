@@ -20,7 +20,9 @@ class Workload(Record):
     """Of one epoch. Default: KorQuAD 1.0 train (60,407 questions) at the 1.13 windows each that its dev file has."""
     epochs: float = 4
     out_of_reach: dict[int, float] = Field(default_factory=dict)
-    """Sequence length -> share of the answers that no window of it holds."""
+    """Sequence length -> share of what is to be learned that no window of it holds whole."""
+    lost_words: tuple[str, str] = ("answers", "out of reach")
+    """What that share is of, and what becomes of it, in the task's words."""
 
 
 class Candidate(Record):

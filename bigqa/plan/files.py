@@ -16,6 +16,7 @@ from bigqa.plan.candidates import Candidate
 from bigqa.plan.ladder import ladder_of
 from bigqa.plan.probe import Probe
 from bigqa.settings import Settings
+from bigqa.tasks.registry import kind_of
 from bigqa.versions import versions
 
 SCHEMA = 1
@@ -73,6 +74,7 @@ def launch_words(found: Probe, plan: Path | str = "plan.json") -> str:
 def _settings(found: Probe, candidate: Candidate) -> dict[str, Any]:
     settings = {
         "model": found.question.model,
+        "task": kind_of(found.question.task).name,
         "strategy": candidate.strategy.model_dump(mode="json"),
         "seq_len": candidate.seq_len,
         "global_batch": found.workload.global_batch,

@@ -9,6 +9,7 @@ from bigqa.plan.machine import HEADROOM
 from bigqa.plan.planner import known_estimator
 from bigqa.plan.question import Question, wanted
 from bigqa.strategy import STRATEGIES, Strategy, can_be_traced, with_low_precision
+from bigqa.tasks.registry import kind_of
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Need:
 def need(question: Question) -> list[Need]:
     """Return the least GPU memory for each strategy on one GPU."""
     _, config, workload = wanted(question)
-    estimator = known_estimator(config)
+    estimator = known_estimator(config, kind_of(question.task))
     rows = {
         name: row
         for name, row in STRATEGIES.items()

@@ -14,29 +14,27 @@ from bigqa.errors import BigqaError
 from bigqa.machine import heap
 from bigqa.memory.estimate import Estimator, MemoryEstimate
 from bigqa.memory.forks import in_forks
+from bigqa.models.sources import auto_class
 from bigqa.plan.candidates import Candidate, Workload, rank
 from bigqa.plan.machine import HEADROOM, Machine
 from bigqa.speed.rates import KnownRates
 from bigqa.speed.throughput import Shape, speed_of
 from bigqa.strategy import STRATEGIES, Precision, Strategy, with_low_precision
-from bigqa.tasks.qa import QuestionAnswering, separator_for
+from bigqa.tasks.base import TaskKind, Tokens
+from bigqa.tasks.registry import DEFAULT, kind_of
 
 UNSURE = 0.05
 """Nearness to a limit, as a share of it, at which the whole model is traced."""
 
 
-def estimator_for(config: Any) -> Estimator:
-    """Return the estimator of a model's configuration. Raises: BigqaError where the model has no QA head."""
-    from transformers import AutoModelForQuestionAnswering
-
-    classes = AutoModelForQuestionAnswering._model_mapping
-    if type(config) not in classes:
-        raise BigqaError(f"models of type {config.model_type} have no question-answering head")
-    separator = separator_for(classes[type(config)], 0)
-    task = QuestionAnswering(0, getattr(config, "type_vocab_size", 0) > 1, separator=separator)
+def estimator_for(config: Any, kind: TaskKind[Any] | None = None) -> Estimator:
+    """Return the estimator of a model's configuration and a task. Raises: BigqaError where the model lacks its head."""
+    kind = kind or kind_of(DEFAULT)
+    auto = auto_class(config, kind.head)
+    task = kind.task(auto._model_mapping[type(config)], kind.options({}), Tokens(0, 0), config)
 
     def make_model(changed: Any) -> torch.nn.Module:
-        model: torch.nn.Module = AutoModelForQuestionAnswering.from_config(changed, dtype=torch.float32)
+        model: torch.nn.Module = auto.from_config(changed, dtype=torch.float32)
         # A few are made on the CPU wherever a model is: those of `torch.normal`, as DiffLlama's.
         without_data = torch.get_default_device().type == "meta"
         return model.to("meta") if without_data and not all(p.is_meta for p in model.parameters()) else model
@@ -47,11 +45,12 @@ def estimator_for(config: Any) -> Estimator:
 _known: dict[str, Estimator] = {}
 
 
-def known_estimator(config: Any) -> Estimator:
+def known_estimator(config: Any, kind: TaskKind[Any] | None = None) -> Estimator:
     """As `estimator_for`; one for all who ask of the same model in this process, with the traces made so far."""
-    key = config.to_json_string(use_diff=False)
+    kind = kind or kind_of(DEFAULT)
+    key = kind.name + config.to_json_string(use_diff=False)
     if key not in _known:
-        _known[key] = estimator_for(copy.deepcopy(config))
+        _known[key] = estimator_for(copy.deepcopy(config), kind)
     return _known[key]
 
 

@@ -16,6 +16,7 @@ from bigqa.plan.machine import Machine
 from bigqa.plan.planner import Planner, known_estimator
 from bigqa.plan.question import Question, there, wanted
 from bigqa.strategy import STRATEGIES
+from bigqa.tasks.registry import kind_of
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def probe(question: Question) -> Probe:
         raise UsageError(f"no strategy {question.strategy}; choose one of {', '.join(STRATEGIES)}")
     source, config, workload = wanted(question)
     hardware, machine = there(question)
-    estimator = known_estimator(config)
+    estimator = known_estimator(config, kind_of(question.task))
     precision = None if question.precision == "auto" else question.precision
     names = None if question.strategy is None else [question.strategy]
     candidates = Planner(estimator, workload, machine, precision, on_all_cores=True).candidates(names, question.tier)

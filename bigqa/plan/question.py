@@ -10,6 +10,8 @@ from bigqa.models.sources import ModelSource, check_lengths, load_config, load_t
 from bigqa.plan.candidates import Workload
 from bigqa.plan.machine import Machine, machine_for
 from bigqa.ranges import RANGES, check, size
+from bigqa.tasks.base import TaskKind
+from bigqa.tasks.registry import DEFAULT, WANTS_DATA, kind_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +19,8 @@ class Question:
     """What a person asks of `bigqa probe`."""
 
     model: str
-    task: Literal["korquad1", "korquad2"] = "korquad1"
+    task: str = DEFAULT
+    """A folder of `bigqa/tasks/`, or a kind of question-answering data."""
     tokenizer: str | None = None
     seq_len: int | None = None
     global_batch: int | None = None
@@ -41,16 +44,18 @@ class Question:
 
 def wanted(question: Question) -> tuple[ModelSource, Any, Workload]:
     """Return the model's source, its configuration, and the work. Raises: BigqaError where they do not go together."""
+    kind = kind_of(question.task)
     source = resolve(question.model, tokenizer=question.tokenizer)
-    config = load_config(source)
+    config = load_config(source, kind.head)
+    config.update(kind.learn(question.train_file, kind.options({})))
     recipe = source.recipe.model_dump() if source.recipe else {}
     asked = {"seq_len": question.seq_len, "global_batch": question.global_batch}
     fields = {name: recipe[name] for name in ("seq_len", "global_batch", "epochs") if name in recipe}
     workload = Workload.model_validate(fields | {name: value for name, value in asked.items() if value is not None})
     check_lengths(config, workload.seq_len)
     if question.train_file is not None:
-        workload = _with_data(workload, source, question.train_file)
-    elif question.task != "korquad1":
+        workload = _with_data(workload, kind, source, question.train_file)
+    elif question.task in WANTS_DATA:
         raise UsageError(f"--task {question.task} wants --train-file: its windows are known when they are counted")
     return source, config, workload
 
@@ -65,15 +70,11 @@ def there(question: Question) -> tuple[Hardware, Machine]:
     return hardware, machine_for(hardware, gpu, host_bytes=host_bytes, **counts)
 
 
-def _with_data(workload: Workload, source: ModelSource, file: Path) -> Workload:
-    """Count the windows of a file, and the answers that shorter ones lose."""
-    from bigqa.tasks.inspection import inspect_file
-    from bigqa.tasks.windows import Lengths
-
-    found = inspect_file(file, load_tokenizer(source), Lengths(seq_len=workload.seq_len))
-    at = {int(name[4:]): value for name, value in found.items() if name.startswith("seq_")}
-    lost = {length: value["answers_out_of_reach_share"] for length, value in at.items()}
-    return workload.model_copy(update={"num_windows": at[workload.seq_len]["windows"], "out_of_reach": lost})
+def _with_data(workload: Workload, kind: TaskKind[Any], source: ModelSource, file: Path) -> Workload:
+    """Count the windows of a file, and what shorter ones lose."""
+    found = kind.count(file, load_tokenizer(source), kind.options({"seq_len": workload.seq_len}))
+    lost = {"out_of_reach": found.lost, "lost_words": kind.lost_words}
+    return workload.model_copy(update={"num_windows": found.rows} | lost)
 
 
 def _gpus(question: Question, hardware: Hardware, memory_bytes: int | None) -> tuple[Gpu | None, int]:

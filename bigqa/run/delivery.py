@@ -4,6 +4,7 @@ No rung of the ladder helps here: a run that lacks memory to score its model has
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -17,14 +18,12 @@ from bigqa.engine.loop.meter import MemoryMeter
 from bigqa.engine.optim.precision import DTYPES
 from bigqa.engine.recovery import is_out_of_memory, which_memory
 from bigqa.errors import BigqaError
-from bigqa.files import atomic_folder, write_json
+from bigqa.files import atomic_folder, atomic_path, write_json
 from bigqa.plan.ladder import switches_of
-from bigqa.run.prediction import Predictions, Trained, predict, ready
+from bigqa.run.job import Job
+from bigqa.run.prediction import Answerer, ready, write_options
 from bigqa.settings import Settings
-from bigqa.tasks import nulls
-from bigqa.tasks.scoring import METRICS, as_record, evaluate_files, key_of, measure_of, metric_of
-from bigqa.tasks.squad import has_impossible
-from bigqa.tasks.windows import Lengths
+from bigqa.tasks.base import Scored
 from bigqa.versions import versions
 
 Result = TypeVar("Result")
@@ -37,39 +36,32 @@ def tell_stopped(training: Training, outcome: Outcome) -> None:
     training.recorder.say(f"  bigqa train --resume {training.settings.out}")
 
 
-def hand_over(training: Training, outcome: Outcome, model: Any, tokenizer: Any, lengths: Lengths) -> None:
+def hand_over(training: Training, outcome: Outcome, job: Job, model: Any, tokenizer: Any) -> None:
     """Merge, save, report, and score on the dev file if there is one."""
     settings, recorder = training.settings, training.recorder
     adapters.merge(model)
-    trained = Trained(lengths=lengths, null_threshold=nulls.DEFAULT if _learned_nulls(settings) else None)
-    _save_model(model, training, tokenizer, trained)
+    files = [file for file in (settings.train_file, settings.dev_file) if file is not None]
+    job = dataclasses.replace(job, options=job.kind.settled(job.options, files))
+    _save_model(model, training, job, tokenizer)
     report = _report(training, outcome)
     report["switches"] = switches_of(settings.out)
     if settings.dev_file is not None:
         write_json(settings.out / "report.json", report)  # hours of training are not lost with a score
         with _no_room_to_score(settings):
-            report["scores"] = _score(training, model, tokenizer, trained)
+            report["scores"] = _score(training, job, model, tokenizer)
     write_json(settings.out / "report.json", report)
     recorder.say(f"model: {settings.out / 'model'} · report: {settings.out / 'report.json'}")
     if "scores" in report:
-        scores = report["scores"]
-        overlap = METRICS[scores["metric"]].overlap
-        figures = f"EM {scores['exact_match']:.2f} · {overlap} {scores[key_of(overlap)]:.2f}"
-        recorder.say(f"{figures} on {scores['total']} questions")
+        recorder.say(job.kind.headline(report["scores"]))
 
 
-def _learned_nulls(settings: Settings) -> bool:
-    """Say whether a run has met questions without an answer, or is to be scored on such."""
-    return any(has_impossible(file) for file in (settings.train_file, settings.dev_file) if file is not None)
-
-
-def _save_model(model: Any, training: Training, tokenizer: Any, trained: Trained) -> None:
-    """Write `RUN/model`: fp32 weights, config, tokenizer, and how it was trained."""
+def _save_model(model: Any, training: Training, job: Job, tokenizer: Any) -> None:
+    """Write `RUN/model`: fp32 weights, config, tokenizer, and the task with its options."""
     with atomic_folder(training.settings.out / "model", replace=True) as temporary:
         model.config.dtype = torch.float32
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        trained.write(temporary)
+        write_options(temporary, job.kind, job.options)
 
 
 @contextlib.contextmanager
@@ -136,26 +128,24 @@ def _report(training: Training, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _score(training: Training, model: Any, tokenizer: Any, trained: Trained) -> dict[str, Any]:
-    """Return the scores on the dev file; on it the threshold is chosen from which on there is no answer, and kept."""
+def _score(training: Training, job: Job, model: Any, tokenizer: Any) -> dict[str, Any]:
+    """Score on the dev file; write what was predicted, and keep what was chosen by it."""
     settings, device = training.settings, training.processes.device
     dev_file = settings.dev_file
     assert dev_file is not None
     precision = "fp32" if strategy_of(settings, device).precision == "fp32" else "auto"
     with progress("Predicting") as on_progress:
 
-        def predicted_on(device: torch.device) -> Predictions:
+        def scored_on(device: torch.device) -> Scored:
             ready(model, device, precision)
-            return predict(
-                model, tokenizer, dev_file, trained.lengths, device, on_progress, packs=training.packs,
-                tell=training.recorder.say, null_threshold=trained.null_threshold,
-            )  # fmt: skip
+            say, packs = training.recorder.say, training.packs
+            answerer = Answerer(job.kind, job.options, model, tokenizer, device, packs, on_progress, say)
+            return answerer.score(dev_file)
 
-        found = on_the_host_if_it_must(predicted_on, model, device, precision)
-    metric, answers = metric_of(dev_file), found.answers
-    if trained.null_threshold is not None:
-        threshold = nulls.best_threshold(found.nbest, measure_of(dev_file, metric))
-        trained.model_copy(update={"null_threshold": threshold}).write(settings.out / "model")
-        answers = {name: nulls.answer_of(candidates, threshold) for name, candidates in found.nbest.items()}
-    write_json(settings.out / "predictions.json", answers)
-    return as_record(evaluate_files(dev_file, settings.out / "predictions.json", metric), metric)
+        found = on_the_host_if_it_must(scored_on, model, device, precision)
+    for name, write in found.files.items():
+        with atomic_path(settings.out / name) as temporary:
+            write(temporary)
+    if found.chosen:
+        write_options(settings.out / "model", job.kind, job.options.model_copy(update=dict(found.chosen)))
+    return found.scores

@@ -24,13 +24,11 @@ from bigqa.machine.hardware import host_memory
 from bigqa.plan.ladder import AGAIN, step_down, switches_of
 from bigqa.run.delivery import hand_over, tell_stopped
 from bigqa.run.folder import begin, record
-from bigqa.run.inputs import check_dev_file, lengths_of_settings, make_windows, model_and_tokenizer
+from bigqa.run.inputs import check_dev_file, make_rows, model_and_tokenizer
+from bigqa.run.job import Job, job_of
 from bigqa.run.origin import check_checkpoint, remark, with_data, with_model
 from bigqa.run.planning import check_fits, planned, with_ladder
-from bigqa.run.prediction import qa_task
 from bigqa.settings import Settings
-from bigqa.tasks.features import window_lengths
-from bigqa.tasks.qa import COLUMNS
 from bigqa.versions import versions
 
 
@@ -67,23 +65,23 @@ def _fine_tune(settings: Settings, processes: Processes, *, resume: bool) -> Non
     strategy = possible_strategy(settings, processes)  # what cannot be had is refused before anything is made
     processes.agree(strategy.precision, "precision, as machines with other cards do not: name one with --precision")
     settings = with_data(settings, processes, resume=resume)
-    check_dev_file(settings)
+    job = job_of(settings)
+    check_dev_file(settings, job)
     # A run that has stepped down goes on wherever the ladder leads: memory itself will tell.
     check_fits(settings, processes, refuse=settings.check and not (resume and switches_of(settings.out)))
-    made = model_and_tokenizer(settings)
+    made = model_and_tokenizer(settings, job)
     model, tokenizer = made.loaded.model, made.tokenizer
     settings = with_model(settings, made, processes, resume=resume)
     remarks = [line for line in (made.loaded.says(), *made.doubts, remark(settings)) if line]
     for line in remarks if processes.is_main else ():
         say(line)
-    lengths = lengths_of_settings(settings)
-    windows = make_windows(settings, tokenizer, lengths, processes)
+    rows = make_rows(settings, job, tokenizer, model.config, processes)
     recorder = _start_recording(settings, processes, resume=resume)
     with contextlib.closing(recorder):
         for line in remarks:
             recorder.note(line)
         with _stepping_down(settings, recorder):
-            training = _training(settings, processes, recorder, model, tokenizer, windows)
+            training = _training(settings, processes, recorder, job, (model, tokenizer, rows))
             first_step = _restore(training) if resume else 0
             with HostWatch(host_memory), interrupts.taken_by(training.stop.take):
                 outcome = fit(training, first_step)
@@ -92,7 +90,7 @@ def _fine_tune(settings: Settings, processes: Processes, *, resume: bool) -> Non
         training.parts.let_go()
         processes.close()
         if processes.is_main and trained is not None:
-            hand_over(training, outcome, trained, tokenizer, lengths)
+            hand_over(training, outcome, job, trained, tokenizer)
         elif processes.is_main:
             tell_stopped(training, outcome)
     if not outcome.finished:
@@ -129,10 +127,11 @@ def _stepping_down(settings: Settings, recorder: Silent) -> Iterator[None]:
 
 
 def _training(
-    settings: Settings, processes: Processes, recorder: Silent, model: Any, tokenizer: Any, windows: Any
+    settings: Settings, processes: Processes, recorder: Silent, job: Job, trained: tuple[Any, Any, Any]
 ) -> Training:
-    """Build the step, and put beside it what it is taken on."""
-    parts = build(model, qa_task(tokenizer, model), settings, processes)
+    """Build the step, and put beside it what it is taken on. `trained`: model, tokenizer, rows."""
+    model, tokenizer, rows = trained
+    parts = build(model, job.task(tokenizer, model), settings, processes)
     processes.agree(parts.packs, "packing, as machines with other cards do not")
     if not parts.packs:
         recorder.say("this model does not keep packed windows apart: they are padded, sorted by length")
@@ -141,8 +140,8 @@ def _training(
         micro_batch=share_of_batch(settings, processes.world_size),
         processes=processes,
         parts=parts,
-        windows=windows.only(COLUMNS),
-        lengths=window_lengths(windows),
+        windows=rows.only(job.kind.columns),
+        lengths=rows.lengths("input_ids"),
         recorder=recorder,
         stop=StopRequest(settings.out),
         packs=parts.packs,

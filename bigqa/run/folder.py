@@ -6,13 +6,17 @@ RUN/config.json, plan.json, versions.json, metrics.jsonl, log.txt, tensorboard/,
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from bigqa.errors import BigqaError, UsageError
 from bigqa.files import read_json, write_error, write_json
 from bigqa.lock import FILES, check_free
 from bigqa.models.sources import resolve
-from bigqa.settings import Settings, make_settings, read_settings
+from bigqa.settings import Settings, first_problem, make_settings, read_settings
 from bigqa.strategy import STRATEGIES
+from bigqa.tasks.base import refuse_unknown
 from bigqa.tasks.documents import check_there
+from bigqa.tasks.registry import kind_of
 from bigqa.versions import versions
 
 CHANGEABLE = {
@@ -47,11 +51,30 @@ def settings_from(options: dict[str, Any], resume: Path | None) -> Settings:
     source = resolve(options["model"], tokenizer=options.get("tokenizer"))
     recipe = source.recipe.model_dump(exclude_none=True) if source.recipe else {}
     known = {name: value for name, value in recipe.items() if name in Settings.model_fields}
-    settings = make_settings(**(known | options))
+    settings = make_settings(**_sorted_out(known | options))
     check_new(settings.out)
     for file in filter(None, (settings.train_file, settings.dev_file)):
         check_there(file)  # what is in it is read later; a slip of the pen is told before torch is imported
+    check_options(settings)
     return settings
+
+
+def _sorted_out(options: dict[str, Any]) -> dict[str, Any]:
+    """Put the options that a task alone has apart from those of every run."""
+    of_task = {name: value for name, value in options.items() if name not in Settings.model_fields}
+    rest = {name: value for name, value in options.items() if name not in of_task}
+    kept = dict(rest.pop("task_options", {})) | of_task
+    return rest | ({"task_options": kept} if kept else {})
+
+
+def check_options(settings: Settings) -> None:
+    """Refuse options that a run's task does not have, or that do not go together. Raises: UsageError."""
+    kind = kind_of(settings.task)
+    refuse_unknown(list(settings.task_options), kind)
+    try:
+        kind.check(kind.options(settings.model_dump() | settings.task_options))
+    except ValidationError as error:
+        raise UsageError(first_problem(error)) from None
 
 
 def _planned(options: dict[str, Any]) -> dict[str, Any]:

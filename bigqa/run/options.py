@@ -29,8 +29,14 @@ Model = Annotated[str | None, typer.Option("--model", help=MODEL_HELP)]
 Tokenizer = Annotated[
     str | None, typer.Option(help="A vocab.txt, folder or hub id, where the model has no vocabulary.")
 ]
-TrainFile = Annotated[Path | None, typer.Option(help="Questions with answers: a file, folder, glob or id.")]
-DevFile = Annotated[Path | None, typer.Option(help="Questions to score the result on.")]
+Task = Annotated[str | None, typer.Option(help="qa, classify, score or lm.  [default: qa]")]
+TrainFile = Annotated[Path | None, typer.Option(help="Questions, or a table of texts: a file, folder, glob or id.")]
+DevFile = Annotated[Path | None, typer.Option(help="What the result is scored on, of the same form.")]
+Text = Annotated[str | None, typer.Option(help="classify, score: the column of texts.  [default: a usual name]")]
+TextPair = Annotated[str | None, typer.Option(help="The column of second texts, or X for a file STEM.X.txt of lines.")]
+Label = Annotated[str | None, typer.Option(help="The column of labels or numbers; several of 0 and 1 with commas.")]
+ClassWeights = Annotated[str | None, typer.Option(help="classify: none, or balanced: rare labels count more.")]
+Thresholds = Annotated[str | None, typer.Option(help="classify: none, or dev: each label's, chosen on the dev file.")]
 Out = Annotated[Path | None, typer.Option(help="The run folder, made new.")]
 Resume = Annotated[Path | None, typer.Option(help="Go on with this run folder from its last checkpoint.")]
 Seed = Annotated[int | None, ranged("seed", "Fixes weights, data order and dropout.  [default: 42]")]
@@ -63,6 +69,7 @@ NumProcesses = Annotated[int, ranged("num_processes", "Processes to launch (`big
 
 def train_signature(
     model: Model = None,
+    task: Task = None,
     train_file: TrainFile = None,
     dev_file: DevFile = None,
     out: Out = None,
@@ -74,6 +81,11 @@ def train_signature(
     global_batch: GlobalBatch = None,
     micro_batch: MicroBatch = None,
     seq_len: SeqLen = None,
+    text: Text = None,
+    text_pair: TextPair = None,
+    label: Label = None,
+    class_weights: ClassWeights = None,
+    thresholds: Thresholds = None,
     doc_stride: DocStride = None,
     max_query_length: QueryLength = None,
     lr: Lr = None,
@@ -92,7 +104,7 @@ def train_signature(
     limit: Limit = None,
     num_processes: NumProcesses = 1,
 ) -> None:
-    """Fine-tune a model on extractive question answering.
+    """Fine-tune a model on a task: question answering, classification, scores of pairs, or a language model's answers.
 
     The run folder explains itself: config, plan, versions, metrics, log, TensorBoard events, checkpoints, the final
     model in Hugging Face form, and report.json. Ctrl-C saves; --resume RUN goes on.

@@ -10,11 +10,12 @@ from bigqa.engine.processes import Processes
 from bigqa.errors import BigqaError
 from bigqa.machine.hardware import detect, free_space, host_memory
 from bigqa.machine.heap import keep_if_plenty
-from bigqa.models.sources import check_lengths, load_config, resolve
+from bigqa.models.sources import check_lengths
 from bigqa.plan.candidates import Candidate, Workload, choose
 from bigqa.plan.ladder import ladder_of, plain_ladder
 from bigqa.plan.machine import machine_for
 from bigqa.plan.planner import Planner, known_estimator
+from bigqa.run.job import job_of
 from bigqa.settings import Rung, Settings
 
 
@@ -76,7 +77,8 @@ def _choice(settings: Settings, processes: Processes) -> tuple[Candidate, tuple[
 
 
 def _planner(settings: Settings, processes: Processes) -> Planner:
-    config = load_config(resolve(settings.model, tokenizer=settings.tokenizer))
+    job = job_of(settings)
+    config = job.config()
     check_lengths(config, settings.seq_len)
     hardware = detect()
     # Processes of one run are alike, so the card with the least free memory decides.
@@ -93,4 +95,4 @@ def _planner(settings: Settings, processes: Processes) -> Planner:
         host_bytes=hardware.host_free_bytes + psutil.Process().memory_info().rss,
     )
     workload = Workload(seq_len=settings.seq_len, global_batch=settings.global_batch)
-    return Planner(known_estimator(config), workload, machine)
+    return Planner(known_estimator(config, job.kind), workload, machine)

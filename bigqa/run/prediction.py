@@ -1,148 +1,146 @@
-"""Answers of a fine-tuned model. In: a model, a data set. Out: `{id: text}` and n-best lists.
+"""A trained model that answers. In: a model's folder. Out: what its task says of files, or of lines as they come.
 
-A model folder written by bigqa holds `bigqa.json`: the lengths it was trained at, and where it learned of questions
-without an answer, when it gives none. Other folders get the defaults.
+A model folder written by bigqa holds `bigqa.json`: its task, and the options that it was trained with. Of other folders
+the classes in their config tell the task, and options are the defaults.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import ValidationError
 
 from bigqa.console import tell
 from bigqa.engine import modules
 from bigqa.engine.alike import without_bf16
 from bigqa.engine.attention import kernels as attention
 from bigqa.engine.build import choose_precision
-from bigqa.engine.inference import span_logits
+from bigqa.engine.inference import window_logits
 from bigqa.engine.optim.precision import DTYPES, cast
 from bigqa.engine.processes import check_kernels
 from bigqa.engine.recovery import is_out_of_memory, which_memory
 from bigqa.errors import BigqaError
-from bigqa.files import cache_folder, read_json, write_json
+from bigqa.files import read_json, write_json
 from bigqa.machine.hardware import host_memory
 from bigqa.machine.heap import keep_if_plenty
 from bigqa.models.sources import (
     check_lengths,
-    first_position,
-    load_config,
     load_model,
     load_tokenizer,
+    plain_config,
     resolve,
     usable_positions,
+    with_labels,
 )
 from bigqa.models.tokenizers import rows_needed
-from bigqa.run.together import check_together
-from bigqa.tasks.features import build_features, window_lengths
-from bigqa.tasks.postprocess import decode
-from bigqa.tasks.qa import COLUMNS, QuestionAnswering, separator_for
-from bigqa.tasks.squad import iter_questions
-from bigqa.tasks.windows import Lengths
+from bigqa.run.inputs import check_together
+from bigqa.run.job import check_padding, task_of
+from bigqa.tasks.base import Answered, Progress, Row, Scored, TaskKind
+from bigqa.tasks.registry import DEFAULT, kind_of, kind_of_config
 
-TRAINED_FILE = "bigqa.json"
+OPTIONS_FILE = "bigqa.json"
 BATCH_ROOM_BYTES = 2**31
 """What a forward pass of `engine.inference`'s batches may take: a wide feed-forward layer in fp32, ten times over."""
-Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """What a model answers. `nbest`: id -> candidates, the best first, with probabilities."""
+@dataclass
+class Answerer:
+    """A model on a device, and its task."""
 
-    answers: dict[str, str]
-    nbest: dict[str, list[dict[str, Any]]]
+    kind: TaskKind[Any]
+    options: Any
+    model: Any
+    tokenizer: Any
+    device: torch.device
+    packs: bool | None = None
+    """Whether the model takes packed windows; none: it is tried, once."""
+    on_progress: Progress | None = None
+    tell: Callable[[str], None] = tell
+    """Is told what a person should know of it."""
+    _task: Any = field(default=None, repr=False)
+
+    @property
+    def task(self) -> Any:
+        """The task as the engine sees it."""
+        if self._task is None:
+            self._task = task_of(self.kind, self.options, self.tokenizer, self.model)
+        return self._task
+
+    def predict(self, file: Path) -> Iterator[Row]:
+        """Yield what the model answers to each entry of a file."""
+        return self.kind.predict(*self._asked(file))
+
+    def answers(self, lines: Iterator[str]) -> Iterator[Row]:
+        """Yield what the model answers to each line."""
+        return self.kind.answers(lines, *self._asked(Path())[1:])
+
+    def score(self, file: Path) -> Scored:
+        """Score the model on a file."""
+        return self.kind.score(*self._asked(file))
+
+    def _asked(self, file: Path) -> tuple[Any, ...]:
+        return file, self.tokenizer, self.options, self.model.config, self._ask, self.task
+
+    def _ask(self, task: Any, rows: Any, lengths: Sequence[int]) -> Iterator[Answered]:
+        if self.packs is None and lengths:
+            self.packs = can_pack_here(self.model, task, max(lengths))
+        return window_logits(
+            self.model, task, rows, lengths, self.device, self.on_progress, packs=self.packs, tell=self.tell
+        )
 
 
-def qa_task(tokenizer: Any, model: Any) -> QuestionAnswering:
-    """Return the task for a model and its tokenizer."""
-    takes_types = getattr(model.config, "type_vocab_size", 0) > 1
-    separator = separator_for(model, tokenizer.sep_token_id)
-    return QuestionAnswering(tokenizer.pad_token_id or 0, takes_types, first_position(model.config), separator)
+def can_pack_here(model: Any, task: Any, longest: int) -> bool:
+    """Whether a model takes packed windows of up to so many tokens."""
+    from bigqa.engine.attention.packing import can_pack
+
+    return can_pack(model, task, longest)
 
 
-class Trained(BaseModel):
-    """How a model was trained, as far as predicting must know: what `bigqa.json` in its folder holds."""
-
-    lengths: Lengths
-    null_threshold: float | None = Field(default=None, allow_inf_nan=False)
-    """See `tasks.nulls`; none: every question has an answer."""
-
-    def write(self, model_folder: Path) -> None:
-        """Put it into a model's folder."""
-        write_json(model_folder / TRAINED_FILE, {"schema": 1} | self.model_dump(mode="json"))
+def write_options(folder: Path, kind: TaskKind[Any], options: Any) -> None:
+    """Write down in a model's folder what it was trained on, and how its texts were read."""
+    kept = options.model_dump(mode="json", exclude_none=True)
+    write_json(folder / OPTIONS_FILE, {"schema": 1, "task": kind.name, "options": kept})
 
 
-def trained_of(model_folder: Path, positions: int | None) -> Trained:
-    """Return how a model folder was trained, or the defaults as far as its positions reach. Raises: BigqaError."""
-    path = model_folder / TRAINED_FILE
-    if not path.is_file():
-        return Trained(lengths=Lengths(seq_len=min(512, positions or 512)))
+def kind_and_options(folder: Path, config: Any, asked: str | None = None, **changed: Any) -> tuple[TaskKind[Any], Any]:
+    """Return a model folder's task and options. `asked`: the task, where a person named it; `changed`: options."""
+    path = folder / OPTIONS_FILE
+    found = read_json(path, "the model's options") if path.is_file() else {}
+    name = asked or found.get("task") or (DEFAULT if "lengths" in found else None)
+    kind = kind_of(name) if name else kind_of_config(config, f"the model {folder}")
+    kept = found.get("options", found.get("lengths"))
+    if kept is None or (asked and kind.name != kind_of(found.get("task", DEFAULT)).name):
+        kept = {"seq_len": min(512, usable_positions(config) or 512)}
+    known = {name: value for name, value in changed.items() if value is not None}
     try:
-        return Trained.model_validate(read_json(path, "the model's lengths"))
+        return kind, kind.options(kept | known)
     except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(map(str, problem["loc"])) or "it"
-        raise BigqaError(f"{path} is not as `bigqa train` writes it: {place}: {problem['msg']}") from None
-
-
-def lengths_of(model_folder: Path, positions: int | None) -> Lengths:
-    """Return the lengths that a model folder was trained at, or the defaults as far as its positions reach."""
-    return trained_of(model_folder, positions).lengths
-
-
-def predict(
-    model: Any,
-    tokenizer: Any,
-    file: Path,
-    lengths: Lengths,
-    device: torch.device,
-    on_progress: Progress | None = None,
-    n_best: int = 20,
-    packs: bool | None = None,
-    tell: Callable[[str], None] = tell,
-    null_threshold: float | None = None,
-) -> Predictions:
-    """Answer every question of a data set: one forward pass over its windows, one document in memory at a time.
-
-    `packs`: whether the model takes packed windows, where training has found that out. `tell` is told what a person
-    should know of it. `null_threshold`: where a question may be without an answer; see `tasks.nulls`.
-    """
-    windows = build_features(file, tokenizer, lengths, training=False, cache_dir=cache_folder() / "features")
-    sizes = window_lengths(windows)
-    inputs = windows.only([name for name in COLUMNS if name in windows.names])
-    task = qa_task(tokenizer, model)
-    logits = span_logits(model, task, inputs, sizes, device, on_progress, packs=packs, tell=tell)
-    questions = iter_questions(file, need_answers=False)
-    answers, nbest = decode(questions, windows, logits, lengths, n_best=n_best, null_threshold=null_threshold)
-    return Predictions(answers, nbest)
+        raise BigqaError(f"{path} does not fit --task {kind.name}: {error.errors()[0]['msg']}") from None
 
 
 def load_for_prediction(
-    name: str, device: str, seq_len: int | None, precision: str = "auto"
-) -> tuple[Any, Any, Lengths, torch.device]:
-    """Return model, tokenizer, lengths and device. Raises: BigqaError where the model has no trained QA head."""
+    name: str, device: str, seq_len: int | None, precision: str = "auto", task: str | None = None, **options: Any
+) -> Answerer:
+    """Return a trained model that answers. Raises: BigqaError where it has no trained head of its task."""
     chosen = _device(device, precision)
     source = resolve(name)
-    config = load_config(source)
-    positions = usable_positions(config)
-    lengths = lengths_of(Path(name), positions)
-    if seq_len is not None:
-        lengths = lengths.model_copy(update={"seq_len": seq_len})
-    check_lengths(config, lengths.seq_len)
+    config = plain_config(source)
+    kind, found = kind_and_options(Path(name), config, task, seq_len=seq_len, **options)
+    check_lengths(with_labels(config, kind.head), found.seq_len)
     tokenizer = load_tokenizer(source)
-    check_together(source, tokenizer, config)
-    model = load_model(source, config, vocabulary_size=rows_needed(tokenizer), require_qa_head=True)
+    check_padding(config, tokenizer)
+    check_together(source, tokenizer, config, kind)
+    model = load_model(source, config, head=kind.head, vocabulary_size=rows_needed(tokenizer), require_head=True)
     with said_where_memory_runs_out():
         ready(model, chosen, precision)
     if chosen.type == "cpu":
         resident = psutil.Process().memory_info().rss
         keep_if_plenty(resident + BATCH_ROOM_BYTES, resident + host_memory()[1])
-    return model, tokenizer, lengths, chosen
+    return Answerer(kind, found, model, tokenizer, chosen)
 
 
 @contextlib.contextmanager

@@ -8,18 +8,19 @@ from typing import Any
 from bigqa.errors import BigqaError
 from bigqa.models.sources import COUNT_FROM_PADDING, ModelSource, load_tokenizer
 from bigqa.models.tokenizers import check_rows, disagreement, doubts, rows_needed
-from bigqa.tasks.coverage import check_template, template_doubts
+from bigqa.tasks.base import TaskKind
+from bigqa.tasks.registry import DEFAULT, kind_of
 
 
-def check_together(source: ModelSource, tokenizer: Any, config: Any) -> list[str]:
+def check_together(source: ModelSource, tokenizer: Any, config: Any, kind: TaskKind[Any] | None = None) -> list[str]:
     """Refuse a tokenizer that gives what a model has no rows for; return what may be amiss. Raises: BigqaError."""
     rows = getattr(config, "vocab_size", None) or rows_needed(tokenizer)
     rows = rows if source.has_weights else max(rows, rows_needed(tokenizer))
     types = getattr(config, "type_vocab_size", 0) or 0
     check_rows(tokenizer, rows, source.name)
-    check_template(tokenizer, token_types=types, rows=rows, name=source.name)
+    kind = kind or kind_of(DEFAULT)
+    lines = kind.check_tokenizer(tokenizer, token_types=types, rows=rows, name=source.name)
     _check_padding(source, tokenizer, config)
-    lines = template_doubts(tokenizer, token_types=types, name=source.name)
     if source.tokenizer is not None:
         lines.append(disagreement(tokenizer, source.tokenizer))
     if source.has_weights:

@@ -63,6 +63,7 @@ def plan_text(found: Probe, plan: Path, *, is_written: bool = False) -> str:
         lines.append(f"  predicted peak {peak(chosen)}, reached in the {_phase(chosen)}: {_made_of(chosen)}")
         if found.next_best is not None:
             lines.append(f"Next: {found.next_best.name}. {_gives_up(found, found.next_best)}")
+        lines += _cut(found)
         lines.append("Run:" if is_written else f"Run (after --out {plan}):")
         lines.append(f"  {launch_words(found, plan)}")
     if found.without_kernels is not None:
@@ -70,6 +71,17 @@ def plan_text(found: Probe, plan: Path, *, is_written: bool = False) -> str:
     lines += _speeds_from(found)
     lines.append("GPU figures are predictions from the step's own trace; none has been measured on a GPU yet.")
     return "\n".join(lines)
+
+
+def _cut(found: Probe) -> list[str]:
+    """Say what windows of each length lose of the data."""
+    lost = found.workload.out_of_reach
+    if not any(lost.values()):
+        return []
+    (shortest, most), *rest = lost.items()
+    of, how = found.workload.lost_words
+    told = [f"Of the {of} {most:.1%} are {how} at {shortest} tokens", *(f"{share:.1%} at {at}" for at, share in rest)]
+    return [", ".join(told) + "."]
 
 
 def _speeds_from(found: Probe) -> list[str]:
@@ -156,11 +168,9 @@ def _made_of(candidate: Candidate) -> str:
 
 
 def _gives_up(found: Probe, candidate: Candidate) -> str:
-    lost = found.workload.out_of_reach.get(candidate.seq_len)
+    lost, (of, how) = found.workload.out_of_reach.get(candidate.seq_len), found.workload.lost_words
     if candidate.strategy.seq_len is not None:
-        share = (
-            f", {lost:.1%} of the answers out of reach" if lost is not None else " (--train-file counts lost answers)"
-        )
+        share = f", {lost:.1%} of the {of} {how}" if lost is not None else " (--train-file counts what is lost)"
         return f"It changes what is learned: windows of {candidate.seq_len}{share}."
     clipping = ", and clips by the gradient norm of the step before" if candidate.strategy.release else ""
     return f"It changes {TIERS[candidate.tier]}{clipping}."

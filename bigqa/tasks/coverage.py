@@ -68,7 +68,13 @@ def check_text(path: Path, tokenizer: Any, *, refuse: bool = True) -> str | None
     Raises: BigqaError where it knows less than half of it, if `refuse`.
     """
     questions = list(islice(iter_questions(path, need_answers=False), QUESTIONS))
-    texts = dict.fromkeys([*(one.question for one in questions), *(one.context for one in questions)])
+    texts = [*(one.question for one in questions), *(one.context for one in questions)]
+    return check_texts(texts, path, tokenizer, refuse)
+
+
+def check_texts(found: Iterable[str], path: Path, tokenizer: Any, refuse: bool = True) -> str | None:
+    """As `check_text`, of the texts of any file."""
+    texts = dict.fromkeys(found)
     share, example = unknown_share(tokenizer, _first(texts))
     if share <= SAID:
         return None

@@ -29,6 +29,8 @@ COLUMNS = ("input_ids", "token_type_ids", *TARGETS)
 class QuestionAnswering:
     """Implements `Task` for every `AutoModelForQuestionAnswering`. B: windows. S: tokens, padded. T: tokens of all."""
 
+    per_token = True
+
     def __init__(
         self, pad_token_id: int, takes_token_types: bool, first_position: int = 0, separator: int | None = None
     ) -> None:

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from bigqa.engine.attention import kernels as attention
 from bigqa.engine.recovery import is_out_of_memory
 from bigqa.errors import BigqaError, in_a_line
-from bigqa.tasks.base import Row, SpanTask
+from bigqa.tasks.base import AskedTask, Row
 
 CLOSE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}
 """Largest difference of logits, as a share of the largest: packed windows that see each other differ by far more."""
 
 
-def can_pack(model: nn.Module, task: SpanTask, seq_len: int) -> bool:
+def can_pack(model: nn.Module, task: AskedTask, seq_len: int) -> bool:
     """Whether windows packed together get the logits that they have padded: tried on two of them, without gradients.
 
     Raises: BigqaError where the model takes no windows of text at all.
@@ -88,10 +88,10 @@ def check_takes_text(model: nn.Module, task: Any) -> None:
         raise _no_text(model, padded)
 
 
-def _logits(model: nn.Module, task: SpanTask, batch: Any) -> Tensor:
+def _logits(model: nn.Module, task: AskedTask, batch: Any) -> Tensor:
     device = next(model.parameters()).device
-    start_BS, end_BS = task.logits(model, {name: tensor.to(device) for name, tensor in batch.items()})
-    return torch.stack([start_BS, end_BS]).nan_to_num(neginf=0.0)
+    found = task.logits(model, {name: tensor.to(device) for name, tensor in batch.items()})
+    return torch.stack(found).nan_to_num(neginf=0.0)
 
 
 def fill(lengths: Sequence[int], tokens: int) -> list[list[int]]:

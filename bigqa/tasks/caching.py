@@ -1,0 +1,66 @@
+"""Features on disk, made once. In: a function that makes rows, and what they follow from. Out: memory-mapped rows.
+
+A file appears under its name only when whole; its name covers everything that the rows follow from.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from bigqa.errors import BigqaError
+from bigqa.files import atomic_path
+from bigqa.tasks.rows import Rows
+
+BATCH_ROWS = 1024
+"""Rows that are Python objects at once."""
+INT_LIST = pa.list_(pa.int32())
+
+
+def kept_rows(
+    cache_dir: Path, name: str, sources: Sequence[Path], follows_from: Sequence[Any], schema: pa.Schema,
+    make: Callable[[], Iterator[dict[str, Any]]],
+) -> Rows:  # fmt: skip
+    """Return rows, from the cache where they were made before of the same files and values."""
+    file = cache_dir / f"{name}-{_key(sources, follows_from)}.arrow"
+    if not _is_whole(file):
+        with atomic_path(file) as temporary:
+            write_rows(temporary, make(), schema)
+    return Rows.of_file(file)
+
+
+def write_rows(file: Path, rows: Iterator[dict[str, Any]], schema: pa.Schema) -> None:
+    """Write rows as an Arrow stream, a batch in memory at a time."""
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        while batch := list(islice(rows, BATCH_ROWS)):
+            writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
+
+
+def _key(sources: Sequence[Path], follows_from: Sequence[Any]) -> str:
+    digest = hashlib.sha256()
+    for source in sources:
+        try:
+            with source.open("rb") as stream:
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+        except OSError as error:
+            raise BigqaError(f"data file cannot be read: {source}: {error.strerror}") from None
+        digest.update(b"\0")
+    digest.update(json.dumps(follows_from, sort_keys=True, ensure_ascii=False).encode())
+    return digest.hexdigest()[:24]
+
+
+def _is_whole(file: Path) -> bool:
+    if not file.is_file():
+        return False
+    try:
+        with pa.memory_map(str(file)) as source:
+            for _ in pa.ipc.open_stream(source):
+                pass
+    except (pa.ArrowInvalid, OSError):
+        return False
+    return True

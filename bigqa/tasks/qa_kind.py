@@ -1,0 +1,151 @@
+"""The task `qa`, extractive question answering: what is read, asked and scored. See `bigqa.tasks.base.TaskKind`.
+
+KorQuAD 1.0, 2.x and SQuAD-like data are told apart by what a file holds, not by an option: today's words for them
+(`--task korquad1`) are words for this task.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bigqa.errors import UsageError
+from bigqa.files import cache_folder, write_json
+from bigqa.tasks import nulls
+from bigqa.tasks.base import Ask, Counted, Progress, Row, Scored, TaskKind, Tokens
+from bigqa.tasks.coverage import check_text
+from bigqa.tasks.features import build_features, window_lengths
+from bigqa.tasks.heads import SPANS
+from bigqa.tasks.inspection import inspect_file
+from bigqa.tasks.postprocess import decode
+from bigqa.tasks.rows import Rows
+from bigqa.tasks.scoring import METRICS, as_record, key_of, measure_of, metric_of, read_golds
+from bigqa.tasks.squad import has_impossible, iter_questions
+from bigqa.tasks.windows import Lengths
+
+N_BEST = 20
+COLUMNS = ("input_ids", "token_type_ids", "start", "end")
+"""What a batch is made of; the other columns of the features serve to read answers off the logits."""
+
+
+class QaOptions(Lengths):
+    """What question answering reads of a run's settings."""
+
+    null_threshold: float | None = None
+    """See `tasks.nulls`; none: every question has an answer."""
+
+
+class Qa(TaskKind[QaOptions]):
+    """Questions on contexts; spans of them."""
+
+    name = "qa"
+    head = SPANS
+    watched = "f1"
+    lost_words = ("answers", "out of reach")
+    answer_words = "answers"
+    columns = COLUMNS
+    options_type = QaOptions
+
+    def check(self, options: QaOptions) -> None:
+        """Refuse windows that hold no context."""
+        if options.max_query_length + options.doc_stride > options.seq_len - 3:
+            raise UsageError(
+                f"--seq-len {options.seq_len} is too short for --max-query-length {options.max_query_length} and "
+                f"--doc-stride {options.doc_stride}: need their sum and 3 special tokens"
+            )
+
+    def settled(self, options: QaOptions, files: Sequence[Path]) -> QaOptions:
+        """Give a threshold where a run has met questions without an answer, or is to be scored on such."""
+        if not any(map(has_impossible, files)):
+            return options
+        return options.model_copy(update={"null_threshold": nulls.DEFAULT})
+
+    def check_file(self, file: Path, options: QaOptions, config: Any) -> None:
+        """Read a file's questions and answers through."""
+        read_golds(file, metric_of(file))
+        for _ in iter_questions(file, need_answers=False):
+            pass
+
+    def check_text(self, file: Path, tokenizer: Any, options: QaOptions) -> str | None:
+        """Look at the first questions and their contexts."""
+        return check_text(file, tokenizer)
+
+    def features(
+        self, file: Path, tokenizer: Any, options: QaOptions, config: Any, *, cache_dir: Path, limit: int | None = None,
+        on_progress: Progress | None = None,
+    ) -> Rows:  # fmt: skip
+        """Return windows with their targets."""
+        return build_features(
+            file, tokenizer, options, training=True, cache_dir=cache_dir, limit=limit, on_progress=on_progress
+        )
+
+    def task(self, model: Any, options: QaOptions, tokens: Tokens, config: Any = None) -> Any:
+        """Return the loss for a model."""
+        from bigqa.tasks.qa import QuestionAnswering, separator_for
+
+        takes_types = (getattr(config or model.config, "type_vocab_size", 0) or 0) > 1
+        separator = separator_for(model, tokens.separator)
+        return QuestionAnswering(tokens.pad, takes_types, tokens.first_position, separator)
+
+    def full_rows(self, count: int, seq_len: int, vocabulary_size: int) -> Rows:
+        """Return windows of random tokens, each with an answer of two."""
+        random = np.random.default_rng(42)
+        starts = np.arange(count) % (seq_len - 2)
+        columns = {
+            "input_ids": list(random.integers(0, vocabulary_size, (count, seq_len))),
+            "token_type_ids": list(np.zeros((count, seq_len), np.int64)),
+            "start": starts,
+            "end": starts + 1,
+        }
+        return Rows.of_columns(columns)
+
+    def predict(
+        self, file: Path, tokenizer: Any, options: QaOptions, config: Any, ask: Ask, task: Any
+    ) -> Iterator[Row]:
+        """Yield each question's answer: one forward pass over its windows, one document in memory at a time."""
+        windows = build_features(file, tokenizer, options, training=False, cache_dir=cache_folder() / "features")
+        inputs = windows.only([name for name in COLUMNS if name in windows.names])
+        logits = ask(task, inputs, window_lengths(windows))
+        questions = iter_questions(file, need_answers=False)
+        threshold = options.null_threshold
+        answers, nbest = decode(questions, windows, logits, options, n_best=N_BEST, null_threshold=threshold)  # type: ignore[arg-type]
+        for name, text in answers.items():
+            yield {"id": name, "text": text, "nbest": nbest[name]}
+
+    def write(self, answers: Iterator[Row], output: Path, more: Mapping[str, Path]) -> int:
+        """Write {id: text}, as the official scripts read it; under "nbest", n-best lists with probabilities."""
+        found = list(answers)
+        write_json(output, {one["id"]: one["text"] for one in found})
+        if "nbest" in more:
+            write_json(more["nbest"], {one["id"]: one["nbest"] for one in found})
+        return len(found)
+
+    def score(self, file: Path, tokenizer: Any, options: QaOptions, config: Any, ask: Ask, task: Any) -> Scored:
+        """Score as the official script of the data does; a threshold is chosen on the file itself."""
+        found = list(self.predict(file, tokenizer, options, config, ask, task))
+        answers = {one["id"]: one["text"] for one in found}
+        metric, chosen = metric_of(file), {}
+        if options.null_threshold is not None:
+            nbest = {one["id"]: one["nbest"] for one in found}
+            threshold = nulls.best_threshold(nbest, measure_of(file, metric))
+            chosen = {"null_threshold": threshold}
+            answers = {name: nulls.answer_of(candidates, threshold) for name, candidates in nbest.items()}
+        score = as_record(METRICS[metric].score(read_golds(file, metric), answers), metric)
+        return Scored(score, {"predictions.json": lambda path: write_json(path, answers)}, chosen)
+
+    def headline(self, scores: Mapping[str, Any]) -> str:
+        """Say exact matches and overlap."""
+        overlap = METRICS[scores["metric"]].overlap
+        figures = f"EM {scores['exact_match']:.2f} · {overlap} {scores[key_of(overlap)]:.2f}"
+        return f"{figures} on {scores['total']} questions"
+
+    def count(self, file: Path, tokenizer: Any, options: QaOptions) -> Counted:
+        """Count windows, and the answers that none of them holds."""
+        found = inspect_file(file, tokenizer, options)
+        at = {int(name[4:]): value for name, value in found.items() if name.startswith("seq_")}
+        lost = {length: value["answers_out_of_reach_share"] for length, value in at.items()}
+        return Counted(at[options.seq_len]["windows"], lost)
+
+
+KIND = Qa()

@@ -1,0 +1,207 @@
+"""The task `score`: what is read, asked and scored. See `bigqa.tasks.base.TaskKind`."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from bigqa.errors import BigqaError
+from bigqa.ranges import Ranged
+from bigqa.tasks.base import Array, Ask, Counted, Facts, Progress, Row, Scored, TaskKind, Tokens
+from bigqa.tasks.caching import INT_LIST, kept_rows
+from bigqa.tasks.coverage import check_texts
+from bigqa.tasks.heads import NUMBER
+from bigqa.tasks.labelled import read_examples
+from bigqa.tasks.rows import Rows
+from bigqa.tasks.sequences import Text, count_cut, encoded, first_texts, number_rows, tokens_of
+from bigqa.tasks.streams import as_texts, asked_in_bursts, asked_in_turn, one_line
+from bigqa.tasks.tables import column_of, read_table, table_files
+
+FORM = 1
+"""Raised whenever the rows change."""
+TEXTS = ("text", "text_pair")
+SCORE_NAMES = ("score", "similarity", "similarity_score", "label", "labels", "rating", "점수")
+SCHEMA = pa.schema({"input_ids": INT_LIST, "token_type_ids": pa.list_(pa.int8()), "label": pa.float32()})
+
+
+class ScoreOptions(Ranged):
+    """What scoring reads of a run's settings."""
+
+    seq_len: int = 512
+    """Longest text or pair, in tokens."""
+    text: str | None = None
+    """Column; none: one with a usual name. So are the next two."""
+    text_pair: str | None = None
+    label: str | None = None
+    """The column of numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A text or a pair, and its number."""
+
+    text: Text
+    number: float
+
+
+class Score(TaskKind[ScoreOptions]):
+    """Pairs of texts, or texts; one number for each."""
+
+    name = "score"
+    head = NUMBER
+    watched = "spearman"
+    lost_words = ("texts", "cut")
+    reads_lines = True
+    columns = ("input_ids", "token_type_ids", "label")
+    options_type = ScoreOptions
+
+    def is_of(self, class_name: str, config: Any) -> bool:
+        """All that has the head and gives one number."""
+        return super().is_of(class_name, config) and config.num_labels == 1
+
+    def learn(self, file: Path | None, options: ScoreOptions, limit: int | None = None) -> Facts:
+        """Read the training file through; the model is to have one output."""
+        facts: Facts = {"id2label": {0: "SCORE"}, "label2id": {"SCORE": 0}, "problem_type": "regression"}
+        if file is not None:
+            for one in islice(_measured(file, options), limit):
+                facts["text_pairs"] = isinstance(one.text, tuple)
+        return facts
+
+    def check_file(self, file: Path, options: ScoreOptions, config: Any) -> None:
+        """Read a file through."""
+        for _ in _measured(file, options):
+            pass
+
+    def check_text(self, file: Path, tokenizer: Any, options: ScoreOptions) -> str | None:
+        """Look at the first texts."""
+        return check_texts(first_texts(one.text for one in _texts(file, options)), file, tokenizer)
+
+    def features(
+        self, file: Path, tokenizer: Any, options: ScoreOptions, config: Any, *, cache_dir: Path,
+        limit: int | None = None, on_progress: Progress | None = None,
+    ) -> Rows:  # fmt: skip
+        """Return a row for each example: tokens, and the number."""
+        follows_from = [FORM, tokenizer.backend_tokenizer.to_str(), options.model_dump(), limit]
+
+        def rows() -> Iterator[Row]:
+            measured = list(islice(_measured(file, options), limit))
+            found = encoded((one.text for one in measured), tokenizer, options.seq_len)
+            for done, (one, encoding) in enumerate(zip(measured, found, strict=True), 1):
+                if on_progress is not None and done % 1024 == 0:
+                    on_progress(done, len(measured))
+                yield tokens_of(encoding) | {"label": one.number}
+
+        return kept_rows(cache_dir, f"score-{file.stem}", table_files(file), follows_from, SCHEMA, rows)
+
+    def task(self, model: Any, options: ScoreOptions, tokens: Tokens, config: Any = None) -> Any:
+        """Return the loss for a model."""
+        from bigqa.tasks.score.task import Regression
+
+        config = config or model.config
+        return Regression(tokens.pad, (getattr(config, "type_vocab_size", 0) or 0) > 1, tokens.first_position)
+
+    def full_rows(self, count: int, seq_len: int, vocabulary_size: int) -> Rows:
+        """Return rows of random tokens whose number is zero."""
+        return Rows.of_columns(number_rows(["label"], count, seq_len, vocabulary_size))
+
+    def predict(
+        self, file: Path, tokenizer: Any, options: ScoreOptions, config: Any, ask: Ask, task: Any
+    ) -> Iterator[Row]:
+        """Yield the number of each text or pair."""
+        texts = (one.text for one in _texts(file, options))
+        return map(_answer, asked_in_turn(texts, tokenizer, options.seq_len, ask, task))
+
+    def answers(
+        self, lines: Iterator[str], tokenizer: Any, options: ScoreOptions, config: Any, ask: Ask, task: Any
+    ) -> Iterator[Row]:
+        """As `predict`, of lines as they come."""
+        texts = as_texts(lines, pairs=getattr(config, "text_pairs", False))
+        return map(_answer, asked_in_bursts(texts, tokenizer, options.seq_len, ask, task))
+
+    def as_line(self, answer: Row) -> str:
+        """Return the number and the text."""
+        return "\t".join([f"{answer['score']:.4f}", *(one_line(answer[one]) for one in TEXTS if one in answer)])
+
+    def score(self, file: Path, tokenizer: Any, options: ScoreOptions, config: Any, ask: Ask, task: Any) -> Scored:
+        """Return Pearson's and Spearman's correlation, times 100, and the mean squared error."""
+        measured = list(_measured(file, options))
+        texts = (one.text for one in measured)
+        found = [float(logits[0]) for _, logits in asked_in_turn(texts, tokenizer, options.seq_len, ask, task)]
+        wanted_N, found_N = np.array([one.number for one in measured]), np.array(found)
+        scores = {
+            "pearson": 100 * pearson(wanted_N, found_N),
+            "spearman": 100 * spearman(wanted_N, found_N),
+            "mse": float(((wanted_N - found_N) ** 2).mean()),
+            "total": len(found),
+        }
+        lines = [
+            json.dumps({"wanted": one.number, "given": number}) for one, number in zip(measured, found, strict=True)
+        ]
+        text = "\n".join(lines) + "\n"
+        return Scored(scores, {"predictions.jsonl": lambda path: _write(path, text)}, {})
+
+    def headline(self, scores: Mapping[str, Any]) -> str:
+        """Say the correlations."""
+        return f"Pearson {scores['pearson']:.2f} · Spearman {scores['spearman']:.2f} on {scores['total']} texts"
+
+    def count(self, file: Path, tokenizer: Any, options: ScoreOptions) -> Counted:
+        """Count texts, and those that shorter windows cut."""
+        return count_cut((one.text for one in _texts(file, options)), tokenizer, options.seq_len)
+
+
+def pearson(one_N: Array, other_N: Array) -> float:
+    """Return the linear correlation; zero where one of both is always the same."""
+    one, other = one_N - one_N.mean(), other_N - other_N.mean()
+    size = math.sqrt(float(one @ one) * float(other @ other))
+    return float(one @ other) / size if size else 0.0
+
+
+def spearman(one_N: Array, other_N: Array) -> float:
+    """Return the correlation of ranks; equal numbers share the mean of theirs."""
+    return pearson(_ranks(one_N), _ranks(other_N))
+
+
+def _ranks(values_N: Array) -> Array:
+    _, inverse, counts = np.unique(values_N, return_inverse=True, return_counts=True)
+    ends = counts.cumsum()
+    return np.asarray(((ends - counts + 1 + ends) / 2)[inverse])
+
+
+def _answer(found: tuple[Any, Array]) -> Row:
+    text, logits = found
+    texts = (text,) if isinstance(text, str) else text
+    return {"score": round(float(logits[0]), 6)} | dict(zip(TEXTS, texts, strict=False))
+
+
+def _texts(file: Path, options: ScoreOptions) -> Iterator[Any]:
+    return read_examples(file, text=options.text, pair=options.text_pair, label=None, need_labels=False)
+
+
+def _measured(file: Path, options: ScoreOptions) -> Iterator[Measured]:
+    """Yield texts with their numbers, both read of the same rows."""
+    for example, (row, where) in zip(_texts(file, options), read_table(file), strict=True):
+        column = column_of(row, options.label, SCORE_NAMES, "label", where)
+        yield Measured(example.text, _number(row[column], column, where))
+
+
+def _number(value: Any, column: str, where: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise BigqaError(f"{where}: the score {column!r} is {value!r}, not a number") from None
+    if not math.isfinite(number) or isinstance(value, bool):
+        raise BigqaError(f"{where}: the score {column!r} is {value!r}; it must be a finite number")
+    return number
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+KIND = Score()
