@@ -14,9 +14,11 @@ from typing import Annotated, Any
 
 import typer
 
+from bigqa import interrupts
 from bigqa.console import command, console, show
 from bigqa.errors import BigqaError, UsageError
 from bigqa.files import read_json
+from bigqa.lock import check_free
 from bigqa.sample import FOLDER
 from bigqa.show.scores import scores_table
 from bigqa.units import format_seconds
@@ -50,6 +52,8 @@ def clear(out: Path) -> None:
     there = {path.name for path in out.iterdir()} if out.is_dir() else set()
     if there and (there - MADE or "plan.json" not in there):
         raise UsageError(f"{out} is there and is not an earlier demo's: move it away, or name another with --out")
+    for name in ("untrained", "run"):
+        check_free(out / name)
     shutil.rmtree(out, ignore_errors=True)
 
 
@@ -68,16 +72,24 @@ def _bigqa(*words: str, quiet: bool = False) -> str:
     if not quiet:
         console.print(f"\n$ bigqa {' '.join(words)}", style="bold", markup=False, highlight=False, soft_wrap=True)
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "bigqa.cli", *words],
-        env=environment,
-        stdout=subprocess.PIPE if quiet else None,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise BigqaError(f"`bigqa {words[0]}` failed with exit code {done.returncode}")
-    return done.stdout or ""
+    with interrupts.held_back():  # and out of reach of a terminal: what this process is told it hands on
+        started = subprocess.Popen(
+            [sys.executable, "-m", "bigqa.cli", *words],
+            env=environment,
+            stdout=subprocess.PIPE if quiet else None,
+            text=True,
+            start_new_session=True,
+        )
+    interrupts.at_last.append(started.kill)
+    with interrupts.taken_by(lambda _: started.terminate()):
+        said, _ = started.communicate()
+    interrupts.at_last.remove(started.kill)
+    asked = interrupts.first()
+    if asked is not None:
+        raise SystemExit(interrupts.code_of(asked))
+    if started.returncode:
+        raise BigqaError(f"`bigqa {words[0]}` failed with exit code {started.returncode}")
+    return said or ""
 
 
 if __name__ == "__main__":

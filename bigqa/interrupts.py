@@ -8,6 +8,7 @@ A program that others import (`bigqa.fine_tune`) does not listen: signals are it
 """
 
 import contextlib
+import fcntl
 import os
 import select
 import shutil
@@ -47,7 +48,7 @@ def listen() -> None:
     if _Program.listens or threading.current_thread() is not threading.main_thread():
         return
     _Program.listens = True
-    reader, writer = os.pipe()
+    reader, writer = map(_above_streams, os.pipe())
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     for number in SIGNALS:
@@ -136,12 +137,22 @@ def code_of(number: int) -> int:
     return 128 + number
 
 
+def _above_streams(file: int) -> int:
+    """Return the same open file under a number that is no standard stream's, of which one may be closed."""
+    if file > 2:
+        return file
+    above = fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, 3)
+    os.close(file)
+    return above
+
+
 def _listen(reader: int) -> None:
     while True:
         ready, _, _ = select.select([reader], [], [], LOOK_S)
         for number in os.read(reader, 64) if ready else b"":
             if number in SIGNALS:
-                receive(number)
+                with contextlib.suppress(Exception):  # this thread has to live
+                    receive(number)
         for look in [*looks]:
             look()
 

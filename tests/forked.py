@@ -13,14 +13,16 @@ from commands import LIMIT_S, until
 from bigqa.engine.processes import Processes
 
 
-def _work(work: Callable[[Processes], Any], rank: int, world_size: int, port: int, sender: Any) -> None:
+def _work(work: Callable[[Processes], Any], rank: int, world_size: int, port: int, sender: Any, device: str) -> None:
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "BIGQA_THREADS": "1", "ACCELERATE_USE_CPU": "true",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "BIGQA_THREADS": "1",
     }  # fmt: skip
+    if device == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "true"
     AcceleratorState._reset_state(reset_partial_state=True)
     torch.set_num_threads(1)
-    processes = Processes("cpu")
+    processes = Processes(device)
     sender.send(work(processes))
     processes.close()
     sender.send(torch.distributed.is_initialized())
@@ -33,7 +35,7 @@ def _heard(receiver: Any, workers: list[Any]) -> Any:
     return receiver.recv()
 
 
-def in_processes(work: Callable[[Processes], Any], world_size: int = 2) -> list[Any]:
+def in_processes(work: Callable[[Processes], Any], world_size: int = 2, device: str = "cpu") -> list[Any]:
     """Return what the work gives in each of some forked processes; all of them end."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -41,7 +43,7 @@ def in_processes(work: Callable[[Processes], Any], world_size: int = 2) -> list[
     context = get_context("fork")
     pipes = [context.Pipe(duplex=False) for _ in range(world_size)]
     workers = [
-        context.Process(target=_work, args=(work, rank, world_size, port, pipes[rank][1]), daemon=True)
+        context.Process(target=_work, args=(work, rank, world_size, port, pipes[rank][1], device), daemon=True)
         for rank in range(world_size)
     ]
     try:

@@ -1,5 +1,6 @@
 """The loop itself, on a model of a few weights: what it saves and keeps, when it stops, and that it goes on."""
 
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,9 +10,10 @@ import torch
 from forked import in_processes
 from transformers import BertConfig, BertForQuestionAnswering, get_linear_schedule_with_warmup
 
+from bigqa import interrupts
 from bigqa.engine.build import build
 from bigqa.engine.loop import checkpoint
-from bigqa.engine.loop.fit import Training, _save_alone, fit
+from bigqa.engine.loop.fit import Training, _save_alone, fit, save_late
 from bigqa.engine.loop.recorder import Silent
 from bigqa.engine.loop.stop import STOP_FILE, StopRequest
 from bigqa.engine.optim.update import State
@@ -146,3 +148,102 @@ def test_a_process_of_several_waits_for_no_other_before_it_saves(
     )
     assert _save_alone(run, 3) and len(count) == emptied
     assert (tmp_path / "checkpoints" / "step-00000003" / "weights.safetensors").is_file()
+
+
+class Left(BaseException):
+    """In the place of the program's end."""
+
+
+def _leaving(monkeypatch: pytest.MonkeyPatch, *, raises: bool = True) -> list[tuple[str, int]]:
+    said: list[tuple[str, int]] = []
+
+    def leave(word: str, code: int) -> None:
+        said.append((word, code))
+        if raises:
+            raise Left
+
+    monkeypatch.setattr(interrupts, "listens", lambda: True)
+    monkeypatch.setattr(interrupts, "leave", leave)
+    return said
+
+
+@pytest.mark.parametrize(("completed", "saved"), [(3, 3), (0, None)])
+def test_a_step_that_takes_too_long_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, completed: int, saved: int | None
+) -> None:
+    """What is whole is saved in the middle of a step, and the run goes on from there as if nothing had been."""
+    said = _leaving(monkeypatch)
+
+    def work(processes: Processes) -> dict[str, Any]:
+        (tmp_path / "whole").mkdir()
+        (tmp_path / "late").mkdir()
+        whole = training(processes, tmp_path / "whole", Kept())
+        fit(whole)
+        late = training(processes, tmp_path / "late", Kept())
+        loss_sum = late.parts.task.loss_sum
+
+        def slow(model: Any, batch: Any) -> Any:
+            if late.parts.update.completed == completed:
+                late.stop.number = 15
+                assert late.stop.late is not None
+                late.stop.late()
+            return loss_sum(model, batch)
+
+        late.parts.task.loss_sum = slow  # type: ignore[method-assign]
+        with pytest.raises(Left):
+            fit(late)
+        found: dict[str, Any] = {"said": said[0], "saved": _saved(tmp_path / "late"), "whole": _weights(whole)}
+        again = training(processes, tmp_path / "late", Kept())
+        kept = checkpoint.load_newest(tmp_path / "late" / "checkpoints", print)
+        if kept is not None:
+            checkpoint.restore(kept, again.parts.update)
+        fit(again, kept.step if kept else 0)
+        return found | {"again": _weights(again)}
+
+    [found] = in_processes(work, 1)
+    word, code = found["said"]
+    assert code == 143 and f"stopped within step {completed + 1}" in word and "bigqa train --resume" in word
+    assert (f"saved at step {saved}" in word) is (saved is not None) and ("nothing to save" in word) is (saved is None)
+    assert found["saved"] == ["step-00000002", "step-00000003"] if saved else found["saved"] == []
+    assert found["again"] == found["whole"]
+
+
+def test_weights_are_not_read_while_they_are_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that saves beside the other one waits for the update; what the loop has saved it saves no more."""
+    said = _leaving(monkeypatch, raises=False)
+
+    def work(processes: Processes) -> list[Any]:
+        run = training(processes, tmp_path, Kept())
+        step = run.parts.update.optimizer.step
+        seen: list[Any] = []
+
+        def slow(*args: Any) -> Any:
+            if run.parts.update.completed == 2:
+                beside = threading.Thread(target=run.stop.late)
+                beside.start()
+                beside.join(0.2)
+                seen.extend([beside.is_alive(), len(said)])
+                run.beside = beside  # type: ignore[attr-defined]
+            return step(*args)
+
+        run.parts.update.optimizer.step = slow  # type: ignore[method-assign]
+        fit(run)
+        run.beside.join()  # type: ignore[attr-defined]
+        seen.append([word for word, _ in said])
+        run.stop.obeyed = True
+        save_late(run, 0)
+        return [*seen, len(said)]
+
+    [(waited, before, words, after)] = in_processes(work, 1)
+    assert waited and before == 0 and after == 1
+    assert len(words) == 1 and int(words[0].partition("saved at step ")[2].partition(";")[0]) >= 3
+
+
+def test_a_stop_in_the_last_step_is_obeyed(tmp_path: Path) -> None:
+    """What comes after it, such as to be scored, may take as long as all that was before."""
+
+    def work(processes: Processes) -> Any:
+        outcome = fit(training(processes, tmp_path, Kept(STEPS, tmp_path)))
+        return outcome.steps, outcome.finished, _saved(tmp_path)
+
+    assert in_processes(work, 1) == [(STEPS, False, ["step-00000006", "step-00000007"])]

@@ -238,3 +238,6 @@ def test_a_run_and_its_resume_and_another_start(tmp_path: Path) -> None:
     owner.kill()
     owner.communicate()
     assert settings_from({}, run).out == run
+    for name in ("config.json", "plan.json", "versions.json"):  # killed before the run had begun
+        (run / name).unlink()
+    assert {path.name for path in run.iterdir()} == FILES and settings_from(words, None).out == run

@@ -77,6 +77,32 @@ def test_cards_that_cannot_reach_each_other_go_without(
         os.environ.pop(name, None)
 
 
+def test_without_a_gpu_processes_that_were_asked_for_none_are_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--device auto`: as torchrun, accelerate and our own launcher start them."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    found = in_processes(_agree, device="auto")
+    assert [(one["rank"], one["size"]) for one in found] == [(0, (2, 2)), (1, (2, 2))]
+    assert [one["sum"] for one in found] == [[2.0, 10.0]] * 2
+
+
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"])
+def test_processes_that_do_not_see_each_other_are_refused(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    """Each would train all of it, into one folder."""
+    monkeypatch.setenv(variable, "2")
+    monkeypatch.setattr("bigqa.engine.processes.Accelerator", lambda **_: SimpleNamespace(num_processes=1))
+    with pytest.raises(BigqaError, match="started 2 processes, and this one sees 1: each would train"):
+        Processes("auto")
+
+
+def test_more_processes_than_cards_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(BigqaError, match="3 processes on 2 GPUs"):
+        Processes("auto")
+
+
 def _wait(processes: Processes) -> float:
     begun = time.monotonic()
     if processes.rank == 1:

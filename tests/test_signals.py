@@ -29,8 +29,13 @@ FIRST_S, LIMIT_S = 0.1, 30.0
 MARK = "BIGQA_TEST_SIGNALS"
 WORDS = ["--model", "tiny", "--device", "cpu", "--train-file", str(FOLDER / "train.json"), "--limit", "60"]
 WORDS += ["--dev-file", str(FOLDER / "dev.json"), "--max-steps", "30", "--save-every", "4", "--global-batch", "4"]
+RUNS: tuple[tuple[str, ...], ...] = ((), ("--strategy", "lora"))
+"""In turn: planned, and with something to merge at the end."""
 SAVED = re.compile(r"saved at step (\d+)")
-NOTHING = ("nothing to save", "all steps are done and saved", "after the last step, which is saved")
+IDLE_S = 6.0
+"""Of a whole run on two idle cores: where it takes longer, so does what comes before the program's first line."""
+NOTHING = ("nothing to save", "all steps are done and saved", "after the last step, which is saved", "all is written")
+NOTHING += ("the model is written",)
 
 
 @dataclass
@@ -56,11 +61,11 @@ def heard() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-def start(run: Path, count: int) -> "subprocess.Popen[str]":
+def start(run: Path, count: int, *more: str) -> "subprocess.Popen[str]":
     """Start a run with a cache of its own, so that its features are made."""
     environment = os.environ | {"BIGQA_CACHE": str(run.with_suffix(".cache")), MARK: run.name}
     return subprocess.Popen(
-        [sys.executable, "-m", "bigqa.cli", "train", *WORDS, "--num-processes", str(count), "--out", str(run)],
+        [sys.executable, "-m", "bigqa.cli", "train", *WORDS, "--num-processes", str(count), "--out", str(run), *more],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -82,8 +87,8 @@ def left_of(run: Path) -> list[int]:
     return found
 
 
-def stopped(run: Path, count: int, at_s: float, number: signal.Signals) -> Stopped:
-    started = start(run, count)
+def stopped(run: Path, count: int, at_s: float, number: signal.Signals, *more: str) -> Stopped:
+    started = start(run, count, *more)
     time.sleep(at_s)
     before = time.monotonic()
     started.send_signal(number)
@@ -135,14 +140,14 @@ def test_signals_at_random_moments(tmp_path: Path, count: int) -> None:
     rng, faults, took, words = random.Random(int(os.environ.get("BIGQA_SEED", "21"))), [], [], []
     for moment in range(MOMENTS):
         run = tmp_path / f"run-{moment}-{uuid.uuid4().hex[:8]}"
-        one = stopped(run, count, rng.uniform(FIRST_S, last_s), SIGNALS[moment % 3])
+        at_s = rng.uniform(FIRST_S * max(1.0, last_s / IDLE_S), last_s)
+        one = stopped(run, count, at_s, SIGNALS[moment % 3], *RUNS[moment % 2])
         wrong = faults_of(run, one)
         faults += [f"{one.number.name} at {one.at_s:.1f} s: {', '.join(wrong)}\n{one.said}"] if wrong else []
         took.append(one.took_s)
         words.append("saved" if SAVED.search(one.last) else one.last.partition("bigqa: ")[2][:60] or "finished")
-        print(
-            f"{count} x {one.at_s:5.1f} s {one.number.name:8} -> {one.code:3} in {one.took_s:4.1f} s: {one.last[:110]}"
-        )
+        how = f"{at_s:5.1f} s {one.number.name:8} -> {one.code:3} in {one.took_s:4.1f} s"
+        print(f"{count} x {how}: {one.last[:110]}", flush=True)
     counts = ", ".join(f"{words.count(word)} {word!r}" for word in sorted(set(words)))
     print(f"{count} processes, a run of {last_s:.1f} s, {MOMENTS} moments: {counts}; longest {max(took):.1f} s")
     assert not faults, "\n".join(faults)

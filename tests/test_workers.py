@@ -192,6 +192,57 @@ def test_a_stop_starts_nothing_anew(
     assert len(starts(run)) == count and switches_of(run) == []
     assert "Stopping" in said and "Traceback" not in said
     assert (f"bigqa train --resume {run}" in said) is (code == AGAIN)
+    assert ("was over before" in said) is (code == 0)
+
+
+ALONE = """
+from bigqa import interrupts
+interrupts.listen()
+from bigqa.run.launcher import watch_launcher
+watch_launcher()
+taken = []
+with interrupts.taken_by(taken.append):
+    (folder / f"ready-{rank}").write_text(str(os.getpid()))
+    while not taken: time.sleep(0.01)
+    (folder / f"saved-{rank}").write_text(str(taken[0]))
+"""
+
+
+def test_workers_save_and_end_when_their_launcher_is_killed(run: Path, trainer: Callable[[str], Path]) -> None:
+    """Until then they hold the folder."""
+    file = trainer(ALONE)
+    started = subprocess.Popen([sys.executable, "-c", DRIVER, str(file), str(run), "2"], stderr=subprocess.DEVNULL)
+    until(lambda: all((run / f"ready-{rank}").exists() for rank in range(2)), started)
+    until(lambda: all((run / f"ready-{rank}").read_text() for rank in range(2)), started)
+    pids = [int((run / f"ready-{rank}").read_text()) for rank in range(2)]
+    started.kill()
+    started.wait()
+    with pytest.raises(BigqaError, match="in use by a run"):
+        held(run).__enter__()
+    until(lambda: not any(map(runs, pids)))
+    assert [(run / f"saved-{rank}").read_text() for rank in range(2)] == ["15", "15"]
+    with held(run):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("words", "written", "count"),
+    [
+        (["accelerate", "launch", "--num_processes", "3", "x.py"], None, 3),
+        (["accelerate", "launch", "--num-processes=2", "x.py"], 4, 2),
+        (["accelerate", "launch", "x.py"], 4, 4),
+        (["accelerate", "launch", "x.py"], None, None),
+    ],
+)
+def test_how_many_accelerate_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], written: int | None, count: int | None
+) -> None:
+    """In its own words, or in what `accelerate config` has written."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    if written is not None:
+        (tmp_path / "accelerate").mkdir()
+        (tmp_path / "accelerate" / "default_config.yaml").write_text(f"num_processes: {written}\n", encoding="utf-8")
+    assert launcher._asked_of_accelerate(words) == count
 
 
 def test_a_second_ctrl_c_ends_all_at_once(run: Path, trainer: Callable[[str], Path]) -> None:

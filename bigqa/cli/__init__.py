@@ -1,8 +1,8 @@
 """The command line, one file per command. In: arguments. Out: functions called and text printed; no arithmetic here.
 
 A command imports what it runs when it runs, so that help and refusals come at once. Imports: errors, files, interrupts,
-ranges, units, console, demo, configs, machine, nullgpu, rehearse, models, tasks, speed, plan, show, run, bench, table.
-Never: torch.
+lock, ranges, units, console, demo, configs, machine, nullgpu, rehearse, models, tasks, speed, plan, show, run, bench,
+table. Never: torch.
 """
 
 from typing import Any
@@ -13,6 +13,7 @@ from bigqa import interrupts
 def main() -> None:
     """Run as a program."""
     interrupts.listen()  # before what takes a while to import
+    interrupts.say_when_left("interrupted before anything was begun: there is nothing to save")
     from bigqa.cli.commands import app
     from bigqa.console import command
     from bigqa.machine.heap import hold_tight

@@ -7,6 +7,7 @@ import typer
 
 from bigqa import interrupts
 from bigqa.console import say
+from bigqa.lock import held
 from bigqa.ranges import numbers, sizes
 from bigqa.run.options import MODEL_HELP, parsed, ranged
 
@@ -50,7 +51,7 @@ def bench(
         heap=heap,
     )
 
-    with interrupts.raised():  # a case runs in a process of its own
+    with interrupts.raised(), held(out, say):  # a case runs in a process of its own, and alone
         left = bench_command.bench(grid, device, out, Limits(case_s=case_s, budget_s=budget_s), say)
     say(f"bigqa table {out} shows them")
     if left:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from bigqa import __version__
+from bigqa import __version__, interrupts
 from bigqa.cli import convert, data
 from bigqa.cli.bench import bench
 from bigqa.cli.demo import demo
@@ -41,3 +41,4 @@ def main_options(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
 ) -> None:
     """Train large models in the memory you have."""
+    interrupts.say_when_left("interrupted")

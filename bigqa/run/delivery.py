@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from bigqa import interrupts
 from bigqa.console import progress
 from bigqa.engine import adapters
 from bigqa.engine.build import choose_precision, strategy_of
@@ -43,6 +44,7 @@ def hand_over(training: Training, outcome: Outcome, job: Job, model: Any, tokeni
     files = [file for file in (settings.train_file, settings.dev_file) if file is not None]
     job = dataclasses.replace(job, options=job.kind.settled(job.options, files))
     _save_model(model, training, job, tokenizer)
+    interrupts.say_when_left(f"interrupted; the model is written to {settings.out / 'model'}, and not scored")
     report = _report(training, outcome)
     report["switches"] = switches_of(settings.out)
     if settings.dev_file is not None:

@@ -55,6 +55,8 @@ def _until_it_ends(words: Sequence[str], folder: Path, workers: Workers) -> int:
         if ended is None or workers.told:
             if ended in (None, AGAIN):
                 tell(f"bigqa: stopped before the next start; to go on: bigqa train --resume {folder}")
+            elif ended == 0:
+                tell("bigqa: the run was over before it could be stopped: all is written")
             return 1
         code = ended if ended >= 0 else interrupts.code_of(-ended)
         begun = (folder / "config.json").is_file()
@@ -82,7 +84,7 @@ def _death(number: int) -> str:
 
 def _stop(workers: Workers) -> None:
     workers.stop()
-    tell("\nStopping: the step in progress is finished and saved first; Ctrl-C again to stop at once.")
+    tell("\nStopping; Ctrl-C again to stop at once.")
 
 
 def go_on(folder: Path) -> None:

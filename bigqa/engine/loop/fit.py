@@ -22,6 +22,7 @@ from bigqa.engine.loop.recorder import Silent
 from bigqa.engine.loop.step import Parts, train_step
 from bigqa.engine.loop.stop import StopRequest
 from bigqa.engine.optim.optimizers import linear_rate
+from bigqa.engine.optim.update import State
 from bigqa.engine.processes import Processes
 from bigqa.engine.recovery import OutOfMemory, is_out_of_memory, which_memory
 from bigqa.errors import BigqaError
@@ -154,7 +155,7 @@ def save_late(run: Training, first_step: int) -> None:
     A step of a large model takes longer than whoever asked may wait. Where states are shared out over the processes,
     or others have to be told, the step's end is waited for all the same.
     """
-    update, settings, folder = run.parts.update, run.settings, run.settings.out
+    update = run.parts.update
     if not (run.saves and run.processes.is_main and interrupts.listens()):
         return
     if not update.holds_all:
@@ -164,12 +165,16 @@ def save_late(run: Training, first_step: int) -> None:
         if run.stop.obeyed or update.changing:
             return
         step = first_step + update.completed
-        if update.completed:
-            checkpoint.save(folder / "checkpoints", step, update.state(), settings.model_dump(mode="json"))
-            found = f"stopped within step {step + 1}; saved at step {step}"
+        found = f"stopped within step {step + 1}"
+        if not update.completed:
+            found += ": nothing is new since the run was started, and nothing to save"
         else:
-            found = f"stopped within step {step + 1}: nothing is new since the run was started, and nothing to save"
-        interrupts.leave(f"{found}; to go on: bigqa train --resume {folder}", run.stop.exit_code)
+            try:
+                _write(run, step, update.state())
+                found += f"; saved at step {step}"
+            except (OSError, RuntimeError, MemoryError, BigqaError) as problem:
+                found += f", which could not be saved ({problem}): the last checkpoint is left"
+        interrupts.leave(f"{found}; to go on: bigqa train --resume {run.settings.out}", run.stop.exit_code)
 
 
 def _save_alone(run: Training, step: int) -> bool:
@@ -184,7 +189,7 @@ def _save_alone(run: Training, step: int) -> bool:
     if alone and run.processes.device.type == "cuda":
         torch.cuda.empty_cache()  # which waits for the device: of several, for averages that another never joins
     try:
-        checkpoint.save(run.settings.out / "checkpoints", step, update.state(), run.settings.model_dump(mode="json"))
+        _write(run, step, update.state())
     except (OSError, RuntimeError, MemoryError, BigqaError) as problem:
         run.recorder.say(f"step {step} could not be saved ({problem}); going back to the last checkpoint")
         return False
@@ -195,10 +200,13 @@ def save(run: Training, step: int) -> None:
     """Write a checkpoint from the main process, and drop old ones; every process must call."""
     state = run.parts.update.state()
     if run.processes.is_main:
-        folder = run.settings.out / "checkpoints"
-        checkpoint.save(folder, step, state, run.settings.model_dump(mode="json"))
-        checkpoint.keep_last(folder, run.settings.keep)
+        _write(run, step, state)
+        checkpoint.keep_last(run.settings.out / "checkpoints", run.settings.keep)
     run.processes.wait()
+
+
+def _write(run: Training, step: int, state: State) -> None:
+    checkpoint.save(run.settings.out / "checkpoints", step, state, run.settings.model_dump(mode="json"))
 
 
 def _one_step(run: Training, batches: list[Batch], step: int, num_steps: int) -> tuple[dict[str, Any], Tensor]:
