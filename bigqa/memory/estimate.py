@@ -72,7 +72,7 @@ class Estimator:
         self.config = config
         self.make_model = make_model
         self.task = task
-        self._scalings: dict[Key, Scaling] = {}
+        self._scalings: dict[Key, Scaling | BigqaError] = {}
         self._wholes: dict[tuple[Key, int], Stream] = {}
         self._counts: tuple[int, int] | None = None
         self._averagings: dict[Strategy, Averaging] = {}
@@ -122,9 +122,12 @@ class Estimator:
         if strategy.stream:
             return self._streamed.footprint(key[0], Shape.of(micro_batch, key, micro_batches), card)
         if key not in self._scalings:
-            self._scalings[key] = self._scaling(key)
+            self._scalings[key] = self._scaling_or_why(key)
+        scaling = self._scalings[key]
+        if isinstance(scaling, BigqaError):
+            raise scaling
         try:
-            return self._scalings[key].at(micro_batch, card)
+            return scaling.at(micro_batch, card)
         except NoLineError:  # as where only what is large enough is offloaded
             return self._whole(key, micro_batch, card)
 
@@ -146,7 +149,7 @@ class Estimator:
                 groups.setdefault(self.shared_by(key[0]), []).append(key)
         ordered = sorted(groups.values(), key=len, reverse=True)
         self.prepare()
-        traced = in_forks(lambda group: [self._scaling(key) for key in group], ordered)
+        traced = in_forks(lambda group: [self._scaling_or_why(key) for key in group], ordered)
         for group, found in zip(ordered, traced, strict=True):
             self._scalings |= dict(zip(group, found, strict=True))
 
@@ -268,6 +271,12 @@ class Estimator:
         on_gpu, dtype = strategy.device == "cuda", DTYPES[strategy.precision]
         packs = not on_gpu or attention.packs_at(card.capability, dtype, self.config, seq_len)
         return _traced(strategy), seq_len, accumulating, packs and self.packs
+
+    def _scaling_or_why(self, key: Key) -> Scaling | BigqaError:
+        try:
+            return self._scaling(key)
+        except BigqaError as error:
+            return error
 
     def _scaling(self, key: Key) -> Scaling:
         def trace(layers: int, micro_batch: int) -> Stream:

@@ -3,6 +3,9 @@
 MODEL is a preset, a Hugging Face folder or hub id, a released Enliple folder, or a bare `config.json`.
 """
 
+import functools
+import importlib
+import inspect
 import json
 from pathlib import Path
 from pickle import UnpicklingError
@@ -251,7 +254,7 @@ def auto_class(config: Any, head: Head, name: str = "") -> Any:
 
 
 def _fit_vocabulary(source: ModelSource, config: Any, size: int | None) -> None:
-    if size is None or size <= config.vocab_size:
+    if size is None or size <= getattr(config, "vocab_size", size):
         return
     if source.has_weights:
         raise BigqaError(
@@ -262,13 +265,23 @@ def _fit_vocabulary(source: ModelSource, config: Any, size: int | None) -> None:
 
 WORDPIECES = ("BertTokenizer", "ElectraTokenizer", "DistilBertTokenizer", "PreTrainedTokenizer")
 """Classes of the library that are BERT's tokenizer."""
-COUNT_FROM_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert")
-"""Model types whose positions begin behind the padding's."""
+MADE_FROM_TOKENS = "create_position_ids_from_input_ids"
+"""What the library calls it where positions begin behind the padding's, as RoBERTa's and its kin's do."""
 
 
 def first_position(config: Any) -> int:
     """Return the position of a window's first token."""
-    return int(config.pad_token_id) + 1 if config.model_type in COUNT_FROM_PADDING else 0
+    return int(config.pad_token_id or 0) + 1 if _counts_from_padding(type(config)) else 0
+
+
+@functools.cache
+def _counts_from_padding(kind: type) -> bool:
+    """Whether a type's positions begin behind the padding's: the code of its model has a function for it."""
+    try:
+        code = importlib.import_module(kind.__module__.replace(".configuration_", ".modeling_"))
+    except ImportError:
+        return False
+    return any(hasattr(one, MADE_FROM_TOKENS) for one in (code, *filter(inspect.isclass, vars(code).values())))
 
 
 def usable_positions(config: Any) -> int | None:

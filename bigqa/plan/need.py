@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 
 from bigqa.engine.build import not_together
+from bigqa.errors import BigqaError
 from bigqa.machine.gpus import GPUS, GpuModel
 from bigqa.memory.estimate import Estimator
+from bigqa.plan.candidates import Workload
 from bigqa.plan.machine import HEADROOM
 from bigqa.plan.planner import known_estimator
 from bigqa.plan.question import Question, wanted
@@ -24,6 +26,8 @@ class Need:
     """At the published batch in one micro-batch."""
     cards: tuple[str, ...]
     """Of the table, those that have the least."""
+    reason: str = ""
+    """Why the strategy cannot be had at all; nothing where it can."""
 
 
 def need(question: Question) -> list[Need]:
@@ -41,16 +45,21 @@ def need(question: Question) -> list[Need]:
         if not row.needs_deepspeed  # whose traces are of all layers, and are few
         for accumulating in (True, False)
     )
-    found = []
-    for name, strategy in rows.items():
-        seq_len = strategy.seq_len or workload.seq_len
+    found = [_need(estimator, name, row, workload) for name, row in rows.items()]
+    return sorted(found, key=lambda row: (row.reason != "", row.tier, row.least_bytes))
+
+
+def _need(estimator: Estimator, name: str, strategy: Strategy, workload: Workload) -> Need:
+    seq_len = strategy.seq_len or workload.seq_len
+    try:
         least, published = (
             _device_bytes(estimator, strategy, size, seq_len, workload.global_batch)
             for size in (1, workload.global_batch)
         )
-        cards = (card.name for card in GPUS if card.memory_bytes * (1 - HEADROOM) >= least and _can_run(card, strategy))
-        found.append(Need(name, strategy.tier, least, published, tuple(cards)))
-    return sorted(found, key=lambda row: (row.tier, row.least_bytes))
+    except BigqaError as error:
+        return Need(name, strategy.tier, 0, 0, (), str(error))
+    cards = (card.name for card in GPUS if card.memory_bytes * (1 - HEADROOM) >= least and _can_run(card, strategy))
+    return Need(name, strategy.tier, least, published, tuple(cards))
 
 
 def _device_bytes(estimator: Estimator, row: Strategy, micro_batch: int, seq_len: int, global_batch: int) -> int:

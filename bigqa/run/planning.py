@@ -59,8 +59,11 @@ def shortfall(settings: Settings, processes: Processes) -> str | None:
     if processes.is_main:
         planner = _planner(settings, processes)
         micro_batch = share_of_batch(settings, processes.world_size)
-        memory = planner.need(strategy, micro_batch, settings.seq_len, processes.world_size)
-        problem, need_bytes = planner.machine.shortfall(strategy, memory), memory.host_bytes
+        try:
+            memory = planner.need(strategy, micro_batch, settings.seq_len, processes.world_size)
+            problem, need_bytes = planner.machine.shortfall(strategy, memory), memory.host_bytes
+        except BigqaError as error:  # the step of this model, under this strategy
+            problem = f"this strategy cannot be had: {error}"
     problem, need_bytes = processes.from_main((problem, need_bytes))  # type: ignore[misc]
     if processes.device.type == "cpu" and need_bytes is not None:
         keep_if_plenty(need_bytes * processes.world_size, host_memory()[1])

@@ -17,9 +17,13 @@ CARDS = "enough at micro-batch 1"
 
 
 def show_need(rows: Sequence[Need], console: Console) -> None:
-    """Print how much GPU memory is enough."""
-    show(need_table(rows), console)
-    console.print(need_text(rows), markup=False, highlight=False, soft_wrap=True)
+    """Print how much GPU memory is enough, and what cannot be had."""
+    possible = [row for row in rows if not row.reason]
+    show(need_table(possible), console)
+    for row in rows:
+        if row.reason:
+            console.print(f"{row.name}: not possible: {row.reason}", markup=False, highlight=False, soft_wrap=True)
+    console.print(need_text(possible), markup=False, highlight=False, soft_wrap=True)
 
 
 def need_table(rows: Sequence[Need]) -> Table:
