@@ -271,14 +271,14 @@ MADE_FROM_TOKENS = "create_position_ids_from_input_ids"
 
 def first_position(config: Any) -> int:
     """Return the position of a window's first token."""
-    return int(config.pad_token_id or 0) + 1 if _counts_from_padding(type(config)) else 0
+    return int(config.pad_token_id or 0) + 1 if _counts_from_padding(type(config).__module__) else 0
 
 
 @functools.cache
-def _counts_from_padding(kind: type) -> bool:
+def _counts_from_padding(module: str) -> bool:
     """Whether a type's positions begin behind the padding's: the code of its model has a function for it."""
     try:
-        code = importlib.import_module(kind.__module__.replace(".configuration_", ".modeling_"))
+        code = importlib.import_module(module.replace(".configuration_", ".modeling_"))
     except ImportError:
         return False
     return any(hasattr(one, MADE_FROM_TOKENS) for one in (code, *filter(inspect.isclass, vars(code).values())))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bigqa.errors import BigqaError
-from bigqa.models.sources import COUNT_FROM_PADDING, ModelSource, load_tokenizer
+from bigqa.models.sources import ModelSource, first_position, load_tokenizer
 from bigqa.models.tokenizers import check_rows, disagreement, doubts, rows_needed
 from bigqa.tasks.base import TaskKind
 from bigqa.tasks.registry import DEFAULT, kind_of
@@ -30,7 +30,8 @@ def check_together(source: ModelSource, tokenizer: Any, config: Any, kind: TaskK
 
 def _check_padding(source: ModelSource, tokenizer: Any, config: Any) -> None:
     """Refuse another padding than the one that positions are counted from: each such token would stand still."""
-    if config.model_type in COUNT_FROM_PADDING and source.has_weights and tokenizer.pad_token_id != config.pad_token_id:
+    counts_from_it = first_position(config) > 0
+    if counts_from_it and source.has_weights and tokenizer.pad_token_id != config.pad_token_id:
         raise BigqaError(
             f"the tokenizer pads with id {tokenizer.pad_token_id}, and {source.name} counts positions from its "
             f"padding, id {config.pad_token_id}: use the model's own tokenizer"

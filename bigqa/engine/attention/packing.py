@@ -81,7 +81,8 @@ def packs_without_data(model: nn.Module, task: Any) -> bool:
     One that counts positions by itself counts through all windows, and one whose embeddings look at their neighbours
     looks into other windows, which shapes do not tell.
     """
-    if "position_ids" not in inspect.signature(model.forward).parameters or getattr(model.config, "trigram_input", 0):
+    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+    if not takes_positions or getattr(model.config, "trigram_input", False):
         return False
     packed_calls = attention.count_packed()
     with torch.device("meta"):
