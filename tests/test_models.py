@@ -36,6 +36,7 @@ FAMILIES = {
 
 class Tokenizer:
     pad_token_id = 0
+    sep_token_id = None
 
 
 def loss_of_the_library(model: Any, row: dict[str, Any]) -> float:
