@@ -316,3 +316,4 @@ def test_the_first_step_has_a_single_bucket_and_later_ones_several_beside_it_or_
         80 * MIB,
     )  # two flat copies at once; then all is in the first's place
     assert peaks(Stream(), [], small, keeps_first=True) == (120 * MIB, 140 * MIB)
+    assert peaks(Stream(), [], small, keeps_sent=True) == (90 * MIB, 90 * MIB)  # all three, beside the first

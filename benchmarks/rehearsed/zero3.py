@@ -16,8 +16,7 @@ settings = {
     "zero_optimization": {"stage": 3},
 }
 deepspeed.init_distributed()
-with deepspeed.zero.Init(config_dict_or_path=settings):
-    model = XLMRobertaForMaskedLM(config)
+model = XLMRobertaForMaskedLM(config)
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
 engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
 for _ in range(100):

@@ -8,8 +8,9 @@ which gradients came.
 What a collective of NCCL worked on is held until NCCL's watchdog has seen that it is done, which it looks for every
 100 ms. Whether the first step's bucket is gone when the others are made, and when, hangs on that: on a null GPU on how
 long a step takes there, on a real one on how far the host is ahead of it. So there are two ends. At least: it goes
-first. At most: it stays all through the second step. A run may be at either end or between them, and a run that is to
-fit must fit at the most. From the third step on there is the least, beside what has been reserved by then.
+first. At most: it stays all through the second step. The flat copies are held in the same way, which shows in what is
+reserved alone. A run may be at either end or between them, and a run that is to fit must fit at the most. From the
+third step on there is the least, beside what has been reserved by then.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -16,29 +16,30 @@ WORKSPACE = "workspace"
 
 
 def peaks(
-    stream: Stream, sizes: Sequence[int], averaging: Averaging | None = None, *, keeps_first: bool = False,
-    limit_bytes: int | None = None,
+    stream: Stream, sizes: Sequence[int], averaging: Averaging | None = None, *, keeps_sent: bool = False,
+    keeps_first: bool = False, limit_bytes: int | None = None,
 ) -> tuple[int, int]:  # fmt: skip
     """Return the most bytes allocated and reserved in two steps.
 
     Args:
         sizes: of each allocation of the stream; zero where the card has none, and for frees.
         averaging: of several processes.
+        keeps_sent: whether all flat copies stay until the first step's bucket is made.
         keeps_first: whether the first step's bucket stays beside the others.
         limit_bytes: what the card has for torch.
 
     Raises: OutOfMemory.
     """
-    return _Run(stream, sizes, averaging, keeps_first, limit_bytes).peaks()
+    return _Run(stream, sizes, averaging, (keeps_sent, keeps_first), limit_bytes).peaks()
 
 
 class _Run:
     def __init__(
-        self, stream: Stream, sizes: Sequence[int], averaging: Averaging | None, keeps_first: bool,
+        self, stream: Stream, sizes: Sequence[int], averaging: Averaging | None, keeps: tuple[bool, bool],
         limit_bytes: int | None,
     ) -> None:  # fmt: skip
         self.stream, self.sizes = stream, sizes
-        self.averaging, self.keeps_first = averaging, keeps_first
+        self.averaging, (self.keeps_sent, self.keeps_first) = averaging, keeps
         self.events = stream.events
         self.allocator = CachingAllocator(limit_bytes)
         self.keys: dict[int, int] = {}
@@ -81,12 +82,13 @@ class _Run:
         """Send the weights to the other processes, and make the first step's bucket; return that."""
         sent: list[int] = []
         for size in averaging.sent:
-            if len(sent) == SENT_AT_ONCE:
+            if len(sent) == SENT_AT_ONCE and not self.keeps_sent:
                 self.allocator.free(sent.pop(0))
             sent += self._blocks([size])
+        first = self._blocks([averaging.first]) if self.keeps_sent else []
         for key in sent:
             self.allocator.free(key)
-        return self._blocks([averaging.first])[0]
+        return (first or self._blocks([averaging.first]))[0]
 
     def _blocks(self, sizes: Sequence[int]) -> list[int]:
         """Allocate what is no storage of the trace."""

@@ -3,6 +3,8 @@
 In: a stream at full depth. Out: a `Footprint`. For candidates so near a limit that fragmentation decides.
 """
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 
 from bigqa.engine.pinned import whole_pages
@@ -24,9 +26,10 @@ def whole_footprint(
     least, by_category = None, peak.by_category
     if made_on_host:
         sizes = sizes_on(stream, card)
-        allocated, reserved = peaks(stream, sizes, averaging, keeps_first=True)
-        if averaging is not None:
-            least = peaks(stream, sizes, averaging)
+        if averaging is None:
+            allocated, reserved = peaks(stream, sizes)
+        else:
+            least, (allocated, reserved) = _ends(stream, sizes, averaging)
             by_category = with_buckets(by_category, averaging)
     return Footprint(
         allocated_bytes=allocated,
@@ -44,6 +47,14 @@ def whole_footprint(
         managed_bytes=stream.managed_bytes,
         least=least,
     )
+
+
+def _ends(stream: Stream, sizes: Sequence[int], averaging: Averaging) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the peaks at least and at most, of all that NCCL may still hold."""
+    held = itertools.product((False, True), repeat=2)
+    found = [peaks(stream, sizes, averaging, keeps_sent=sent, keeps_first=first) for sent, first in held]
+    allocated, reserved = zip(*found, strict=True)
+    return (min(allocated), min(reserved)), (max(allocated), max(reserved))
 
 
 def beside(found: Footprint, averaging: Averaging) -> Footprint:
