@@ -310,3 +310,19 @@ def test_a_vocabulary_that_is_not_the_models_own_is_said(folder: Path, tmp_path:
     source = resolve(str(folder), tokenizer=str(tmp_path / "vocab.txt"))
     [line] = check_together(source, load_tokenizer(source), load_config(source))
     assert line.startswith("2 entries of --tokenizer")
+
+
+def test_predicting_and_inspecting_say_what_is_unknown(folder: Path) -> None:
+    paragraph = {
+        "context": "읭읭 뷁뷁",
+        "qas": [{"id": "1", "question": "읭?", "answers": [{"text": "읭읭", "answer_start": 0}]}],
+    }
+    data = folder.parent / "data.json"
+    data.write_text(json.dumps({"data": [{"paragraphs": [paragraph]}]}), encoding="utf-8")
+    done = here("data", "inspect", data, folder, "--json")
+    assert done.returncode == 0, done.stderr
+    assert "unknown to the tokenizer, '읭" in done.stderr
+    json.loads(done.stdout)
+    done = here("predict", folder, data, folder.parent / "answers.json", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert "unknown to the tokenizer" in done.stderr

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bigqa.console import say, show
+from bigqa.console import say, show, tell
 from bigqa.run.options import MODEL_HELP, ranged
 
 app = typer.Typer(no_args_is_help=True, help="Get data, and look at it.")
@@ -26,6 +26,7 @@ def inspect_data(
     """Count windows and padding, and give the best score that the vocabulary allows."""
     from bigqa.models.sources import load_tokenizer, resolve
     from bigqa.show.scores import inspection_table
+    from bigqa.tasks.coverage import check_text
     from bigqa.tasks.inspection import inspect_file
     from bigqa.tasks.windows import Lengths
 
@@ -35,7 +36,10 @@ def inspect_data(
         max_query_length=max_query_length,
         max_answer_length=max_answer_length,
     )
-    found = inspect_file(file, load_tokenizer(resolve(model, tokenizer=tokenizer)), lengths)
+    made = load_tokenizer(resolve(model, tokenizer=tokenizer))
+    if (unknown := check_text(file, made, refuse=False)) is not None:
+        tell(unknown)
+    found = inspect_file(file, made, lengths)
     if as_json:
         print(json.dumps(found, ensure_ascii=False))
     else:

@@ -90,6 +90,8 @@ def _read(name: str, config: Any, auto: Any, renamed: dict[str, str]) -> tuple[A
         ignore_mismatched_sizes=True,
         output_loading_info=True,
     )
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise BigqaError(f"{name} holds an adapter beside its weights, which would be loaded too: merge it first")
     return model, found
 
 

@@ -12,6 +12,10 @@ import typer
 
 from bigqa.ranges import checked, number
 
+RESUME_HELP = (
+    "Go on with this run folder from its last checkpoint. Data, model, tokenizer and recipe must be what the run began "
+    "with; --train-file, --model and --tokenizer may name another place of the same."
+)
 MODEL_HELP = "A preset, a Hugging Face folder or hub id, a released Enliple folder, or a config.json."
 
 
@@ -38,7 +42,7 @@ Label = Annotated[str | None, typer.Option(help="The column of labels or numbers
 ClassWeights = Annotated[str | None, typer.Option(help="classify: none, or balanced: rare labels count more.")]
 Thresholds = Annotated[str | None, typer.Option(help="classify: none, or dev: each label's, chosen on the dev file.")]
 Out = Annotated[Path | None, typer.Option(help="The run folder, made new.")]
-Resume = Annotated[Path | None, typer.Option(help="Go on with this run folder from its last checkpoint.")]
+Resume = Annotated[Path | None, typer.Option(help=RESUME_HELP)]
 Seed = Annotated[int | None, ranged("seed", "Fixes weights, data order and dropout.  [default: 42]")]
 Epochs = Annotated[float | None, ranged("epochs", "Passes over the data.  [default: the recipe's]")]
 MaxSteps = Annotated[int | None, ranged("max_steps", "End after this many optimizer steps instead.")]

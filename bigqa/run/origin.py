@@ -125,7 +125,7 @@ def _digest(text: str) -> str:
 
 
 def weights_digest(loaded: Loaded) -> str:
-    """Return a digest of a model's weights that are from its checkpoint; blake2b, about 1 GB/s and core."""
+    """Return a digest of a model's weights that are from its checkpoint; blake2b, half a GB/s and core at least."""
     new = set(loaded.new)
     tensors = {name: one for name, one in sorted(loaded.model.state_dict().items()) if name not in new}
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing lets go of Python's lock

@@ -37,8 +37,8 @@ from bigqa.models.sources import (
     with_labels,
 )
 from bigqa.models.tokenizers import rows_needed
-from bigqa.run.inputs import check_together
 from bigqa.run.job import check_padding, task_of
+from bigqa.run.together import check_together
 from bigqa.tasks.base import Answered, Progress, Row, Scored, TaskKind
 from bigqa.tasks.registry import DEFAULT, kind_of, kind_of_config
 
@@ -72,6 +72,10 @@ class Answerer:
 
     def predict(self, file: Path) -> Iterator[Row]:
         """Yield what the model answers to each entry of a file."""
+        if not file.is_fifo():  # what flows is read once
+            unknown = self.kind.check_text(file, self.tokenizer, self.options, refuse=False)
+            if unknown is not None:
+                self.tell(unknown)
         return self.kind.predict(*self._asked(file))
 
     def answers(self, lines: Iterator[str]) -> Iterator[Row]:
@@ -133,7 +137,8 @@ def load_for_prediction(
     check_lengths(with_labels(config, kind.head), found.seq_len)
     tokenizer = load_tokenizer(source)
     check_padding(config, tokenizer)
-    check_together(source, tokenizer, config, kind)
+    for line in check_together(source, tokenizer, config, kind):
+        tell(line)
     model = load_model(source, config, head=kind.head, vocabulary_size=rows_needed(tokenizer), require_head=True)
     with said_where_memory_runs_out():
         ready(model, chosen, precision)

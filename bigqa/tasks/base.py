@@ -151,8 +151,11 @@ class TaskKind(ABC, Generic[Options]):
         check_template(tokenizer, token_types=token_types, rows=rows, name=name)
         return [*template_doubts(tokenizer, token_types=token_types, name=name)]
 
-    def check_text(self, file: Path, tokenizer: Any, options: Options) -> str | None:
-        """Return a line about text that the tokenizer does not know. Raises: BigqaError where it knows hardly any."""
+    def check_text(self, file: Path, tokenizer: Any, options: Options, *, refuse: bool = True) -> str | None:
+        """Return a line about text that the tokenizer does not know.
+
+        Raises: BigqaError where it knows hardly any, if `refuse`.
+        """
         return None
 
     def learn(self, file: Path | None, options: Options, limit: int | None = None) -> Facts:

@@ -67,9 +67,9 @@ class Qa(TaskKind[QaOptions]):
         for _ in iter_questions(file, need_answers=False):
             pass
 
-    def check_text(self, file: Path, tokenizer: Any, options: QaOptions) -> str | None:
+    def check_text(self, file: Path, tokenizer: Any, options: QaOptions, *, refuse: bool = True) -> str | None:
         """Look at the first questions and their contexts."""
-        return check_text(file, tokenizer)
+        return check_text(file, tokenizer, refuse=refuse)
 
     def features(
         self, file: Path, tokenizer: Any, options: QaOptions, config: Any, *, cache_dir: Path, limit: int | None = None,

@@ -96,10 +96,10 @@ class Classify(TaskKind[ClassifyOptions]):
         for _ in _known(_examples(file, options), config):
             pass
 
-    def check_text(self, file: Path, tokenizer: Any, options: ClassifyOptions) -> str | None:
+    def check_text(self, file: Path, tokenizer: Any, options: ClassifyOptions, *, refuse: bool = True) -> str | None:
         """Look at the first texts."""
         texts = (one.text for one in _examples(file, options, need_labels=False))
-        return check_texts(first_texts(texts), file, tokenizer)
+        return check_texts(first_texts(texts), file, tokenizer, refuse)
 
     def features(
         self, file: Path, tokenizer: Any, options: ClassifyOptions, config: Any, *, cache_dir: Path,

@@ -78,9 +78,9 @@ class Score(TaskKind[ScoreOptions]):
         for _ in _measured(file, options):
             pass
 
-    def check_text(self, file: Path, tokenizer: Any, options: ScoreOptions) -> str | None:
+    def check_text(self, file: Path, tokenizer: Any, options: ScoreOptions, *, refuse: bool = True) -> str | None:
         """Look at the first texts."""
-        return check_texts(first_texts(one.text for one in _texts(file, options)), file, tokenizer)
+        return check_texts(first_texts(one.text for one in _texts(file, options)), file, tokenizer, refuse)
 
     def features(
         self, file: Path, tokenizer: Any, options: ScoreOptions, config: Any, *, cache_dir: Path,
