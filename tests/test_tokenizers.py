@@ -142,7 +142,7 @@ def test_token_types_that_the_model_has_not_are_refused_before_data_is_read(
     def read(*_: Any, **__: Any) -> None:
         raise AssertionError("the data was read")
 
-    monkeypatch.setattr("bigqa.run.inputs.build_features", read)
+    monkeypatch.setattr("bigqa.run.fine_tuning.make_rows", read)
     case = Path(
         shutil.copytree(shared / "cases" / "public" / "14-kobert-token-type-2" / "kobert-types", tmp_path / "m")
     )
