@@ -6,6 +6,7 @@ became of each, one a line: its starts, where memory ran out in each, and the tr
 asks to be gone on with (the ladder) is, in the next fork, as `bigqa train` and its launcher do.
 """
 
+import contextlib
 import ctypes
 import importlib
 import json
@@ -63,11 +64,13 @@ class Watch:
         self.short.append(phase_of(stack_of(sys._getframe())))
 
 
+FILLING = 5 * 2**18
+"""Bytes: a block of torch's pool of large ones."""
 CROWDED = {"save": (fit, "save"), "score": (delivery, "_score")}
 
 
 def crowd(part: str) -> None:
-    """Have another program take what is left of the card during a part of the run."""
+    """Have another program take what is left of the card during a part of the run, and torch's own cache be full."""
     owner, name = CROWDED[part]
     function = getattr(owner, name)
 
@@ -75,7 +78,11 @@ def crowd(part: str) -> None:
         torch.cuda.empty_cache()
         library, left = ctypes.CDLL("libcuda.so.1"), ctypes.c_size_t(torch.cuda.mem_get_info()[0])
         library.null_take(0, left)
+        held = []
         try:
+            with contextlib.suppress(torch.OutOfMemoryError):
+                while True:
+                    held.append(torch.empty(FILLING, dtype=torch.uint8, device="cuda"))
             return function(*args, **options)
         finally:
             library.null_give(0, left)

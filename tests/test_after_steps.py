@@ -179,3 +179,36 @@ def test_a_run_ends_with_a_model_within_what_its_steps_take() -> None:
     }
     assert over == {}, over
     assert found["plain"][1] == "cuda"
+
+
+LEFT = """
+import gc, json, tempfile, torch
+from pathlib import Path
+from bigqa.bench import worker
+from bigqa.bench.cases import rows_on
+from bigqa.bench.report import Case
+from bigqa.engine.loop.fit import fit
+from bigqa.engine.loop.recorder import Silent
+from bigqa.engine.processes import Processes
+processes, found = Processes("cuda"), {}
+for name in NAMES:
+    axes = rows_on("cuda", "bf16", (name,))[name]
+    case = Case(model="enliple-small", strategy=name, axes=axes, seq_len=64, micro_batch=1, global_batch=1, steps=1)
+    training = worker.training_of(case, worker.settings_of(case, Path(tempfile.mkdtemp())), processes, Silent())
+    fit(training)
+    before = torch.cuda.memory_allocated()
+    training.parts.update.finish()
+    training.parts.let_go()
+    gc.collect()
+    found[name] = [before, torch.cuda.memory_allocated()]
+print(json.dumps(found))
+"""
+WORKSPACES = 20 * 2**20
+"""Two of cuBLAS' are the process's own."""
+
+
+@pytest.mark.nullgpu
+def test_deepspeed_gives_the_card_back_before_scoring() -> None:
+    found = on_null_gpu(LEFT.replace("NAMES", repr(["zero1", "zero3", "zero2-offload", "zero3-offload"])))
+    assert {name: left for name, (_, left) in found.items() if left > WORKSPACES} == {}, found
+    assert found["zero1"][0] > 200 * 2**20

@@ -166,6 +166,10 @@ def test_the_ladder_is_gone_down_wherever_memory_runs_out(tmp_path: Path) -> Non
     assert seen >= {"forward", "backward", "step", "evaluation"}, seen
 
 
+FILLED = "other"
+"""What memory ran out for as the card was filled up."""
+
+
 def test_the_ladder_is_gone_down_where_there_is_no_room_to_place_a_model(tmp_path: Path) -> None:
     """Masters and weights are more than the card has: weights alone are not."""
     rungs = [Rung(name="adapters", strategy=STRATEGIES["lora-recompute"], micro_batch=4)]
@@ -180,27 +184,30 @@ def test_the_ladder_is_gone_down_where_there_is_no_room_to_place_a_model(tmp_pat
     assert [switch["after_step"] for switch in switches_of(tmp_path / "run")] == [None]
 
 
-def test_saving_takes_nothing_of_a_full_card_but_where_processes_share_it(tmp_path: Path) -> None:
-    """Another program takes what is left while checkpoints are written.
-
-    One process saves all the same. Of several that share states, each lacks the little that passes over the card: the
-    run goes on from the checkpoint before, which there is none of, with the next rung.
-    """
-    one, two = NullGpu(A100, context_bytes=0), NullGpu(A100, context_bytes=0, count=2)
+def test_saving_takes_nothing_of_a_full_card(tmp_path: Path) -> None:
+    """Another program takes what is left while checkpoints are written; one process saves all the same."""
+    one = NullGpu(A100, context_bytes=0)
     names = ["plain", "8bit", "stochastic", "zero1", "zero3", "zero2-offload", "zero3-offload"]
     jobs = [job(tmp_path / name, one, strategy=name) | {"crowded": "save"} for name in names]
-    shared = {"model": "enliple-small", "tokenizer": str(FOLDER), "strategy": "zero3"}
-    jobs.append(job(tmp_path / "shared", two, **shared) | {"crowded": "save"})
-    found = dict(zip([*names, "shared"], run_jobs(jobs), strict=True))
-    for name in names:
-        (start,) = found[name]["starts"]
-        assert start["code"] == 0 and start["short"] == [], name
+    for name, done in zip(names, run_jobs(jobs), strict=True):
+        (start,) = done["starts"]
+        assert start["code"] == 0 and set(start["short"]) == {FILLED}, name
         assert (tmp_path / name / "checkpoints" / "step-00000004" / "weights.safetensors").is_file(), name
-    first, second = found["shared"]["starts"]
-    assert set(first["short"]) == {"saving"} and first["code"] == AGAIN, first
+
+
+def test_the_ladder_is_gone_down_where_there_is_no_room_to_save(tmp_path: Path) -> None:
+    """Of processes that share states, each lacks the little that passes over the card, from one to the first.
+
+    The run goes on from the checkpoint before, of which there is none, with the next rung.
+    """
+    two = NullGpu(A100, context_bytes=0, count=2)
+    shared = {"model": "enliple-small", "tokenizer": str(FOLDER), "strategy": "zero3"}
+    (done,) = run_jobs([job(tmp_path / "run", two, **shared) | {"crowded": "save"}])
+    first, second = done["starts"]
+    assert first["short"] == [FILLED, "saving"] and first["code"] == AGAIN, first
     assert second["code"] == 0 and second["short"] == [], second
-    assert [line["step"] for line in metrics(tmp_path / "shared")] == STEPS
-    assert [switch["after_step"] for switch in switches_of(tmp_path / "shared")] == [None]
+    assert [line["step"] for line in metrics(tmp_path / "run")] == STEPS
+    assert [switch["after_step"] for switch in switches_of(tmp_path / "run")] == [None]
 
 
 def test_a_full_card_scores_on_the_host(tmp_path: Path) -> None:
@@ -209,6 +216,7 @@ def test_a_full_card_scores_on_the_host(tmp_path: Path) -> None:
     (done,) = run_jobs([job(tmp_path / "run", card, dev_file=dev) | {"crowded": "score"}])
     (start,) = done["starts"]
     assert start["code"] == 0, start["traceback"]
+    assert start["short"] == ["hand-over"]  # as it was filled up
     assert json.loads((tmp_path / "run" / "report.json").read_text())["scores"]["total"] > 0
 
 

@@ -2,6 +2,7 @@
 
 import os
 import time
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -101,6 +102,21 @@ def test_more_processes_than_cards_are_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     with pytest.raises(BigqaError, match="3 processes on 2 GPUs"):
         Processes("auto")
+
+
+def _left_behind(processes: Processes) -> list[bool]:
+    wrapped = processes.wrap(nn.Linear(2, 1))
+    reference = weakref.ref(wrapped)
+    del wrapped
+    found = [reference() is not None]
+    processes.close()
+    return [*found, reference() is not None]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_wrapped_model_goes_with_the_group(count: int) -> None:
+    """Accelerate keeps it, and so its buckets on the card, while what was trained is scored."""
+    assert in_processes(_left_behind, count) == [[True, False]] * count
 
 
 def _wait(processes: Processes) -> float:

@@ -29,7 +29,8 @@ def predict(
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option()] = "auto",
     seq_len: Annotated[int | None, ranged("seq_len", "Longest window.  [default: the model's]")] = None,
     precision: Annotated[
-        Literal["auto", "fp32", "bf16", "fp16"], typer.Option(help="auto: the device's best.")
+        Literal["auto", "fp32", "bf16", "fp16"],
+        typer.Option(help="auto: the device's best; fp32 where fp16 overflows."),
     ] = "auto",
     null_threshold: Annotated[
         float | None,

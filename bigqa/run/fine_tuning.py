@@ -63,7 +63,7 @@ def _alone_in(folder: Path, processes: Processes) -> Iterator[None]:
 def _fine_tune(settings: Settings, processes: Processes, *, resume: bool) -> None:
     settings = with_ladder(planned(settings, processes), processes)
     strategy = possible_strategy(settings, processes)  # what cannot be had is refused before anything is made
-    processes.agree(strategy.precision, "precision, as machines with other cards do not: name one with --precision")
+    processes.agree(strategy.precision, "the precision that their cards are best at (--precision names one)")
     settings = with_data(settings, processes, resume=resume)
     job = job_of(settings)
     check_dev_file(settings, job)
@@ -132,7 +132,7 @@ def _training(
     """Build the step, and put beside it what it is taken on. `trained`: model, tokenizer, rows."""
     model, tokenizer, rows = trained
     parts = build(model, job.task(tokenizer, model), settings, processes)
-    processes.agree(parts.packs, "packing, as machines with other cards do not")
+    processes.agree(parts.packs, "whether windows are packed, which hangs on the card")
     if not parts.packs:
         recorder.say("this model does not keep packed windows apart: they are padded, sorted by length")
     return Training(
@@ -182,7 +182,7 @@ def _restore(training: Training) -> int:
     recorder = training.recorder
     folder = training.settings.out / "checkpoints"
     found = checkpoint.load_newest(folder, recorder.say)
-    on = f"the checkpoint to go on from: {folder} must lie where all machines see it"
+    on = f"the checkpoint in {folder}, which all machines must see"
     training.processes.agree(found and found.step, on)
     if found is None:
         recorder.say("no whole checkpoint yet: starting from the first step")
