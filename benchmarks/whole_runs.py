@@ -40,6 +40,7 @@ MODEL, SEQ_LEN, MICRO_BATCH, MICRO_BATCHES, STEPS = "enliple-small", 384, 8, 2, 
 ROOM = 400 * 1024 * MIB
 SPARE = 1.01
 """Of the second card: what is predicted, and so much more."""
+FIGURES = ("allocated", "reserved")
 WITHOUT = ("zero3-nvme",)
 """Wants libaio."""
 
@@ -198,7 +199,13 @@ def errors_of(run: Run) -> dict[str, float]:
     Of one that scored with more than its steps took, as there was room, the run on the card without room is looked at.
     """
     said, found = predicted(run), counted(run)
-    return {name: getattr(said, f"{name}_bytes") / found[name] - 1 for name in ("allocated", "reserved")}
+    least = dict(zip(FIGURES, said.least or (said.allocated_bytes, said.reserved_bytes), strict=True))
+    return {name: _error(least[name], getattr(said, f"{name}_bytes"), found[name]) for name in FIGURES}
+
+
+def _error(least: int, most: int, found: int) -> float:
+    """Return how far a range is from what was found in it, above or below: nothing where it is within."""
+    return max(least, min(found, most)) / found - 1
 
 
 def counted(run: Run) -> dict[str, Any]:
