@@ -71,6 +71,10 @@ class Settings(Ranged):
     lr: float = 5e-5
     warmup: float = 0.1
     """Share of the steps over which the learning rate rises from zero."""
+    warmup_steps: int | None = None
+    """The same in steps; takes the place of the share."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate goes on from its peak: to zero, along a line or half a cosine; or it stays."""
     weight_decay: float = 0.01
     """Not applied to biases and norms."""
     adam_eps: float = 1e-6
@@ -90,6 +94,14 @@ class Settings(Ranged):
     nvme: Path | None = None
     """A folder on a fast disk, for strategies that offload to it."""
     device: DeviceName = "auto"
+    eval_every: int | None = None
+    """Optimizer steps between scores on the dev file as the run trains; 0: each epoch. None: at its end alone."""
+    metric: str | None = None
+    """The score that tells the best; none: the task's own."""
+    keep_best: bool = False
+    """Hand over the model of the best score instead of the last."""
+    patience: int | None = None
+    """End after so many scores in a row that are no better than the best."""
     save_every: int = 500
     """Optimizer steps between checkpoints."""
     keep: int = 2

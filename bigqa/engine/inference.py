@@ -45,7 +45,7 @@ class Inputs:
         return sum(self.lengths[window] for window in chosen)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # and not in inference mode: what a model keeps of it is trained with afterwards
 def window_logits(
     model: nn.Module,
     task: AskedTask,

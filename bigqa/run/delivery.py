@@ -5,6 +5,7 @@ No rung of the ladder helps here: a run that lacks memory to score its model has
 
 import contextlib
 import dataclasses
+import shutil
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ from bigqa import interrupts
 from bigqa.console import progress
 from bigqa.engine import adapters
 from bigqa.engine.build import choose_precision, strategy_of
+from bigqa.engine.loop.evaluation import BEST
 from bigqa.engine.loop.fit import Outcome, Training
 from bigqa.engine.loop.meter import MemoryMeter
 from bigqa.engine.optim.precision import DTYPES
@@ -47,6 +49,9 @@ def hand_over(training: Training, outcome: Outcome, job: Job, model: Any, tokeni
     interrupts.say_when_left(f"interrupted; the model is written to {settings.out / 'model'}, and not scored")
     report = _report(training, outcome)
     report["switches"] = switches_of(settings.out)
+    if training.evaluation is not None:
+        shutil.rmtree(settings.out / BEST, ignore_errors=True)
+        report |= {"evaluations": training.evaluation.history, "best": training.evaluation.best}
     if settings.dev_file is not None:
         write_json(settings.out / "report.json", report)  # hours of training are not lost with a score
         with _no_room_to_score(settings):

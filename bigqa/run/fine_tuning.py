@@ -23,6 +23,7 @@ from bigqa.lock import held
 from bigqa.machine.hardware import host_memory
 from bigqa.plan.ladder import AGAIN, step_down, switches_of
 from bigqa.run.delivery import hand_over, tell_stopped
+from bigqa.run.evaluating import back_to_best, check_whole, evaluation_of
 from bigqa.run.folder import begin, record
 from bigqa.run.inputs import check_dev_file, make_rows, model_and_tokenizer
 from bigqa.run.job import Job, job_of
@@ -64,6 +65,7 @@ def _fine_tune(settings: Settings, processes: Processes, *, resume: bool) -> Non
     settings = with_ladder(planned(settings, processes), processes)
     strategy = possible_strategy(settings, processes)  # what cannot be had is refused before anything is made
     processes.agree(strategy.precision, "the precision that their cards are best at (--precision names one)")
+    check_whole(settings, processes.device)
     settings = with_data(settings, processes, resume=resume)
     job = job_of(settings)
     check_dev_file(settings, job)
@@ -82,10 +84,13 @@ def _fine_tune(settings: Settings, processes: Processes, *, resume: bool) -> Non
             recorder.note(line)
         with _stepping_down(settings, recorder):
             training = _training(settings, processes, recorder, job, (model, tokenizer, rows))
+            training.evaluation = evaluation_of(training, job, model, tokenizer)
             first_step = _restore(training) if resume else 0
             with HostWatch(host_memory), interrupts.taken_by(training.stop.take):
                 outcome = fit(training, first_step)
             _leave_if_asked(training, outcome)
+            if outcome.finished:
+                back_to_best(training)
             trained = training.parts.update.finish() if outcome.finished else None
         training.parts.let_go()
         processes.close()

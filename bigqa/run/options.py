@@ -53,6 +53,15 @@ DocStride = Annotated[int | None, ranged("doc_stride", "Tokens that each next wi
 QueryLength = Annotated[int | None, ranged("max_query_length", "Longest question, in tokens.")]
 Lr = Annotated[float | None, ranged("lr", "Peak learning rate.")]
 Warmup = Annotated[float | None, ranged("warmup", "Share of the steps that warm up.")]
+WarmupSteps = Annotated[int | None, ranged("warmup_steps", "Steps that warm up, in place of the share.")]
+Schedule = Annotated[str | None, typer.Option(help="linear, cosine or constant, from the peak on.  [default: linear]")]
+Smoothing = Annotated[float | None, ranged("label_smoothing", "classify: share of a label given to all.")]
+EvalEvery = Annotated[
+    int | None, ranged("eval_every", "Score on the dev file every so many steps; 0: each epoch.  [default: at the end]")
+]
+Metric = Annotated[str | None, typer.Option(help="The score that tells the best.  [default: the task's]")]
+KeepBest = Annotated[bool | None, typer.Option("--keep-best/--keep-last", help="Which model is handed over.")]
+Patience = Annotated[int | None, ranged("patience", "End after so many scores that are no better than the best.")]
 WeightDecay = Annotated[float | None, ranged("weight_decay", "Not on biases and norms.")]
 Dropout = Annotated[float | None, ranged("dropout", "Replaces the model's dropouts.")]
 PlanFile = Annotated[Path | None, typer.Option("--plan", help="A plan.json of `bigqa probe`: strategy and batches.")]
@@ -94,6 +103,13 @@ def train_signature(
     max_query_length: QueryLength = None,
     lr: Lr = None,
     warmup: Warmup = None,
+    warmup_steps: WarmupSteps = None,
+    schedule: Schedule = None,
+    label_smoothing: Smoothing = None,
+    eval_every: EvalEvery = None,
+    metric: Metric = None,
+    keep_best: KeepBest = None,
+    patience: Patience = None,
     weight_decay: WeightDecay = None,
     dropout: Dropout = None,
     precision: PrecisionOption = None,

@@ -25,7 +25,8 @@ from bigqa.versions import code, versions
 
 RECIPE = (
     "seed", "epochs", "max_steps", "global_batch", "seq_len", "doc_stride", "max_query_length", "max_answer_length",
-    "lr", "warmup", "task", "task_options", "weight_decay", "adam_eps", "clip", "dropout", "limit",
+    "lr", "warmup", "task", "task_options", "warmup_steps", "schedule",
+    "eval_every", "metric", "keep_best", "patience", "weight_decay", "adam_eps", "clip", "dropout", "limit",
 )  # fmt: skip
 """Settings that decide on what is learned; the others are about how it is computed and where it is kept."""
 WHAT = {

@@ -42,7 +42,7 @@ class Checkpoint:
 
 def save(folder: Path, step: int, kept: State, settings: Mapping[str, Any]) -> Path:
     """Write a checkpoint of a completed step; it appears under its name only when it is whole."""
-    path = folder / f"step-{step:08d}"
+    path = path_of(folder, step)
     state = {"schema": SCHEMA, "step": step, "settings": dict(settings), "extras": dict(kept.extras)}
     with atomic_folder(path, replace=True) as temporary:
         shapes = {name: tuple(weight.shape) for name, weight in kept.weights.items()}
@@ -55,6 +55,11 @@ def save(folder: Path, step: int, kept: State, settings: Mapping[str, Any]) -> P
         write_json(temporary / "state.json", state)
         write_json(temporary / "checksums.json", {file.name: _sha256(file) for file in sorted(temporary.iterdir())})
     return path
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """Return where the checkpoint of a step lies."""
+    return folder / f"step-{step:08d}"
 
 
 def keep_last(folder: Path, count: int) -> None:

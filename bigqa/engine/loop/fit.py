@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bigqa import interrupts
 from bigqa.engine.loop import checkpoint
+from bigqa.engine.loop.evaluation import Evaluation
 from bigqa.engine.loop.feed import Feed
 from bigqa.engine.loop.meter import SpeedMeter
 from bigqa.engine.loop.order import DataOrder, mix_seed
@@ -21,7 +22,7 @@ from bigqa.engine.loop.reader import StepReader
 from bigqa.engine.loop.recorder import Silent
 from bigqa.engine.loop.step import Parts, train_step
 from bigqa.engine.loop.stop import StopRequest
-from bigqa.engine.optim.optimizers import linear_rate
+from bigqa.engine.optim.optimizers import rate_at
 from bigqa.engine.optim.update import State
 from bigqa.engine.processes import Processes
 from bigqa.engine.recovery import OutOfMemory, is_out_of_memory, which_memory
@@ -46,6 +47,8 @@ class Training:
     """Whether windows are put end to end; else they are padded to the longest."""
     recorder: Silent
     stop: StopRequest
+    evaluation: Evaluation | None = None
+    """Scores as the run trains; none: at its end alone."""
     saves: bool = True
     """Whether checkpoints are written: a benchmark's run leaves nothing behind."""
 
@@ -93,12 +96,14 @@ def fit(training: Training, first_step: int = 0) -> Outcome:
     """Train from a step to the end, or until a stop is asked for."""
     run, num_steps = training, training.num_steps
     run.recorder.start(first_step, num_steps)
-    speed, step = SpeedMeter(), first_step
+    speed, steps = SpeedMeter(), first_step
+    ended = False
     run.parts.model.train()
     reading = StepReader(run.processes.device, run.recorder, speed)
     run.stop.late = lambda: save_late(run, first_step)
     with contextlib.closing(run.feed()) as feed, contextlib.closing(reading) as reader:
-        for step in range(first_step, num_steps):
+        ended = _goes_no_further(run, first_step, reader)
+        for step in range(first_step, first_step if ended else num_steps):
             with _kept_when_memory_runs_out(run, step, reader):
                 reader.launched(*_one_step(run, feed.take(step), step, num_steps))
             # Several processes stop after the same step: the one whose numbers said so.
@@ -110,20 +115,55 @@ def fit(training: Training, first_step: int = 0) -> Outcome:
                     run.stop.obeyed = stopping
                     save(run, step + 1)
                 reader.resume()
-            if stopping:
+            steps = step + 1
+            ended = not stopping and _evaluated(run, steps, reader)
+            if stopping or ended:
                 break
     run.stop.late = None
-    steps = step + 1 if num_steps > first_step else first_step
     stopped = run.stop.obeyed
     windows_rate, tokens_rate = speed.rates()
     return Outcome(
         steps=steps,
-        finished=steps >= num_steps and not stopped,
+        finished=(steps >= num_steps or ended) and not stopped,
         seconds=speed.elapsed_s(),
         samples_per_s=windows_rate,
         tokens_per_s=tokens_rate,
         last_loss=reader.last_loss,
     )
+
+
+def _goes_no_further(run: Training, first_step: int, reader: StepReader) -> bool:
+    """Take up the scores of a run that goes on; return whether its patience was at its end already."""
+    if run.evaluation is None:
+        return False
+    run.evaluation.begin(first_step)
+    if first_step == 0:
+        return False
+    return _evaluated(run, first_step, reader) or run.evaluation.ended
+
+
+def _evaluated(run: Training, done: int, reader: StepReader) -> bool:
+    """Score the model after so many steps where that is due; return whether the run is to end, on every process."""
+    found = run.evaluation
+    if found is None or not found.due(done, run.num_steps):
+        return False
+    reader.read()
+    is_best = ended = False
+    with _kept_when_memory_runs_out(run, done, reader):
+        if run.processes.is_main:
+            is_best = found.add(done, found.score())
+            run.recorder.say(f"step {done}: {found.metric} {found.history[-1][found.metric]:.4g}" + " (best)" * is_best)
+        run.parts.model.train()
+        is_best, ended = run.processes.from_main((is_best, found.ended))  # type: ignore[misc]
+        if is_best and found.keep_best and run.saves:
+            with run.parts.update.turn:
+                save(run, done)  # a run never goes on from before its best
+            if run.processes.is_main:
+                found.keep(checkpoint.path_of(run.settings.out / "checkpoints", done))
+        if ended and run.processes.is_main:
+            run.recorder.say(f"ended after step {done}: no better {found.metric} in {found.patience} scores")
+    reader.resume()
+    return bool(ended)
 
 
 @contextlib.contextmanager
@@ -212,9 +252,10 @@ def _write(run: Training, step: int, state: State) -> None:
 def _one_step(run: Training, batches: list[Batch], step: int, num_steps: int) -> tuple[dict[str, Any], Tensor]:
     """Launch a step. Returns: what is known of it already, and the numbers that `StepReader` takes."""
     positions = run.order.batch(step)
-    warmup_steps = round(run.settings.warmup * num_steps)
+    settings = run.settings
+    warmup_steps = round(settings.warmup * num_steps) if settings.warmup_steps is None else settings.warmup_steps
     # A step that overflowed in fp16 changed nothing, and does not advance the schedule.
-    lr = run.settings.lr * linear_rate(step - run.parts.update.skipped, num_steps, warmup_steps)
+    lr = settings.lr * rate_at(settings.schedule, step - run.parts.update.skipped, num_steps, warmup_steps)
     run.parts.update.set_rate(lr)
     run.parts.update.begin(step, run.settings.seed)
     torch.manual_seed(mix_seed(run.settings.seed, step, run.processes.rank))

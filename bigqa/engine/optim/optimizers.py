@@ -3,6 +3,7 @@
 In: a model's parameters by name and the run's settings. Out: a torch optimizer whose implementation is named.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,3 +63,13 @@ def linear_rate(step: int, num_steps: int, warmup_steps: int) -> float:
     if step < warmup_steps:
         return step / max(1, warmup_steps)
     return max(0.0, (num_steps - step) / max(1, num_steps - warmup_steps))
+
+
+def rate_at(schedule: str, step: int, num_steps: int, warmup_steps: int) -> float:
+    """Return the factor of the peak learning rate for a step, by a schedule's name; as the library's of those names."""
+    if schedule == "linear" or step < warmup_steps:
+        return linear_rate(step, num_steps, warmup_steps)
+    if schedule == "constant":
+        return 1.0
+    done = (step - warmup_steps) / max(1, num_steps - warmup_steps)
+    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * done)))

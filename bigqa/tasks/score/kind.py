@@ -56,6 +56,7 @@ class Score(TaskKind[ScoreOptions]):
     name = "score"
     head = NUMBER
     watched = "spearman"
+    smaller_is_better = frozenset({"mse"})
     lost_words = ("texts", "cut")
     reads_lines = True
     columns = ("input_ids", "token_type_ids", "label")

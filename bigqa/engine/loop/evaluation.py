@@ -1,0 +1,86 @@
+"""Scores as a run trains: what they were, which is best, and whether it is time to end. In: scores. Out: a history.
+
+`evaluations.jsonl` holds a line for each; a resumed run reads those of the steps that it goes on from, and so knows the
+best and its patience. The best model is a checkpoint of its own, which the run's result is read back from.
+"""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from bigqa.errors import UsageError
+from bigqa.files import write_text
+
+FILE, BEST = "evaluations.jsonl", "best"
+
+
+class Evaluation:
+    """Scores of one run. `score` gives those of the model as it is; only the main process calls it."""
+
+    def __init__(
+        self, folder: Path, every: int, score: Callable[[], Mapping[str, Any]], metric: str, *, least: bool = False,
+        patience: int | None = None, keep_best: bool = False,
+    ) -> None:  # fmt: skip
+        self.folder, self.every, self.score, self.metric = folder, every, score, metric
+        self.least, self.patience, self.keep_best = least, patience, keep_best
+        self.history: list[dict[str, Any]] = []
+
+    def begin(self, first_step: int) -> None:
+        """Read what was found up to a step; what came after it is found again."""
+        file = self.folder / FILE
+        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+        self.history = [one for one in map(json.loads, lines) if one["step"] <= first_step]
+
+    def due(self, step: int, num_steps: int) -> bool:
+        """Whether a completed step is followed by scores; the last one is."""
+        scored = bool(self.history) and self.history[-1]["step"] == step
+        return not scored and (step % self.every == 0 or step == num_steps)
+
+    def add(self, step: int, scores: Mapping[str, Any]) -> bool:
+        """Take the scores of a step; return whether they are the best so far. Raises: UsageError."""
+        plain = {name: value for name, value in scores.items() if isinstance(value, (int, float))}
+        if self.metric not in plain:
+            raise UsageError(f"--metric {self.metric} is none of this task's scores: {', '.join(sorted(plain))}")
+        before = self.best
+        self.history.append({"step": step} | plain)
+        lines = "".join(json.dumps(one) + "\n" for one in self.history)
+        write_text(self.folder / FILE, lines)
+        return before is None or self.value(self.history[-1]) > self.value(before)
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """Return the first of the best scores, with its step."""
+        return max(self.history, key=self.value, default=None)
+
+    @property
+    def ended(self) -> bool:
+        """Whether patience is at its end."""
+        if self.patience is None or self.best is None:
+            return False
+        return len(self.history) - 1 - self.history.index(self.best) >= self.patience
+
+    def value(self, scores: Mapping[str, Any]) -> float:
+        """Return what is to be large."""
+        value = float(scores[self.metric])
+        value = -value if self.least else value
+        return value if math.isfinite(value) else -math.inf
+
+    def keep(self, checkpoint: Path) -> None:
+        """Keep a checkpoint as that of the best model, without a second copy of what is in it."""
+        target = self.folder / BEST / checkpoint.name
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(checkpoint, target, copy_function=_link)
+        for other in (self.folder / BEST).iterdir():
+            if other != target:
+                shutil.rmtree(other, ignore_errors=True)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copy2(source, target)

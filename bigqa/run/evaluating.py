@@ -1,0 +1,70 @@
+"""Scores as a run trains. In: settings, their job, a run's parts. Out: what scores the model that is being trained."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from bigqa.engine.build import strategy_of
+from bigqa.engine.loop import checkpoint
+from bigqa.engine.loop.evaluation import BEST, Evaluation
+from bigqa.engine.loop.fit import Training
+from bigqa.errors import BigqaError, UsageError
+from bigqa.run.job import Job
+from bigqa.run.prediction import Answerer
+from bigqa.settings import Settings
+
+
+def wants_evaluation(settings: Settings) -> bool:
+    """Whether a run is scored as it trains: asked for by itself, or by what hangs on it. Raises: UsageError."""
+    asked = {"eval_every": settings.eval_every is not None, "metric": settings.metric is not None}
+    asked |= {"keep_best": settings.keep_best, "patience": settings.patience is not None}
+    named = [name for name, wanted in asked.items() if wanted]
+    if named and settings.dev_file is None:
+        raise UsageError(f"--{named[0].replace('_', '-')} wants --dev-file: what is it scored on?")
+    return bool(named)
+
+
+def check_whole(settings: Settings, device: Any) -> None:
+    """Refuse to score a model as it trains whose weights are not all on the device. Raises: BigqaError."""
+    strategy = strategy_of(settings, device)
+    if wants_evaluation(settings) and (strategy.zero_stage == 3 or strategy.stream):
+        raise BigqaError(
+            "--eval-every wants the weights on the device, and this strategy has parts of them there: choose another, "
+            "or score the result at the end alone"
+        )
+
+
+def evaluation_of(training: Training, job: Job, model: Any, tokenizer: Any) -> Evaluation | None:
+    """Return what scores a run as it trains; none where nobody asked."""
+    settings = training.settings
+    if not wants_evaluation(settings):
+        return None
+    dev_file, metric = settings.dev_file, settings.metric or job.kind.watched
+    assert dev_file is not None
+    answerer = Answerer(
+        job.kind, job.kind.settled(job.options, [settings.train_file, dev_file]), model, tokenizer,
+        training.processes.device, training.packs, tell=training.recorder.say,
+    )  # fmt: skip
+
+    def score() -> Mapping[str, Any]:
+        return answerer.score(dev_file).scores
+
+    return Evaluation(
+        settings.out,
+        settings.eval_every or training.order.steps_per_epoch,
+        score,
+        metric,
+        least=metric in job.kind.smaller_is_better,
+        patience=settings.patience,
+        keep_best=settings.keep_best,
+    )
+
+
+def back_to_best(training: Training) -> None:
+    """Put the weights of the best score back; every process must call."""
+    evaluation = training.evaluation
+    if evaluation is None or not evaluation.keep_best or not training.saves:
+        return
+    found = checkpoint.load_newest(training.settings.out / BEST, training.recorder.say)
+    if found is not None:
+        checkpoint.restore(found, training.parts.update)
+        training.recorder.say(f"handing over the model of step {found.step}, the best")
