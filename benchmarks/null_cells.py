@@ -128,6 +128,8 @@ def left_out(row: Strategy, card: GpuModel) -> str | None:
     """Say why there are no cells of a strategy on a card; none: there are."""
     if row.needs_deepspeed:
         return "DeepSpeed's: it has cells of its own"
+    if row.stream:
+        return "its layers come one after the other: tests/test_null_stream.py"
     if row.seq_len or row.micro_batch:
         return "another row at another shape"
     if row.precision == "bf16-sr" and not card.has_bf16:

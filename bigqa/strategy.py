@@ -87,6 +87,8 @@ STRATEGIES: dict[str, Strategy] = {
     "8bit-recompute-offload": _row(optimizer="adamw8bit", recompute="full", activation_offload=True),
     "release-recompute": _row(release=True, recompute="full"),
     "stochastic-release-recompute": _row(precision="bf16-sr", optimizer="adamw8bit", release=True, recompute="full"),
+    "stream": _row(stream=True),
+    "stream-8bit": _row(stream=True, precision="bf16-sr", optimizer="adamw8bit"),
     "seq-384": _row(seq_len=384),
     "seq-384-recompute": _row(seq_len=384, recompute="full"),
     "lora": _row(adapters="lora"),

@@ -92,5 +92,6 @@ def _runs_alone(row: Strategy, device: Device) -> bool:
         return False
     if device == "cuda":
         return row.device == "cuda"
-    # Beside a GPU's: sharding and offload save nothing where all is one memory.
-    return not row.needs_deepspeed and not row.activation_offload and row.optimizer != "paged-adamw8bit"
+    # Beside a GPU's: sharding, offload and streaming save nothing where all is one memory.
+    moves = row.needs_deepspeed or row.activation_offload or row.stream
+    return not moves and row.optimizer != "paged-adamw8bit"

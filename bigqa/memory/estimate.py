@@ -120,7 +120,8 @@ class Estimator:
         """
         key = self._key(strategy, seq_len, accumulating, card)
         if strategy.stream:
-            return self._streamed.footprint(key[0], Shape.of(micro_batch, key, micro_batches), card)
+            with _in_a_line("its layers cannot be streamed"):
+                return self._streamed.footprint(key[0], Shape.of(micro_batch, key, micro_batches), card)
         if key not in self._scalings:
             self._scalings[key] = self._scaling_or_why(key)
         scaling = self._scalings[key]

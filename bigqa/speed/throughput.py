@@ -23,6 +23,8 @@ ADAM_BYTES = {"adamw": 28, "adamw8bit": 18, "paged-adamw8bit": 18}
 STALE_S = 2.0
 """After which Linux, in a virtual machine, hands free memory back to the host, which must make it anew. Source: the
 kernel's mm/page_reporting.c, PAGE_REPORTING_DELAY."""
+MASTERS_IN_PARTS = 4.0
+"""Times that an AdamW on the host takes longer where fp32 masters are put together of two parts, and taken apart."""
 CPU_ADAM_PARAMETERS_PER_S = 2.5e8
 """Of an fp32 AdamW on the host, per core, where it was not measured. From DeepSpeed's documentation."""
 
@@ -105,8 +107,18 @@ class Shape:
 def speed_of(work: Footprint, strategy: Strategy, rates: Rates, shape: Shape) -> Speed:
     """Return the time of one optimizer step."""
     micro_s = _micro_batch_s(work, strategy, rates, shape) + _gathering_s(strategy, rates, shape)
-    step_s = shape.num_micro_batches * micro_s + _update_s(work, strategy, rates, shape)
+    passes_s = shape.num_micro_batches * micro_s
+    if strategy.stream:
+        passes_s = max(passes_s, link_s(work, strategy, rates))
+    step_s = passes_s + _update_s(work, strategy, rates, shape)
     return Speed(step_s, shape.world_size * shape.micro_batch * shape.num_micro_batches / step_s)
+
+
+def link_s(work: Footprint, strategy: Strategy, rates: Rates) -> float:
+    """Return how long the link of streamed layers is busy in a step: both ways at once, but for a CPU's copies."""
+    if strategy.device == "cpu":
+        return 2 * (work.arriving_bytes + work.leaving_bytes) / rates.bytes_per_s
+    return max(work.arriving_bytes, work.leaving_bytes) / rates.link_bytes_per_s
 
 
 def _micro_batch_s(work: Footprint, strategy: Strategy, rates: Rates, shape: Shape) -> float:
@@ -145,6 +157,9 @@ def _update_s(work: Footprint, strategy: Strategy, rates: Rates, shape: Shape) -
     if strategy.adapters != "none":
         share *= 0.01
     host_adam_per_s = rates.adam_per_s or CPU_ADAM_PARAMETERS_PER_S * shape.host_cores
+    if strategy.stream:  # nothing else runs beside it
+        adam_s = _adam_s(strategy.model_copy(update={"device": "cpu"}), rates, share, host_adam_per_s)
+        return adam_s * (MASTERS_IN_PARTS if strategy.precision == "bf16" else 1.0)
     if strategy.offload_optimizer != "none":
         transfer_s = (2 + 2) * share / rates.link_bytes_per_s
         disk_s = 2 * 16 * share / rates.disk_bytes_per_s if strategy.offload_optimizer == "nvme" else 0.0

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from bigqa.engine.optim import moments
 from bigqa.engine.optim.moments import NAMES
 from bigqa.engine.optim.optimizers import BETAS
-from bigqa.engine.optim.pieces import pieces_of
 from bigqa.engine.optim.rounding import RoundedAdamW
 from bigqa.engine.stream.link import Link
 from bigqa.engine.stream.store import Gradient, Weight
 from bigqa.strategy import Strategy
 
 Makers = dict[str, Callable[[], Tensor]]
+AT_ONCE = 2**18
+"""Elements: what a step of them holds stays in a processor's cache, where masters are put together and taken apart."""
 
 
 class HostSteps(Protocol):
@@ -75,7 +76,8 @@ class ExactSteps:
         states["step"] += 1
         step = torch.full((), float(states["step"]))
         first, second = (states[name] for name in NAMES)
-        for piece in pieces_of(weight.low):
+        for begin in range(0, weight.low.numel(), AT_ONCE):
+            piece = slice(begin, begin + AT_ONCE)
             master, scaled = weight.piece(piece), gradient.piece(piece).mul_(factor)
             torch._fused_adamw_(
                 [master], [scaled], [first[piece]], [second[piece]], [], [step], lr=lr, beta1=BETAS[0], beta2=BETAS[1],
