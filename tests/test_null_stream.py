@@ -3,12 +3,12 @@
 import json
 
 import pytest
+from null_gpu import ROOT, on_null_gpu
 
 from benchmarks.null_cells import card_of, estimator_of, source_of
 from bigqa.memory.cards import card_for
 from bigqa.strategy import STRATEGIES
 from bigqa.units import MIB
-from null_gpu import ROOT, on_null_gpu
 
 MOST_MIB = {(1, 384, 1): 160, (1, 384, 4): 160, (4, 512, 4): 300}
 """Micro-batch, length, micro-batches -> what may be reserved of a GPU for a BERT of 24 layers of 1,024."""
