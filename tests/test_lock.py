@@ -190,6 +190,15 @@ def test_an_owner_on_another_machine_is_known_by_its_beat(
         pass
 
 
+def test_a_copy_from_another_machine_is_free_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock.time, "sleep", never)
+    (tmp_path / "run").mkdir()
+    elsewhere(tmp_path / "run")
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    with held(tmp_path / "copy"):
+        pass
+
+
 def test_an_owner_that_was_silent_for_long_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock.time, "sleep", never)
     elsewhere(tmp_path)

@@ -129,14 +129,19 @@ def faults_of(run: Path, one: Stopped) -> list[str]:
     return found
 
 
+def whole(run: Path, count: int) -> float:
+    """Return the seconds of a run that nothing stops."""
+    before = time.monotonic()
+    started = start(run, count)
+    said, _ = started.communicate(timeout=20 * LIMIT_S)
+    assert started.returncode == 0, said
+    return time.monotonic() - before
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2])
 def test_signals_at_random_moments(tmp_path: Path, count: int) -> None:
-    before = time.monotonic()
-    whole = start(tmp_path / "whole", count)
-    said, _ = whole.communicate(timeout=20 * LIMIT_S)
-    assert whole.returncode == 0, said
-    last_s = time.monotonic() - before
+    last_s = min(whole(tmp_path / f"whole-{turn}", count) for turn in range(2))  # the first reads what is on disk
     rng, faults, took, words = random.Random(int(os.environ.get("BIGQA_SEED", "21"))), [], [], []
     for moment in range(MOMENTS):
         run = tmp_path / f"run-{moment}-{uuid.uuid4().hex[:8]}"
