@@ -159,7 +159,7 @@ def elsewhere(folder: Path, **changes: Any) -> None:
         (folder / LOCK).rename(folder / "kept")  # with its inode
     owner = Owner(**json.loads(text))
     (folder / "kept").rename(folder / LOCK)
-    other = replace(owner, host="node7", boot="another", token="theirs", **changes)
+    other = replace(owner, **{"host": "node7", "boot": "another", "token": "theirs"} | changes)
     (folder / OWNER).write_text(json.dumps(vars(other)), encoding="utf-8")
 
 
@@ -196,6 +196,14 @@ def test_a_copy_from_another_machine_is_free_at_once(tmp_path: Path, monkeypatch
     elsewhere(tmp_path / "run")
     shutil.copytree(tmp_path / "run", tmp_path / "copy")
     with held(tmp_path / "copy"):
+        pass
+
+
+def test_of_an_owner_in_another_container_flock_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its process numbers mean nothing here, but its kernel is ours."""
+    monkeypatch.setattr(lock.time, "sleep", never)
+    elsewhere(tmp_path, boot=lock._boot(), room="another")
+    with held(tmp_path):
         pass
 
 
