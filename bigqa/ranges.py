@@ -67,6 +67,7 @@ RANGES = {
     "dropout": Range(0, 1, whole=False, high_open=True),
     "warmup_steps": Range(0, MANY),
     "eval_every": Range(0, MANY),
+    "max_new_tokens": Range(1, LONG),
     "patience": Range(1, MANY),
     "label_smoothing": Range(0, 1, whole=False, high_open=True),
     "save_every": Range(1, MANY),

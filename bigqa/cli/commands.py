@@ -10,6 +10,7 @@ from bigqa.cli import convert, data
 from bigqa.cli.bench import bench
 from bigqa.cli.demo import demo
 from bigqa.cli.evaluate import evaluate
+from bigqa.cli.generate import generate
 from bigqa.cli.launch_files import launch_files
 from bigqa.cli.predict import predict
 from bigqa.cli.probe import probe
@@ -21,7 +22,7 @@ from bigqa.console import say
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 COMMANDS: dict[str, Callable[..., None]] = {
     "probe": probe, "rehearse": rehearse, "train": train, "predict": predict, "evaluate": evaluate,
-    "bench": bench, "table": table, "demo": demo,
+    "generate": generate, "bench": bench, "table": table, "demo": demo,
     "launch-files": launch_files,
 }  # fmt: skip
 for name, function in COMMANDS.items():

@@ -147,6 +147,7 @@ def _training(
         parts=parts,
         windows=rows.only(job.kind.columns),
         lengths=rows.lengths("input_ids"),
+        weights=job.kind.weights(rows),
         recorder=recorder,
         stop=StopRequest(settings.out),
         packs=parts.packs,

@@ -39,6 +39,7 @@ DevFile = Annotated[Path | None, typer.Option(help="What the result is scored on
 Text = Annotated[str | None, typer.Option(help="classify, score: the column of texts.  [default: a usual name]")]
 TextPair = Annotated[str | None, typer.Option(help="The column of second texts, or X for a file STEM.X.txt of lines.")]
 Label = Annotated[str | None, typer.Option(help="The column of labels or numbers; several of 0 and 1 with commas.")]
+TooLong = Annotated[str | None, typer.Option(help="lm: cut longer conversations at their end, or drop them.")]
 ClassWeights = Annotated[str | None, typer.Option(help="classify: none, or balanced: rare labels count more.")]
 Thresholds = Annotated[str | None, typer.Option(help="classify: none, or dev: each label's, chosen on the dev file.")]
 Out = Annotated[Path | None, typer.Option(help="The run folder, made new.")]
@@ -99,6 +100,7 @@ def train_signature(
     label: Label = None,
     class_weights: ClassWeights = None,
     thresholds: Thresholds = None,
+    too_long: TooLong = None,
     doc_stride: DocStride = None,
     max_query_length: QueryLength = None,
     lr: Lr = None,

@@ -21,3 +21,4 @@ SPANS = Head("AutoModelForQuestionAnswering", "question-answering head", "ForQue
 """Each token as a start, and as an end."""
 CLASSES = Head("AutoModelForSequenceClassification", "sequence-classification head", "ForSequenceClassification")
 NUMBER = Head(CLASSES.auto_class, CLASSES.words, CLASSES.ending, labels=1)
+WORDS = Head("AutoModelForCausalLM", "language-model head", "ForCausalLM")

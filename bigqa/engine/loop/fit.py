@@ -47,6 +47,8 @@ class Training:
     """Whether windows are put end to end; else they are padded to the longest."""
     recorder: Silent
     stop: StopRequest
+    weights: Sequence[int] | None = None
+    """What each window counts in the mean loss of a step; none: all alike."""
     evaluation: Evaluation | None = None
     """Scores as the run trains; none: at its end alone."""
     saves: bool = True
@@ -259,7 +261,8 @@ def _one_step(run: Training, batches: list[Batch], step: int, num_steps: int) ->
     run.parts.update.set_rate(lr)
     run.parts.update.begin(step, run.settings.seed)
     torch.manual_seed(mix_seed(run.settings.seed, step, run.processes.rank))
-    share, norm = train_step(run.parts, batches, len(positions))
+    counted = len(positions) if run.weights is None else sum(run.weights[position] for position in positions)
+    share, norm = train_step(run.parts, batches, counted)
     known = {
         "step": step + 1,
         "epoch": (step + 1) / run.order.steps_per_epoch,

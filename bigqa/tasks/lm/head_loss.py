@@ -1,0 +1,62 @@
+"""The loss of a large vocabulary in pieces, forward and backward, exact. In: hidden states, the head. Out: losses.
+
+The logits of all tokens are never there at once: so many rows of them as fit into a fixed size, once in the forward
+pass and once more in the backward pass. N: tokens that are learned. H: hidden size. V: vocabulary.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+PIECE_ELEMENTS = 2**24
+"""Logits that are there at once: 64 MiB in fp32, whatever the vocabulary."""
+
+
+def head_losses(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, label_N: Tensor) -> Tensor:
+    """Return each token's cross-entropy in fp32, [N]."""
+    losses: Tensor = _HeadLosses.apply(hidden_NH, weight_VH, bias_V, label_N)
+    return losses
+
+
+def pieces(rows: int, vocabulary: int) -> Iterator[slice]:
+    """Yield parts of so many rows that their logits fit."""
+    size = max(1, PIECE_ELEMENTS // vocabulary)
+    yield from (slice(begin, min(begin + size, rows)) for begin in range(0, rows, size))
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return functional.linear(hidden, weight, bias).float()
+
+
+class _HeadLosses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, label_N: Tensor) -> Tensor:
+        losses_N = torch.empty(len(label_N), dtype=torch.float32, device=hidden_NH.device)
+        for part in pieces(len(label_N), len(weight_VH)):
+            logits = _logits(hidden_NH[part], weight_VH, bias_V)
+            losses_N[part] = functional.cross_entropy(logits, label_N[part], reduction="none")
+        ctx.save_for_backward(hidden_NH, weight_VH, bias_V, label_N)
+        return losses_N
+
+    @staticmethod
+    def backward(ctx: Any, gradient_N: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        """The gradient of logits is the softmax less one at the label."""
+        hidden_NH, weight_VH, bias_V, label_N = ctx.saved_tensors
+        wants_hidden, wants_weight, wants_bias, _ = ctx.needs_input_grad
+        d_hidden = torch.empty_like(hidden_NH) if wants_hidden else None
+        d_weight = torch.zeros_like(weight_VH) if wants_weight else None
+        d_bias = torch.zeros_like(bias_V) if wants_bias and bias_V is not None else None
+        for part in pieces(len(label_N), len(weight_VH)):
+            d_logits = _logits(hidden_NH[part], weight_VH, bias_V).softmax(-1)
+            d_logits.scatter_add_(1, label_N[part, None], d_logits.new_full((d_logits.shape[0], 1), -1.0))
+            d_logits = (d_logits * gradient_N[part, None]).to(weight_VH.dtype)
+            if d_hidden is not None:
+                d_hidden[part] = d_logits @ weight_VH
+            if d_weight is not None:
+                d_weight.addmm_(d_logits.T, hidden_NH[part])
+            if d_bias is not None:
+                d_bias += d_logits.sum(0)
+        return d_hidden, d_weight, d_bias, None
