@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +50,18 @@ def tell(text: str) -> None:
     stderr.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def show(table: Table, where: Console = console) -> None:
-    """Print a table; where its rows are wider than the terminal, each row as lines of its own."""
-    if _columns_of(table) <= where.width:
-        where.print(table)
-        return
+def show(table: Table, where: Console = console, spare: Sequence[str] = ()) -> None:
+    """Print a table; where its rows are wider than the terminal, each row as lines of its own.
+
+    `spare`: columns that may be left out before it comes to lines, the one that is missed least first.
+    """
+    for count in range(len(spare) + 1):
+        narrow = _without(table, spare[:count]) if count else table
+        if _columns_of(narrow) <= where.width:
+            where.print(narrow)
+            if count:
+                note(f"Left out, for a wider terminal or a pipe: {', '.join(spare[:count])}.", where)
+            return
     if table.title:
         where.print(Text(str(table.title), style="italic"))
     heads = [str(column.header) for column in table.columns]
@@ -68,6 +75,16 @@ def show(table: Table, where: Console = console) -> None:
 def note(text: str, where: Console = console) -> None:
     """Print a remark below a table: in a pipe as one line, on a terminal broken between words."""
     where.print(text, markup=False, highlight=False, soft_wrap=not where.is_terminal)
+
+
+def _without(table: Table, names: Sequence[str]) -> Table:
+    narrow = Table(title=table.title, box=table.box, padding=0, pad_edge=table.pad_edge)
+    kept = [column for column in table.columns if column.header not in names]
+    for column in kept:
+        narrow.add_column(column.header, no_wrap=column.no_wrap, ratio=column.ratio, justify=column.justify)
+    for row, cells in zip(table.rows, zip(*(column.cells for column in kept), strict=True), strict=True):
+        narrow.add_row(*cells, style=row.style)
+    return narrow
 
 
 def _columns_of(table: Table) -> int:

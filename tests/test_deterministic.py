@@ -62,7 +62,7 @@ def test_a_run_asks_for_it_and_may_change_its_mind(tmp_path: Path, monkeypatch: 
     seen: list[bool] = []
     monkeypatch.setenv(WORKSPACE_VARIABLE, WORKSPACE)
     monkeypatch.setattr(
-        fine_tuning, "_fine_tune", lambda settings, resume: seen.append(torch.are_deterministic_algorithms_enabled())
+        fine_tuning, "_fine_tune", lambda *_, resume: seen.append(torch.are_deterministic_algorithms_enabled())
     )
     settings = settings_from(options(tmp_path / "run"), None)
     for wanted in (settings.deterministic, True):

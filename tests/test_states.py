@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from bigqa.engine.zero import LEAST_IN_A_BUCKET, buckets_of
-from bigqa.memory import estimate, host, scratch
+from bigqa.memory import host, scratch
 from bigqa.memory.cards import Card
 from bigqa.memory.deepspeed import states, with_states
+from bigqa.memory.depth import period_of
 from bigqa.memory.events import CATEGORIES, Event, Stream, find_peak, live_sizes
 from bigqa.memory.scaling import Footprint, NoLineError, Scaling
 from bigqa.memory.timeline import timeline_of
@@ -113,7 +114,7 @@ def test_constants_are_those_of_their_sources() -> None:
     ],
 )
 def test_layers_repeat_after_their_period(config: dict[str, Any], period: int) -> None:
-    assert estimate._period(SimpleNamespace(**config)) == period
+    assert period_of(SimpleNamespace(num_hidden_layers=6, **config)) == period
 
 
 def stream() -> Stream:

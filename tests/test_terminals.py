@@ -97,6 +97,20 @@ def test_a_table_that_is_too_wide_is_lines() -> None:
     ]
 
 
+def test_columns_that_can_be_spared_go_before_it_comes_to_lines() -> None:
+    def widths(width: int) -> list[str]:
+        file = io.StringIO()
+        console.show(two_rows(), Console(width=width, file=file), ("verdict", "peak"))
+        return [line.rstrip() for line in file.getvalue().splitlines() if line.strip()]
+
+    assert widths(80)[-1].split() == ["cpu", "too", "large"]
+    without_verdict, without_both = widths(45), widths(25)
+    assert without_verdict[1].split() == ["strategy", "peak"] and "too large" not in " ".join(without_verdict)
+    assert without_verdict[-1] == "Left out, for a wider terminal or a pipe: verdict."
+    assert without_both[1:4] == ["strategy", "zero3-offload-recompute", "cpu"]
+    assert widths(10)[:2] == ["a title", "zero3-offl"]
+
+
 @pytest.mark.parametrize("box", [None, rich.box.SIMPLE_HEAD])
 @pytest.mark.parametrize("padding", [(0, 1), (0, 1, 0, 0)])
 @pytest.mark.parametrize("pad_edge", [True, False])

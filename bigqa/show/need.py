@@ -19,7 +19,7 @@ CARDS = "enough at micro-batch 1"
 def show_need(rows: Sequence[Need], console: Console) -> None:
     """Print how much GPU memory is enough, and what cannot be had."""
     possible = [row for row in rows if not row.reason]
-    show(need_table(possible), console)
+    show(need_table(possible), console, ("changes", CARDS))
     for row in rows:
         if row.reason:
             console.print(f"{row.name}: not possible: {row.reason}", markup=False, highlight=False, soft_wrap=True)

@@ -19,12 +19,13 @@ WIDE = 0.2
 """An error of the speed from which on it pays to measure the machine."""
 TIERS = {0: "nothing", 1: "rounding only", 2: "what is learned"}
 PROBE_COLUMNS = ("strategy", "tier", "batch", "GPU peak / limit", "host peak", "samples/s", "run", "verdict")
+SPARE_COLUMNS = ("run", "host peak", "tier")
 
 
 def show_probe(found: Probe, out: Path | None, console: Console, *, show_all: bool) -> None:
     """Print the table and the plan; `out`: where the plan is written, if it is."""
     shown = found.candidates if show_all else [candidate for candidate in found.candidates if candidate.fits]
-    show(probe_table(found, shown), console)
+    show(probe_table(found, shown), console, SPARE_COLUMNS)
     for line in reasons(shown):
         note(line, console)
     text = plan_text(found, out or Path("plan.json"), is_written=out is not None)
