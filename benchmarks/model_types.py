@@ -97,9 +97,12 @@ def _or_why(call: Callable[[], Any]) -> Any:
 
 def table(folder: Path) -> str:
     """Return the Markdown table of the reports, and below it why what is not done is not."""
+    from benchmarks.small_types import kinds
+
     reports = {file.stem: read_report(file) or {} for file in sorted(folder.glob("*.json"))}
     trained = [kind for kind, found in reports.items() if "refused" not in found]
     errors = [abs(error_of(reports[kind])) for kind in trained]
+    waiting = [kind for kind in kinds() if kind not in reports]
     within, median = max(errors), sorted(errors)[len(errors) // 2]
     lines = [
         f"{len(reports)} types: {len(trained)} are trained, {len(reports) - len(trained)} refused. "
@@ -110,6 +113,7 @@ def table(folder: Path) -> str:
         *(f"| {' | '.join(cells(kind, found))} |" for kind, found in reports.items()),
         "",
         *notes(reports),
+        *([f"- not tried yet, by want of time: {', '.join(waiting)}"] if waiting else []),
     ]
     return "\n".join(lines)
 

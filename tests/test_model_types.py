@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import here
+from commands import here, train_here
 from hand_made import RATES
 from transformers import AutoConfig
 
+from benchmarks import model_types
+from benchmarks.common import read_report
+from benchmarks.model_types import FOLDER, NAME, PAGE
 from benchmarks.small_types import kinds
 from bigqa.errors import BigqaError
 from bigqa.machine.hardware import planned_gpu
@@ -18,10 +21,13 @@ from bigqa.plan.machine import Machine
 from bigqa.plan.need import need
 from bigqa.plan.planner import Planner, estimator_for
 from bigqa.plan.question import Question
+from bigqa.sample import FOLDER as FOLDER_OF_SAMPLE
+from bigqa.show import markers
 from bigqa.units import GIB
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64, "vocab_size": 431}
 CONFIGS = sorted((Path(__file__).parent / "configs").glob("*.json"))
+REPORTS = {file.stem: read_report(file) or {} for file in FOLDER.glob("*.json")}
 
 
 def planned(config: Any, names: list[str] | None, **workload: int) -> dict[str, Candidate]:
@@ -55,6 +61,33 @@ def test_a_model_that_wants_more_than_text_is_refused_in_a_line() -> None:
         estimator_for(config).prepare()
 
 
+def test_a_strategy_that_a_model_cannot_have_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    file, out = tmp_path / "config.json", tmp_path / "run"
+    file.write_text(json.dumps({"model_type": "fnet", "max_position_embeddings": 130} | SMALL), encoding="utf-8")
+    words = ["--model", file, "--tokenizer", FOLDER_OF_SAMPLE, "--train-file", FOLDER_OF_SAMPLE / "train.json"]
+    words += ["--device", "cpu", "--strategy", "cpu", "--precision", "bf16", "--seq-len", "64", "--out", out]
+    done = train_here(*words, "--doc-stride", "16", "--max-query-length", "24")
+    assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1
+    assert "this strategy cannot be had: " in done.stderr and "BFloat16" in done.stderr and not out.exists()
+
+
+def test_every_type_of_the_library_is_in_the_table() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert [kind for kind in kinds() if kind not in REPORTS and kind not in page.rpartition("not tried yet")[2]] == []
+
+
+def test_the_table_is_what_its_reports_give() -> None:
+    assert markers.between(PAGE.read_text(encoding="utf-8"), NAME) == model_types.table(FOLDER).strip("\n")
+
+
+def test_what_is_not_refused_has_learned_and_was_packed_as_predicted() -> None:
+    for kind, found in REPORTS.items():
+        if "refused" not in found:
+            first, last = found["learned"]["plain"]
+            assert last < first, kind
+            assert found["packs"] == found["predicts_packed"], kind
+
+
 @pytest.mark.parametrize("name", ["longformer-base-4096", "gpt2-xl"])
 def test_a_published_configuration_is_planned(name: str) -> None:
     """The first reads its mask and has a list of windows; the layers of the second are no `nn.Linear`."""
@@ -78,3 +111,14 @@ def test_every_row_of_a_published_configuration_is_judged(file: Path) -> None:
         assert all(row.memory is None for row in rows.values()) and impossible
     else:
         assert sum(row.memory is not None for row in rows.values()) > 15, impossible
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", kinds())
+def test_every_type_is_trained_or_refused_in_a_line(kind: str) -> None:
+    found = model_types.in_a_fork(kind)
+    assert found.get("refused") == REPORTS[kind].get("refused")
+    if "refused" not in found:
+        first, last = found["learned"]["plain"]
+        assert last < first
+        assert found["packs"] == found["predicts_packed"]

@@ -12,7 +12,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from bigqa.engine.quantized import QuantizedLinear, as_it_was
-from bigqa.errors import BigqaError
+from bigqa.errors import BigqaError, in_a_line
 from bigqa.strategy import Adapters
 
 RANK, ALPHA, DROPOUT = 16, 32, 0.05
@@ -43,7 +43,10 @@ def apply(model: nn.Module, adapters: Adapters) -> None:
     config = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=DROPOUT, target_modules=targets)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out")  # it finds out by itself how weights lie
-        inject_adapter_in_model(config, model)
+        try:
+            inject_adapter_in_model(config, model)
+        except ValueError as error:
+            raise BigqaError(f"adapters cannot be put into {type(model).__name__}: {in_a_line(error)}") from None
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name or _within(name, head))
 
