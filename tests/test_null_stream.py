@@ -13,10 +13,10 @@ from bigqa.units import MIB
 MOST_MIB = {(1, 384, 1): 160, (1, 384, 4): 160, (4, 512, 4): 300}
 """Micro-batch, length, micro-batches -> what may be reserved of a GPU for a BERT of 24 layers of 1,024."""
 PROGRAM = """
-import json, os, sys
+import json, sys
 sys.path.insert(0, ROOT)
 from benchmarks import null_worker
-from benchmarks.null_worker import in_a_fork, measure, model_of
+from benchmarks.null_worker import in_a_fork, measure, model_of, unfilled
 from bigqa.bench.report import Case
 from bigqa.strategy import STRATEGIES
 model = SOURCE
@@ -26,7 +26,8 @@ for micro_batch, seq_len, count in SHAPES:
     case = Case(model=model, strategy="stream", axes=STRATEGIES["stream"], seq_len=seq_len, micro_batch=micro_batch,
                 global_batch=micro_batch * count, steps=0)
     if not null_worker._models:
-        null_worker._models[model] = model_of(case, 0)
+        with unfilled():
+            null_worker._models[model] = model_of(case, 0)
     found.append(in_a_fork(measure, case, 1))
 print(json.dumps(found))
 """

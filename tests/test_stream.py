@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import (
     AlbertConfig,
+    AutoConfig,
     AutoModelForQuestionAnswering,
     BertConfig,
     DebertaV2Config,
@@ -16,6 +17,7 @@ from transformers import (
     T5Config,
 )
 
+from benchmarks.null_cells import source_of
 from bigqa.engine.build import build, not_together
 from bigqa.engine.loop import checkpoint
 from bigqa.engine.loop.order import mix_seed
@@ -26,9 +28,10 @@ from bigqa.errors import BigqaError
 from bigqa.memory.cards import A100
 from bigqa.memory.depth import depths_for
 from bigqa.memory.stream import STEADY, Shape, StreamedRuns
-from bigqa.models.sources import first_position
+from bigqa.models.sources import first_position, load_config, resolve
+from bigqa.plan.planner import estimator_for
 from bigqa.settings import make_settings
-from bigqa.strategy import Strategy
+from bigqa.strategy import STRATEGIES, Strategy
 from bigqa.tasks.base import Batch
 from bigqa.tasks.qa import QuestionAnswering
 
@@ -255,3 +258,29 @@ def test_neither_depth_nor_accumulation_takes_more_of_a_gpu() -> None:
     whole = runs_of(shallow.config)
     whole.depths = (6, 6)
     assert whole.footprint(strategy, few, A100) == told
+
+
+XL = {
+    "num_hidden_layers": 36, "hidden_size": 2560, "intermediate_size": 10240, "num_attention_heads": 32,
+    "vocab_size": 250880, "max_position_embeddings": 514,
+}  # fmt: skip
+LARGE = {"llama-7b": 1.6, "xlm-roberta-xl": 0.7}
+"""GiB reserved of a GPU by a window of 384."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LARGE)
+def test_models_of_billions_take_two_of_their_layers(name: str) -> None:
+    config = load_config(resolve(source_of(name))) if name == "llama-7b" else AutoConfig.for_model(name, **XL)
+    found = estimator_for(config).estimate(STRATEGIES["stream"], 1, 384, accumulating=False, micro_batches=1)
+    print(name, found)
+    assert found.reserved_bytes < LARGE[name] * 2**30
+
+
+@pytest.mark.slow
+def test_the_host_holds_sixteen_bytes_a_parameter_or_four() -> None:
+    estimator = estimator_for(load_config(resolve("enliple-large-v1")))
+    for name, most in (("stream", 16), ("stream-8bit", 4)):
+        found = estimator.footprint(STRATEGIES[name], 1, 384, accumulating=True, micro_batches=16)
+        print(name, found)
+        assert found.kept_bytes + found.pinned_bytes < most * estimator.num_parameters + 1.2 * 2**30 - 500 * 2**20
