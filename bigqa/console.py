@@ -5,6 +5,8 @@ import logging
 import os
 import signal
 import sys
+import tempfile
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,12 +21,14 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from bigqa import interrupts, streams
-from bigqa.errors import BigqaError
+from bigqa.errors import BigqaError, in_a_line
 
 DEBUG_VARIABLE = "BIGQA_DEBUG"
 INTERRUPTED = 130
 PARSER_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 """What the command line's parser raises: click's UsageError, be it click's own or the copy within typer."""
+UNFORESEEN = "unforeseen"
+"""How a line begins about an error that is bigqa's own to mend."""
 PIPE_COLUMNS = 120
 """Of a table where no terminal says how wide it is, nor COLUMNS."""
 FLEXIBLE_COLUMNS = 24
@@ -124,6 +128,19 @@ def command(app: Callable[..., Any]) -> None:
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
         fail(f"{error.strerror or error}{where}", 1)
+    except Exception as error:
+        fail(f"{UNFORESEEN} {type(error).__name__}: {in_a_line(error)}{_kept_traceback(error)}", 1)
+
+
+def _kept_traceback(error: Exception) -> str:
+    """Write down where an error is from that nobody foresaw; return where it is written."""
+    text = "".join(traceback.format_exception(error))
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="bigqa-", suffix=".txt", delete=False, encoding="utf-8") as file:
+            file.write(text)
+    except OSError:
+        return f" ({DEBUG_VARIABLE}=1 shows where)"
+    return f" (where, is in {file.name}; {DEBUG_VARIABLE}=1 shows it)"
 
 
 def _refuse(error: Any) -> None:

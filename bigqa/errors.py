@@ -3,6 +3,9 @@
 In: what went wrong, where (file, id), and what to do. Out: never a traceback, unless BIGQA_DEBUG=1.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 
 class BigqaError(Exception):
     """A problem in what was given (file, model, machine): one line that says what, where and what to do."""
@@ -24,5 +27,29 @@ LONGEST = 200
 def in_a_line(error: BaseException) -> str:
     """Return what an error of somebody else's code says, in a line that is not too long."""
     lines = str(error).strip().splitlines()
-    text = " ".join((lines[0] if lines else type(error).__name__).split())
+    count = 2 if lines and lines[0].endswith(":") else 1  # a heading says nothing by itself
+    text = " ".join((" ".join(lines[:count]) or type(error).__name__).split())
     return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
+
+
+def in_short(value: object, longest: int = 80) -> str:
+    """Return a value of a person's file as an error repeats it."""
+    text = str(value)
+    return text if len(text) <= longest else f"{text[:longest]}..."
+
+
+@contextlib.contextmanager
+def as_a_line(what: str) -> Iterator[None]:
+    """Tell what a library says of a person's file in one line after `what`, whatever kind of error it raises for it.
+
+    Raises: BigqaError. Memory that runs out stays what it is: a run steps down for it.
+    """
+    try:
+        yield
+    except (BigqaError, MemoryError):
+        raise
+    except BaseException as error:
+        # Libraries in Rust raise what is no Exception where they give up on a file.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise BigqaError(f"{what}: {in_a_line(error)}") from error

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from bigqa.errors import BigqaError, UsageError
+from bigqa.errors import BigqaError, UsageError, in_short
 from bigqa.files import read_json
 from bigqa.ranges import Ranged, option_of
 from bigqa.strategy import Strategy
@@ -141,4 +141,4 @@ def first_problem(error: ValidationError) -> str:
     if not problem["loc"]:
         return message
     option = option_of(str(problem["loc"][0]))
-    return f"{option}: {message} (given: {problem.get('input')})"
+    return f"{option}: {message} (given: {in_short(problem.get('input'))})"

@@ -3,17 +3,18 @@
 MODEL is a preset, a Hugging Face folder or hub id, a released Enliple folder, or a bare `config.json`.
 """
 
+import contextlib
 import functools
 import importlib
 import inspect
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from bigqa.errors import BigqaError
+from bigqa.errors import BigqaError, as_a_line, in_a_line, in_short
 from bigqa.files import read_json, read_text
 from bigqa.models import enliple
 from bigqa.models.tokenizers import no_vocabulary, settled, stored
@@ -109,9 +110,13 @@ def resolve(name: str, *, tokenizer: str | None = None) -> ModelSource:
             recipe=preset.recipe,
             lower_case=preset.lower_case,
         )
-    if path.is_file():
+    try:
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except (OSError, ValueError) as error:  # a name that is too long, or has a null byte
+        raise BigqaError(f"no model {in_short(name)}: {in_a_line(error)}") from None
+    if is_file:
         return ModelSource(kind="config", name=name, has_weights=False, tokenizer=tokenizer or str(path.parent))
-    if path.is_dir():
+    if is_folder:
         kind: Kind = "enliple" if enliple.is_released(path) else "hf"
         return ModelSource(kind=kind, name=name, has_weights=True, tokenizer=tokenizer or name)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
@@ -142,11 +147,26 @@ def plain_config(source: ModelSource) -> Any:
     path = Path(source.name)
     file = path / "config.json" if path.is_dir() else path
     if file.is_file():
-        read_json(file, "the model's config")
-    try:
-        return AutoConfig.from_pretrained(source.name)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise BigqaError(f"the model {source.name} cannot be loaded: {_first_line(error)}") from None
+        said = read_json(file, "the model's config")
+        if not isinstance(said, dict):
+            raise BigqaError(f"the model's config is no JSON object: {file}")
+    with _loading("model", source.name):
+        return AutoConfig.from_pretrained(source.name, trust_remote_code=False)
+
+
+@contextlib.contextmanager
+def _loading(what: str, name: str) -> Iterator[None]:
+    """Tell in a line why something cannot be loaded. Code of its own is never run, and never asked about."""
+    with as_a_line(f"the {what} {name} cannot be loaded"):
+        try:
+            yield
+        except ValueError as error:
+            if "trust_remote_code" not in str(error):
+                raise
+            raise BigqaError(
+                f"the {what} {name} is code of its own, which bigqa never runs (trust_remote_code is not honoured): "
+                "name one of a kind that transformers has"
+            ) from None
 
 
 def describe_config(config: Any) -> str:
@@ -167,17 +187,18 @@ def load_tokenizer(source: ModelSource) -> Any:
     path = Path(source.tokenizer)
     vocabulary = path / "vocab.txt" if path.is_dir() else path
     plain = vocabulary.name.endswith(".txt") and vocabulary.is_file() and not (path / "tokenizer.json").is_file()
-    if plain and (wordpieces := _wordpieces(vocabulary, source)) is not None:
-        return settled(wordpieces, source.tokenizer)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source.tokenizer, use_fast=True)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        if "backend tokenizer" in str(error):  # what the library says of a folder with nothing to make one of
-            raise no_vocabulary(source.tokenizer, "no file of one") from None
-        raise BigqaError(f"the tokenizer {source.tokenizer} cannot be loaded: {_first_line(error)}") from None
-    if not tokenizer.is_fast:
-        raise BigqaError(f"the tokenizer {source.tokenizer} has no fast form, which bigqa needs for offsets")
-    return settled(tokenizer, source.tokenizer)
+    with _loading("tokenizer", source.tokenizer):
+        if plain and (wordpieces := _wordpieces(vocabulary, source)) is not None:
+            return settled(wordpieces, source.tokenizer)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source.tokenizer, use_fast=True, trust_remote_code=False)
+        except ValueError as error:
+            if "backend tokenizer" in str(error):  # what the library says of a folder with nothing to make one of
+                raise no_vocabulary(source.tokenizer, "no file of one") from None
+            raise
+        if not tokenizer.is_fast:
+            raise BigqaError(f"the tokenizer {source.tokenizer} has no fast form, which bigqa needs for offsets")
+        return settled(tokenizer, source.tokenizer)
 
 
 def load_model(source: ModelSource, config: Any, **options: Any) -> Any:
@@ -202,7 +223,6 @@ def load(
     or find no place, or a vocabulary larger than the embedding.
     """
     import torch
-    from safetensors import SafetensorError
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # of loading and saving: seconds, and bigqa's own bars tell of the rest
@@ -219,10 +239,8 @@ def load(
         model = auto.from_config(config, dtype=torch.float32)
         return Loaded(model, source.name, tuple(model.state_dict()))
     _refuse_other_forms(source, config)
-    try:
+    with _loading("model", source.name):
         loaded = load_checkpoint(source.name, config, auto, new_head=new_head)
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError, UnpicklingError) as error:
-        raise BigqaError(f"the model {source.name} cannot be loaded: {_first_line(error)}") from None
     if require_head and loaded.lacking:
         raise BigqaError(
             f"{source.name} is no fine-tuned model with a {head.words}: its weights lack {loaded.lacking}; "
@@ -324,7 +342,3 @@ def _from_dict(values: dict[str, Any]) -> Any:
     from transformers import AutoConfig
 
     return AutoConfig.for_model(**values)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0]

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bigqa.errors import BigqaError
+from bigqa.errors import BigqaError, as_a_line
 
 LEAST_ENTRIES = 16
 """Fewer than so many, without the special ones, are no vocabulary: the library makes one of special tokens alone where
@@ -26,6 +26,8 @@ def settled(tokenizer: Any, name: str) -> Any:
     backend.no_padding()
     if getattr(backend.model, "dropout", None):
         backend.model.dropout = None
+    for text in PROBES:  # one that fails on a text, as for want of an unknown token, is no use
+        backend.encode(*text)
     entries = set(backend.get_vocab(with_added_tokens=False)) - set(tokenizer.all_special_tokens)
     if len(entries) < LEAST_ENTRIES:
         raise no_vocabulary(name, f"{len(entries)} entries beside the special tokens")
@@ -81,11 +83,13 @@ def disagreement(tokenizer: Any, name: str) -> str | None:
     file = stored(name, "tokenizer.json")
     if file is None:
         return None
-    saved = Tokenizer.from_file(str(file))
-    saved.no_truncation()
-    saved.no_padding()
-    for text in PROBES:
-        mine, theirs = tokenizer.backend_tokenizer.encode(*text), saved.encode(*text)
+    with as_a_line(f"{file} cannot be read"):
+        saved = Tokenizer.from_file(str(file))
+        saved.no_truncation()
+        saved.no_padding()
+        encoded = [saved.encode(*text) for text in PROBES]
+    for text, theirs in zip(PROBES, encoded, strict=True):
+        mine = tokenizer.backend_tokenizer.encode(*text)
         if (mine.ids, mine.type_ids) != (theirs.ids, theirs.type_ids):
             return (
                 f"tokenizer.json and tokenizer_config.json of {name} disagree: {' + '.join(text)!r} is {theirs.tokens} "

@@ -11,6 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
 from bigqa.errors import BigqaError, UsageError
 from bigqa.files import read_json, write_json
 from bigqa.units import format_bytes
@@ -35,7 +37,8 @@ class Planned:
         """What the plan may use of the card, where that is less than all of it."""
         gpu = self.plan.get("gpu") or {}
         whole = (gpu.get("model") or {}).get("memory_mib", 0) * 2**20
-        return gpu["total_bytes"] if gpu.get("total_bytes", whole) < whole else None
+        size = gpu.get("total_bytes")
+        return size if size is not None and size < whole else None
 
     @property
     def num_gpus(self) -> int:
@@ -47,7 +50,7 @@ class Planned:
         """What the plan says of its own need."""
         memory = (self.plan.get("predicted") or {}).get("memory") or {}
         names = ("allocated_bytes", "reserved_bytes", "device_bytes")
-        return {name: memory[name] for name in names if name in memory}
+        return {name: memory[name] for name in names if memory.get(name) is not None}
 
     @property
     def next_rung(self) -> str | None:
@@ -56,11 +59,59 @@ class Planned:
         return f"{ladder[0]['name']}, micro-batches of {ladder[0]['micro_batch']}" if ladder else None
 
 
+class _Part(BaseModel):
+    """A part of a plan, as far as a rehearsal reads it; nothing is taken for something else."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class _Memory(_Part):
+    allocated_bytes: int | None = None
+    reserved_bytes: int | None = None
+    device_bytes: int | None = None
+
+
+class _Predicted(_Part):
+    memory: _Memory | None = None
+
+
+class _Model(_Part):
+    memory_mib: int = 0
+
+
+class _Gpu(_Part):
+    name: str | None = None
+    total_bytes: int | None = None
+    model: _Model | None = None
+
+
+class _Rung(_Part):
+    name: str
+    micro_batch: int
+
+
+class _Settings(_Part):
+    ladder: list[_Rung] | None = None
+
+
+class _Facts(_Part):
+    settings: _Settings
+    gpu: _Gpu | None = None
+    num_gpus: int | None = Field(default=None, ge=0, le=1024)
+    predicted: _Predicted | None = None
+
+
 def read_planned(path: Path) -> Planned:
     """Read a plan. Raises: BigqaError where it is none, or none for a GPU."""
     plan = read_json(path, "the plan")
     if not isinstance(plan, dict) or not isinstance(plan.get("settings"), dict):
         raise BigqaError(f"{path} is not a plan of `bigqa probe --out`: it has no settings")
+    try:
+        _Facts.model_validate(plan)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"]))
+        raise BigqaError(f"{path} is not as `bigqa probe --out` writes it: {place}: {problem['msg']}") from None
     if plan["settings"].get("device") == "cpu":
         raise UsageError(f"--plan {path}: a plan for the CPU; `bigqa probe --gpu T4 --out FILE` makes one for a GPU")
     return Planned(path, plan)
@@ -69,7 +120,7 @@ def read_planned(path: Path) -> Planned:
 def plan_lines(planned: Planned, *, fits: bool) -> list[str]:
     """Say what the plan itself says, beside what was found."""
     lines = []
-    if planned.predicted:
+    if {"allocated_bytes", "device_bytes"} <= planned.predicted.keys():
         need, whole = (format_bytes(planned.predicted[name]) for name in ("allocated_bytes", "device_bytes"))
         lines.append(f"The plan's own figures, for windows that are all full: {need} allocated, {whole} of the card.")
     if not fits and planned.next_rung is not None:

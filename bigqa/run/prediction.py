@@ -114,11 +114,15 @@ def kind_and_options(folder: Path, config: Any, asked: str | None = None, **chan
     """Return a model folder's task and options. `asked`: the task, where a person named it; `changed`: options."""
     path = folder / OPTIONS_FILE
     found = read_json(path, "the model's options") if path.is_file() else {}
+    if not isinstance(found, dict) or not isinstance(found.get("task", ""), str):
+        raise BigqaError(f"{path} is not as `bigqa train` writes it: it names no task")
     name = asked or found.get("task") or (DEFAULT if "lengths" in found else None)
     kind = kind_of(name) if name else kind_of_config(config, f"the model {folder}")
     kept = found.get("options", found.get("lengths"))
     if kept is None or (asked and kind.name != kind_of(found.get("task", DEFAULT)).name):
         kept = {"seq_len": min(512, usable_positions(config) or 512)}
+    if not isinstance(kept, dict):
+        raise BigqaError(f"{path} is not as `bigqa train` writes it: its options are no object")
     known = {name: value for name, value in changed.items() if value is not None}
     try:
         return kind, kind.options(kept | known)

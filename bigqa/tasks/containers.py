@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from bigqa.contents import HEAD_BYTES, packing_of, what_else
-from bigqa.errors import BigqaError
+from bigqa.errors import BigqaError, in_a_line
 from bigqa.files import decoded, parsed
 
 UNPACKERS: dict[str, Callable[[IO[bytes]], Any]] = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}
@@ -115,8 +115,6 @@ def _is_object(line: bytes) -> bool:
 
 
 def _of_table(file: IO[bytes], packing: str, name: str, role: str) -> Iterator[tuple[Any, str]]:
-    import pyarrow as pa
-
     try:
         number = 0
         for batch in _batches(file, packing):
@@ -124,9 +122,10 @@ def _of_table(file: IO[bytes], packing: str, name: str, role: str) -> Iterator[t
             for row in batch.select(held).to_pylist():
                 number += 1
                 yield row, f"{role} {name} row {number}"
-    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+    # Of bytes that are not as they were written, pyarrow also raises SystemError, ValueError and others.
+    except Exception as error:
         kind = "Parquet" if packing == "parquet" else "Arrow"
-        raise BigqaError(f"{role} is a broken {kind} file: {name}: {str(error).splitlines()[0]}") from None
+        raise BigqaError(f"{role} is a broken {kind} file: {name}: {in_a_line(error)}") from None
 
 
 def _batches(file: IO[bytes], packing: str) -> Iterator[Any]:

@@ -28,8 +28,7 @@ def documents(path: Path, role: str) -> Iterator[tuple[Any, str]]:
 
 def check_there(path: Path, role: str = "data file") -> None:
     """Refuse a path that names nothing; what is in it is read later. Raises: BigqaError."""
-    if not path.exists():
-        data_files(path, role)
+    data_files(path, role)
 
 
 def data_files(path: Path, role: str) -> list[Path]:

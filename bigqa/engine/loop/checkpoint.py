@@ -28,6 +28,8 @@ from bigqa.errors import BigqaError
 from bigqa.files import atomic_folder, read_json, write_json
 
 SCHEMA = 2
+FILES = {"weights.safetensors", "adam.safetensors", "state.json"}
+"""What every checkpoint holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,13 +90,13 @@ def restore(checkpoint: Checkpoint, update: Update) -> None:
 
 def _load(path: Path) -> Checkpoint:
     checksums = read_json(path / "checksums.json", "the checkpoint's checksums")
+    if not isinstance(checksums, dict) or not checksums.keys() >= FILES:
+        raise BigqaError(f"the checkpoint {path} is damaged: checksums.json does not seal {', '.join(sorted(FILES))}")
     for name, expected in checksums.items():
         file = path / name
-        if not file.is_file() or _sha256(file) != expected:
+        if name != Path(name).name or not file.is_file() or _sha256(file) != expected:
             raise BigqaError(f"the checkpoint {path} is damaged: {name} does not match its checksum")
-    state = read_json(path / "state.json", "the checkpoint's state")
-    if state.get("schema") != SCHEMA:
-        raise BigqaError(f"the checkpoint {path} has schema {state.get('schema')}, this bigqa reads {SCHEMA}")
+    state = _state(path)
     return Checkpoint(
         step=state["step"],
         state=State(
@@ -105,6 +107,20 @@ def _load(path: Path) -> Checkpoint:
         ),
         settings=state["settings"],
     )
+
+
+def _state(path: Path) -> dict[str, Any]:
+    """Return a checkpoint's state, of which each part is what it is meant to be. Raises: BigqaError."""
+    state = read_json(path / "state.json", "the checkpoint's state")
+    schema = state.get("schema") if isinstance(state, dict) else None
+    if schema != SCHEMA:
+        raise BigqaError(f"the checkpoint {path} has schema {schema}, this bigqa reads {SCHEMA}")
+    for name, kind in {"step": int, "settings": dict, "extras": dict}.items():
+        if not isinstance(state.get(name), kind) or isinstance(state[name], bool):
+            raise BigqaError(f"the checkpoint {path} is damaged: {name} in state.json is not as it was saved")
+    if state["step"] < 0:
+        raise BigqaError(f"the checkpoint {path} is damaged: step {state['step']}")
+    return state
 
 
 def _newest_first(folder: Path) -> list[Path]:
@@ -135,7 +151,7 @@ def _tensors(path: Path) -> Lazy:
     """Return the tensors of a file, each read when it is asked for."""
     try:
         file: Any = safe_open(path, framework="pt")
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise BigqaError(f"{path} cannot be read: {error}") from None
     return Lazy({name: functools.partial(file.get_tensor, name) for name in file.keys()})  # noqa: SIM118 - no mapping
 
