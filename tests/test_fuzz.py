@@ -40,8 +40,8 @@ from bigqa.models.sources import check_lengths, load, load_config, load_tokenize
 from bigqa.plan.planner import estimator_for
 from bigqa.rehearse.planned import plan_lines, read_planned
 from bigqa.run.folder import settings_from
-from bigqa.run.together import check_together
 from bigqa.run.prediction import kind_and_options
+from bigqa.run.together import check_together
 from bigqa.sample import FOLDER
 from bigqa.settings import make_settings, read_settings
 from bigqa.strategy import STRATEGIES
