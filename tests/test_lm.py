@@ -102,6 +102,40 @@ def test_losses_are_the_librarys_padded_and_packed(tokenizer: Any) -> None:
         torch.testing.assert_close(model.lm_head.weight.grad, gradient, rtol=1e-4, atol=1e-6)
 
 
+def test_adapters_leave_the_words_as_they_are(tokenizer: Any) -> None:
+    """The head of a language model is old and large: neither trained nor adapted, unlike a classifier's."""
+    pytest.importorskip("peft")
+    from bigqa.engine import adapters
+
+    model, task = llama(tokenizer), LanguageModel(0, False)
+    adapters.apply(model, "lora")
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained and all("lora_" in name for name in trained) and not any("lm_head" in name for name in trained)
+    rows = [{"input_ids": [5, 6, 7, 8], "answer": [0, 0, 1, 1]}]
+    task.loss_sum(model, task.collate(rows)).backward()
+    assert model.lm_head.weight.grad is None
+    adapters.merge(model)
+    assert not any("lora_" in name for name in model.state_dict())
+
+
+def test_a_plan_for_a_language_model_knows_no_whole_logits(tokenizer: Any) -> None:
+    """A vocabulary of 100 times as many words costs its embedding and head, and no logits of every token."""
+    from transformers import AutoConfig
+
+    from bigqa.plan.planner import estimator_for
+    from bigqa.strategy import Strategy
+    from bigqa.tasks.registry import kind_of
+
+    def activations(vocabulary: int) -> int:
+        config = AutoConfig.for_model("llama", vocab_size=vocabulary, max_position_embeddings=512, **SIZES)
+        found = estimator_for(config, kind_of("lm"))
+        memory = found.estimate(Strategy(precision="fp32", device="cpu"), 8, 512, accumulating=False)
+        return memory.by_category["activations"] + memory.by_category["temporaries"]
+
+    few, many = activations(2_000), activations(100_000)
+    assert many - few < 8 * 512 * 98_000 * 4 / 4  # of whole logits, one copy would be four times as much
+
+
 def learned(path: Path, tokenizer: Any, seq_len: int = 64, *, drop: bool = False) -> tuple[list[str], Told]:
     told = Told()
     rows = list(rows_of(read_conversations(path, tokenizer), tokenizer, seq_len, drop=drop, told=told))
