@@ -35,7 +35,7 @@ from bigqa.engine.processes import Processes
 from bigqa.engine.stream.update import StreamedUpdate
 from bigqa.memory.depth import with_layers
 from bigqa.models.sources import first_position, load_config, load_model, resolve
-from bigqa.tasks.qa import QuestionAnswering
+from bigqa.tasks.qa.task import QuestionAnswering
 
 ANSWER = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_size_t)
 _yes = ANSWER(lambda size: 1)

@@ -21,7 +21,7 @@ from bigqa.files import cache_folder
 from bigqa.models.sources import load_tokenizer, resolve
 from bigqa.run.prediction import kind_and_options, load_for_prediction
 from bigqa.tasks.features import build_features, window_lengths
-from bigqa.tasks.qa import COLUMNS
+from bigqa.tasks.qa.task import COLUMNS
 
 ROWS = {"padded loop": "fp32", "bigqa fp32": "fp32", "bigqa": "auto"}
 """Each row's precision."""

@@ -22,7 +22,7 @@ from bigqa.models.sources import first_position
 from bigqa.plan.planner import estimator_for
 from bigqa.strategy import STRATEGIES, Strategy
 from bigqa.tasks.base import Row
-from bigqa.tasks.qa import QuestionAnswering, separator_for
+from bigqa.tasks.qa.task import QuestionAnswering, separator_for
 
 torch.set_num_threads(1)  # a fork has none of its parent's
 CLEAR_PEAK = "5"

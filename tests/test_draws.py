@@ -18,7 +18,7 @@ from bigqa.engine.loop.step import Parts, train_step
 from bigqa.engine.processes import Processes
 from bigqa.settings import Settings
 from bigqa.strategy import STRATEGIES, missing_package
-from bigqa.tasks.qa import QuestionAnswering
+from bigqa.tasks.qa.task import QuestionAnswering
 
 RECOMPUTING = {name: row for name, row in STRATEGIES.items() if row.recompute != "none"}
 SHARDED = [name for name, row in RECOMPUTING.items() if row.needs_deepspeed and "nvme" not in name]

@@ -20,7 +20,7 @@ from bigqa.engine.optim.update import State
 from bigqa.engine.processes import Processes
 from bigqa.settings import Settings
 from bigqa.strategy import Strategy
-from bigqa.tasks.qa import QuestionAnswering
+from bigqa.tasks.qa.task import QuestionAnswering
 from bigqa.tasks.rows import Rows
 
 LENGTHS = [16, 9, 12, 16, 5, 7, 11, 14, 16, 6]

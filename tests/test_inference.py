@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForQuestionAnswering
 from bigqa.engine import inference
 from bigqa.engine.attention import kernels
 from bigqa.run import prediction
-from bigqa.tasks.qa import QuestionAnswering
+from bigqa.tasks.qa.task import QuestionAnswering
 from bigqa.tasks.rows import Rows
 
 LENGTHS = [9, 30, 4, 17, 30, 8, 21]

@@ -21,7 +21,7 @@ from bigqa.engine.loop.recorder import Recorder, Silent
 from bigqa.engine.loop.stop import PARENT_VARIABLE, StopRequest, tell_end
 from bigqa.engine.optim.scaling import LossScaler
 from bigqa.errors import BigqaError
-from bigqa.tasks.qa import QuestionAnswering
+from bigqa.tasks.qa.task import QuestionAnswering
 from bigqa.tasks.rows import Rows
 
 CPU = torch.device("cpu")

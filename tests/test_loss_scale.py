@@ -14,7 +14,7 @@ from bigqa.engine.optim.scaling import GROWTH_INTERVAL
 from bigqa.engine.processes import Processes
 from bigqa.settings import Settings
 from bigqa.strategy import Strategy
-from bigqa.tasks.qa import QuestionAnswering
+from bigqa.tasks.qa.task import QuestionAnswering
 
 deepspeed = pytest.importorskip("deepspeed")
 ROWS: dict[str, dict[str, Any]] = {

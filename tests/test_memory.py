@@ -15,7 +15,7 @@ from bigqa.memory.trace import trace_step
 from bigqa.memory.whole import whole_footprint
 from bigqa.plan.planner import estimator_for
 from bigqa.strategy import STRATEGIES, Strategy
-from bigqa.tasks.qa import QuestionAnswering
+from bigqa.tasks.qa.task import QuestionAnswering
 from bigqa.units import MIB
 
 BERT = {

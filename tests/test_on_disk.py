@@ -17,7 +17,7 @@ from bigqa.engine.loop.step import Parts, train_step
 from bigqa.engine.processes import Processes
 from bigqa.settings import Settings
 from bigqa.strategy import STRATEGIES
-from bigqa.tasks.qa import QuestionAnswering
+from bigqa.tasks.qa.task import QuestionAnswering
 
 swap = pytest.importorskip("deepspeed.runtime.swap_tensor")
 

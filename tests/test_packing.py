@@ -24,7 +24,7 @@ from bigqa.engine.loop.feed import Feed
 from bigqa.engine.loop.order import DataOrder
 from bigqa.errors import BigqaError
 from bigqa.models.sources import first_position
-from bigqa.tasks.qa import QuestionAnswering
+from bigqa.tasks.qa.task import QuestionAnswering
 from bigqa.tasks.rows import Rows
 
 SIZES = {

@@ -26,7 +26,7 @@ from bigqa.plan.ladder import plain_ladder, switches_of
 from bigqa.sample import FOLDER
 from bigqa.settings import Rung
 from bigqa.strategy import Strategy
-from bigqa.tasks.qa import QuestionAnswering
+from bigqa.tasks.qa.task import QuestionAnswering
 
 FP32 = Strategy(precision="fp32", device="cpu")
 FAILS_AT = 3

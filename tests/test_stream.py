@@ -33,7 +33,7 @@ from bigqa.plan.planner import estimator_for
 from bigqa.settings import make_settings
 from bigqa.strategy import STRATEGIES, Strategy
 from bigqa.tasks.base import Batch
-from bigqa.tasks.qa import QuestionAnswering
+from bigqa.tasks.qa.task import QuestionAnswering
 
 STEPS, MICRO_BATCHES, WINDOWS = 30, 3, 2
 SMALL: dict[str, Any] = {

@@ -16,7 +16,7 @@ from bigqa.memory import shapes
 from bigqa.memory.events import CATEGORIES, live_sizes
 from bigqa.memory.trace import Recorder, trace_step
 from bigqa.strategy import Strategy
-from bigqa.tasks.qa import QuestionAnswering
+from bigqa.tasks.qa.task import QuestionAnswering
 
 WINDOWS, LENGTH = 4, 64  # together a multiple of what packed tokens are rounded up to
 TASK = QuestionAnswering(0, True)

@@ -16,7 +16,7 @@ from bigqa.engine.loop.order import DataOrder
 from bigqa.models.sources import load_config, load_model, load_tokenizer, resolve
 from bigqa.run.prediction import cache_folder
 from bigqa.tasks.features import build_features, window_lengths
-from bigqa.tasks.qa import COLUMNS
+from bigqa.tasks.qa.task import COLUMNS
 from bigqa.tasks.windows import Lengths
 
 SEED = 42

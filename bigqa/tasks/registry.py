@@ -23,7 +23,7 @@ _added: dict[str, TaskKind[Any]] = {}
 
 def names() -> list[str]:
     """Return the names of all tasks, those added last."""
-    return ["qa", *sorted(file.parent.name for file in FOLDER.glob("*/kind.py")), *_added]
+    return [*sorted(file.parent.name for file in FOLDER.glob("*/kind.py")), *_added]
 
 
 def add(kind: TaskKind[Any]) -> None:
@@ -36,8 +36,6 @@ def kind_of(name: str) -> TaskKind[Any]:
     name = OLDER.get(name, name)
     if name in _added:
         return _added[name]
-    if name == "qa":
-        return importlib.import_module("bigqa.tasks.qa_kind").KIND  # type: ignore[no-any-return]
     if not name.isidentifier() or not (FOLDER / name / "kind.py").is_file():
         raise UsageError(f"no task {name}; choose one of {', '.join(names())}")
     found: TaskKind[Any] = importlib.import_module(f"bigqa.tasks.{name}.kind").KIND

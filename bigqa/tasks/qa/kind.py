@@ -82,7 +82,7 @@ class Qa(TaskKind[QaOptions]):
 
     def task(self, model: Any, options: QaOptions, tokens: Tokens, config: Any = None) -> Any:
         """Return the loss for a model."""
-        from bigqa.tasks.qa import QuestionAnswering, separator_for
+        from bigqa.tasks.qa.task import QuestionAnswering, separator_for
 
         takes_types = (getattr(config or model.config, "type_vocab_size", 0) or 0) > 1
         separator = separator_for(model, tokens.separator)
