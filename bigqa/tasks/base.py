@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
@@ -83,6 +84,8 @@ Answered = tuple[Any, ...]
 """The number of a window, and what the model says of it."""
 Ask = Callable[[Any, "Rows", Sequence[int]], Iterator[Answered]]
 """Takes a task, rows and the tokens of each; yields what a model says of each row, in order."""
+STANDS_FOR: ContextVar[int] = ContextVar("STANDS_FOR", default=1)
+"""How often an operation on tensors without data is done: one window, or one piece, stands for all."""
 Facts = dict[str, Any]
 """What is learned from the training data and kept in the model's configuration: labels, for one."""
 Options = TypeVar("Options", bound=BaseModel)

@@ -12,7 +12,6 @@ L: rows of all windows and heads.
 
 import functools
 from collections.abc import Callable, Iterator
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,14 +20,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from bigqa.engine.bits import draw_seed, dropping_signs
+from bigqa.tasks.base import STANDS_FOR as STANDS_FOR
 
 ROW = 32
 """Windows are rounded up to multiples of this: softmax is half as fast on other rows, and products of sizes that come
 again find their kernels made."""
-
-
-STANDS_FOR: ContextVar[int] = ContextVar("STANDS_FOR", default=1)
-"""Windows that an operation on tensors without data stands for."""
 
 
 @dataclass(frozen=True)

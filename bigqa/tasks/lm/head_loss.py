@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bigqa.tasks.base import STANDS_FOR
+
 PIECE_ELEMENTS = 2**24
 """Logits that are there at once: 64 MiB in fp32, whatever the vocabulary."""
 
@@ -21,9 +23,14 @@ def head_losses(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, lab
     return losses
 
 
-def pieces(rows: int, vocabulary: int) -> Iterator[slice]:
-    """Yield parts of so many rows that their logits fit."""
+def pieces(rows: int, vocabulary: int, *, without_data: bool = False) -> Iterator[slice]:
+    """Yield parts of so many rows that their logits fit; of tensors without data, the first stands for all."""
     size = max(1, PIECE_ELEMENTS // vocabulary)
+    if without_data and rows > size:
+        token = STANDS_FOR.set(-(-rows // size))
+        yield slice(0, size)
+        STANDS_FOR.reset(token)
+        return
     yield from (slice(begin, min(begin + size, rows)) for begin in range(0, rows, size))
 
 
@@ -35,7 +42,7 @@ class _HeadLosses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, label_N: Tensor) -> Tensor:
         losses_N = torch.empty(len(label_N), dtype=torch.float32, device=hidden_NH.device)
-        for part in pieces(len(label_N), len(weight_VH)):
+        for part in pieces(len(label_N), len(weight_VH), without_data=label_N.is_meta):
             logits = _logits(hidden_NH[part], weight_VH, bias_V)
             losses_N[part] = functional.cross_entropy(logits, label_N[part], reduction="none")
         ctx.save_for_backward(hidden_NH, weight_VH, bias_V, label_N)
@@ -49,7 +56,7 @@ class _HeadLosses(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden_NH) if wants_hidden else None
         d_weight = torch.zeros_like(weight_VH) if wants_weight else None
         d_bias = torch.zeros_like(bias_V) if wants_bias and bias_V is not None else None
-        for part in pieces(len(label_N), len(weight_VH)):
+        for part in pieces(len(label_N), len(weight_VH), without_data=label_N.is_meta):
             d_logits = _logits(hidden_NH[part], weight_VH, bias_V).softmax(-1)
             d_logits.scatter_add_(1, label_N[part, None], d_logits.new_full((d_logits.shape[0], 1), -1.0))
             d_logits = (d_logits * gradient_N[part, None]).to(weight_VH.dtype)
