@@ -32,11 +32,10 @@ Done = subprocess.CompletedProcess[str]
 
 def run(command: Sequence[str | Path], cwd: Path | None = None, **environment: str) -> Done:
     """Run a command to its end; what it started, `leftovers` ends where it does not do so itself."""
-    of_the_tests = (DEBUG_VARIABLE, "COLUMNS")  # a runner of tests says how wide its own terminal is
     return subprocess.run(
         list(map(str, command)),
         cwd=cwd,
-        env={name: value for name, value in os.environ.items() if name not in of_the_tests} | environment,
+        env={name: value for name, value in os.environ.items() if name != DEBUG_VARIABLE} | environment,
         capture_output=True,
         text=True,
         timeout=LIMIT_S,

@@ -18,6 +18,7 @@ WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if WORKERS > 1:
     THREADS = str(max(1, (os.cpu_count() or 1) // WORKERS))
     os.environ |= {"OMP_NUM_THREADS": THREADS, "BIGQA_THREADS": THREADS, "BIGQA_WORKERS": THREADS}
+os.environ.pop("COLUMNS", None)  # which says how wide the terminal of these tests is, and not of what they run
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is fetched, here or by a process that a test starts
 MISSING = "the shared folder is not here"
 
