@@ -64,9 +64,11 @@ OWN: dict[str, dict[str, Any]] = {
         "pronunciation_embed_dim": 8, "pronunciation_vocab_size": 32, "shape_embed_dim": 8, "shape_vocab_size": 32,
     },
     "splinter": {"question_token_id": 4},
+    "t5": {"decoder_start_token_id": 0},
     "xmod": {"languages": ["ko_KR"], "default_language": "ko_KR"},
 }  # fmt: skip
-"""Of XMOD: the published configurations name no language, and are refused until one is named."""
+"""Of XMOD: the published configurations name no language, and are refused until one is named. Of T5: they all say with
+what a decoder starts, and the class has no default for it."""
 
 
 def kinds() -> list[str]:
