@@ -140,5 +140,5 @@ def first_problem(error: ValidationError) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if not problem["loc"]:
         return message
-    option = option_of(str(problem["loc"][0]))
+    option = option_of(in_short(problem["loc"][0]))
     return f"{option}: {message} (given: {in_short(problem.get('input'))})"

@@ -2,8 +2,10 @@
 
 import bz2
 import gzip
+import itertools
 import json
 import lzma
+import struct
 import unicodedata
 import zipfile
 from collections.abc import Callable
@@ -259,3 +261,15 @@ def test_the_public_cases(shared: Path) -> None:
         assert json.loads(done.stdout)["counts"]["questions"] == (3 if name == "lines.jsonl" else 1)
     done = here("data", "inspect", folder / "lfs.json", "tiny")
     assert done.returncode == 1 and "a Git LFS pointer" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("writer", [pa.ipc.new_stream, pa.ipc.new_file])
+def test_a_damaged_offset_is_a_line_and_not_the_end_of_the_process(writer: Any, tmp_path: Path) -> None:
+    file = tmp_path / "rows.arrow"
+    arrow(file, ROWS[:2], writer)
+    whole = file.read_bytes()
+    offsets = struct.pack("<3i", 0, *itertools.accumulate(len(row["id"].encode()) for row in ROWS[:2]))
+    at = whole.index(offsets) + 8
+    file.write_bytes(whole[:at] + struct.pack("<i", 2**30) + whole[at + 4 :])
+    with pytest.raises(BigqaError, match="broken Arrow file"):
+        read_questions(file, need_answers=True)

@@ -17,8 +17,9 @@ from bigqa.cli import app
 from bigqa.errors import BigqaError, UsageError
 from bigqa.plan.question import Question
 from bigqa.ranges import RANGES, of_environment, option_of, size
+from bigqa.rehearse.planned import read_planned
 from bigqa.run.folder import begin, settings_from
-from bigqa.settings import Rung, Settings, make_settings
+from bigqa.settings import Rung, Settings, make_settings, read_settings
 from bigqa.tasks.windows import Lengths
 
 NO_NUMBERS = ("", " ", "nan", "inf", "-inf", "1e999", "four", "넷", "４", "٤", "²", "1_0", "0x10", "9" * 5000, "1,,2")
@@ -141,3 +142,19 @@ def test_a_word_that_no_command_knows_is_one_line() -> None:
     assert train_here("--nope").returncode == 2
     helped = here("data")
     assert helped.returncode == 2 and "inspect" in helped.stderr + helped.stdout
+
+
+def test_what_a_file_says_is_repeated_in_short(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"x" * 3000: 1}), encoding="utf-8")
+    with pytest.raises(BigqaError, match="not a bigqa run's config") as raised:
+        read_settings(config)
+    assert len(str(raised.value)) < 1000
+
+
+def test_a_plan_of_more_memory_than_there_is_is_refused(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    memory = {"allocated_bytes": 10**400, "device_bytes": 1}
+    plan.write_text(json.dumps({"settings": {}, "predicted": {"memory": memory}}), encoding="utf-8")
+    with pytest.raises(BigqaError, match="allocated_bytes"):
+        read_planned(plan)

@@ -1,7 +1,9 @@
 """Tables of texts and labels: every form the same rows, and every fault one line with its place."""
 
 import gzip
+import itertools
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -123,3 +125,13 @@ def test_published_data_is_read_whole(shared: Path) -> None:
     assert all(isinstance(text, tuple) for text, _ in comments)
     inference = examples(data / "kornli" / "xnli.dev.ko.tsv")
     assert len(inference) == 2490 and {label for _, (label,) in inference} == {"neutral", "contradiction", "entailment"}
+
+
+def test_a_damaged_offset_is_a_line_and_not_the_end_of_the_process(tmp_path: Path) -> None:
+    file = written(tmp_path, "") / "data-00000-of-00001.arrow"
+    whole = file.read_bytes()
+    offsets = struct.pack("<3i", 0, *itertools.accumulate(len(row["text"].encode()) for row in ROWS))
+    at = whole.index(offsets) + 8
+    file.write_bytes(whole[:at] + struct.pack("<i", 2**30) + whole[at + 4 :])
+    with pytest.raises(BigqaError, match="damaged"):
+        examples(file)

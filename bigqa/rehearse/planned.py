@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -65,10 +65,13 @@ class _Part(BaseModel):
     model_config = ConfigDict(strict=True)
 
 
+Size = Annotated[int, Field(ge=0, le=2**60)]
+
+
 class _Memory(_Part):
-    allocated_bytes: int | None = None
-    reserved_bytes: int | None = None
-    device_bytes: int | None = None
+    allocated_bytes: Size | None = None
+    reserved_bytes: Size | None = None
+    device_bytes: Size | None = None
 
 
 class _Predicted(_Part):
@@ -76,18 +79,18 @@ class _Predicted(_Part):
 
 
 class _Model(_Part):
-    memory_mib: int = 0
+    memory_mib: Size = 0
 
 
 class _Gpu(_Part):
     name: str | None = None
-    total_bytes: int | None = None
+    total_bytes: Size | None = None
     model: _Model | None = None
 
 
 class _Rung(_Part):
     name: str
-    micro_batch: int
+    micro_batch: int = Field(ge=1, le=2**40)
 
 
 class _Settings(_Part):

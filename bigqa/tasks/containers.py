@@ -118,6 +118,7 @@ def _of_table(file: IO[bytes], packing: str, name: str, role: str) -> Iterator[t
     try:
         number = 0
         for batch in _batches(file, packing):
+            batch.validate(full=True)  # Arrow's readers believe a damaged file, and read beyond its end
             held = [column for column in COLUMNS if column in batch.schema.names]
             for row in batch.select(held).to_pylist():
                 number += 1

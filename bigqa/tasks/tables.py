@@ -143,7 +143,9 @@ def _batches(file: Path) -> Iterator[pa.RecordBatch]:
             yield from (batch.replace_schema_metadata(schema.metadata) for batch in parquet.iter_batches(1024))
         return
     with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as stream:
-        yield from stream
+        for batch in stream:
+            batch.validate(full=True)  # Arrow's readers believe a damaged file, and read beyond its end
+            yield batch
 
 
 def _of_batches(batches: Iterator[pa.RecordBatch], file: Path) -> Iterator[Placed]:
