@@ -273,3 +273,11 @@ def test_a_damaged_offset_is_a_line_and_not_the_end_of_the_process(writer: Any, 
     file.write_bytes(whole[:at] + struct.pack("<i", 2**30) + whole[at + 4 :])
     with pytest.raises(BigqaError, match="broken Arrow file"):
         read_questions(file, need_answers=True)
+
+
+def test_a_long_id_is_repeated_in_short(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    file.write_bytes(dumped([ROWS[0] | {"id": "x" * 3000, "question": None}]))
+    with pytest.raises(BigqaError, match="question") as raised:
+        read_questions(file, need_answers=True)
+    assert len(str(raised.value)) < 1000
