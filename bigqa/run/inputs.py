@@ -10,7 +10,7 @@ from bigqa.files import cache_folder
 from bigqa.models.sources import check_lengths, describe_config, load, load_tokenizer
 from bigqa.models.tokenizers import rows_needed
 from bigqa.models.weights import Loaded
-from bigqa.run.job import Job, check_padding
+from bigqa.run.job import Job, give_padding
 from bigqa.run.together import check_together
 from bigqa.settings import Settings
 
@@ -42,7 +42,7 @@ def model_and_tokenizer(settings: Settings, job: Job) -> Made:
     described = describe_config(job.config(with_dropout=False))
     config = job.config()
     check_lengths(config, settings.seq_len)
-    check_padding(config, tokenizer)
+    give_padding(config, tokenizer)
     doubts = check_together(job.source, tokenizer, config, job.kind)
     if (line := job.kind.check_text(settings.train_file, tokenizer, job.options)) is not None:
         doubts.append(line)

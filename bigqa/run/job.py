@@ -66,7 +66,7 @@ def task_of(kind: TaskKind[Any], options: Any, tokenizer: Any, model: Any) -> An
     return kind.task(model, options, tokens)
 
 
-def check_padding(config: Any, tokenizer: Any) -> None:
+def give_padding(config: Any, tokenizer: Any) -> None:
     """Give a model whose vocabulary has nothing to pad with the token that ends texts: padding is masked anyway."""
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:

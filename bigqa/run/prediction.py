@@ -37,7 +37,7 @@ from bigqa.models.sources import (
     with_labels,
 )
 from bigqa.models.tokenizers import rows_needed
-from bigqa.run.job import check_padding, task_of
+from bigqa.run.job import give_padding, task_of
 from bigqa.run.together import check_together
 from bigqa.tasks.base import Answered, Progress, Row, Scored, TaskKind
 from bigqa.tasks.registry import DEFAULT, kind_of, kind_of_config
@@ -140,7 +140,7 @@ def load_for_prediction(
     kind, found = kind_and_options(Path(name), config, task, seq_len=seq_len, **options)
     check_lengths(with_labels(config, kind.head), found.seq_len)
     tokenizer = load_tokenizer(source)
-    check_padding(config, tokenizer)
+    give_padding(config, tokenizer)
     for line in check_together(source, tokenizer, config, kind):
         tell(line)
     model = load_model(source, config, head=kind.head, vocabulary_size=rows_needed(tokenizer), require_head=True)

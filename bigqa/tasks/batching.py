@@ -11,9 +11,13 @@ from torch.nn import functional
 
 from bigqa.tasks.base import Batch, Row
 
-MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "cu_seq_lens_q")
+GLOBAL = "global_attention_mask"
+"""What models of long windows call the tokens that all others look at, and that look at all."""
+MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "cu_seq_lens_q", GLOBAL)
 MULTIPLE = 128
 """Packed tokens are rounded up to multiples of this, so that kernels made for one batch serve the next."""
+EXAMPLE_TOKEN = 5
+"""Of an example's windows: a token that is no special one."""
 
 
 class Batcher:
@@ -45,10 +49,12 @@ class Batcher:
     def example(self, micro_batch: int, seq_len: int, *, packed: bool = False) -> Batch:
         """Return a full micro-batch on the current device, for shapes alone."""
         shape = (1, micro_batch * seq_len) if packed else (micro_batch, seq_len)
-        names = ["input_ids", *(["token_type_ids"] if self.takes_token_types else [])]
-        names.append("position_ids" if packed else "attention_mask")
-        batch = {name: torch.zeros(shape, dtype=torch.long) for name in names}
-        if packed:
+        batch = {"input_ids": torch.full(shape, EXAMPLE_TOKEN)}
+        names = [*(["token_type_ids"] if self.takes_token_types else []), *(["position_ids"] if packed else [])]
+        batch |= {name: torch.zeros(shape, dtype=torch.long) for name in names}
+        if not packed:
+            batch["attention_mask"] = torch.ones(shape, dtype=torch.long)
+        else:
             batch["cu_seq_lens_q"] = torch.zeros(micro_batch + 1, dtype=torch.int32)
             batch["places"] = torch.zeros(micro_batch, seq_len, dtype=torch.long)
         return batch | self.example_targets(micro_batch, seq_len)

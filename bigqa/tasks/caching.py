@@ -27,34 +27,47 @@ def kept_rows(
 ) -> Rows:  # fmt: skip
     """Return rows, from the cache where they were made before of the same files and values."""
     file = cache_dir / f"{name}-{_key(sources, follows_from)}.arrow"
-    if not _is_whole(file):
+    if not is_whole(file):
         with atomic_path(file) as temporary:
             write_rows(temporary, make(), schema)
     return Rows.of_file(file)
 
 
-def write_rows(file: Path, rows: Iterator[dict[str, Any]], schema: pa.Schema) -> None:
-    """Write rows as an Arrow stream, a batch in memory at a time."""
+def write_rows(
+    file: Path,
+    rows: Iterator[dict[str, Any]],
+    schema: pa.Schema,
+    on_row: Callable[[dict[str, Any]], None] | None = None,
+) -> None:
+    """Write rows as an Arrow stream, a batch in memory at a time; `on_row` takes the last of each batch."""
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         while batch := list(islice(rows, BATCH_ROWS)):
             writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
+            if on_row is not None:
+                on_row(batch[-1])
 
 
 def _key(sources: Sequence[Path], follows_from: Sequence[Any]) -> str:
     digest = hashlib.sha256()
     for source in sources:
-        try:
-            with source.open("rb") as stream:
-                while block := stream.read(1 << 20):
-                    digest.update(block)
-        except OSError as error:
-            raise BigqaError(f"data file cannot be read: {source}: {error.strerror}") from None
+        read_into(digest, source)
         digest.update(b"\0")
     digest.update(json.dumps(follows_from, sort_keys=True, ensure_ascii=False).encode())
     return digest.hexdigest()[:24]
 
 
-def _is_whole(file: Path) -> bool:
+def read_into(digest: "hashlib._Hash", file: Path) -> None:
+    """Add every byte of a data file to a digest. Raises: BigqaError."""
+    try:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise BigqaError(f"data file cannot be read: {file}: {error.strerror}") from None
+
+
+def is_whole(file: Path) -> bool:
+    """Whether a file of rows is there, to its end."""
     if not file.is_file():
         return False
     try:

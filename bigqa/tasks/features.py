@@ -15,8 +15,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from bigqa.errors import BigqaError
 from bigqa.files import atomic_path
+from bigqa.tasks.caching import is_whole, read_into, write_rows
 from bigqa.tasks.documents import data_files
 from bigqa.tasks.rows import Rows
 from bigqa.tasks.squad import DATA, Question, iter_questions
@@ -66,14 +66,15 @@ def build_features(
     """
     key = _key(path, tokenizer, lengths, training=training, limit=limit, with_targets=with_targets)
     file = cache_dir / f"{_plain_name(path)}-{key}.arrow"
-    if not _is_whole(file):
+    if not is_whole(file):
         need_answers = training or with_targets
         # Read twice: a fault in the last document is found before an hour goes into the first, and the total is known.
         total = sum(1 for _ in islice(iter_questions(path, need_answers=need_answers), limit))
         questions = islice(iter_questions(path, need_answers=need_answers), limit)
         rows = _rows(questions, tokenizer, lengths, training=training)
         with atomic_path(file) as temporary:
-            _write(temporary, rows, training=training, on_row=_reporter(on_progress, total))
+            schema = pa.schema(list((TRAINING_FIELDS if training else PREDICTION_FIELDS).items()))
+            write_rows(temporary, rows, schema, _reporter(on_progress, total))
     return Rows.of_file(file)
 
 
@@ -93,14 +94,6 @@ def _reporter(on_progress: Callable[[int, int], None] | None, total: int) -> Cal
             on_progress(row["question"] + 1, total)
 
     return report
-
-
-def _write(file: Path, rows: Iterator[Row], *, training: bool, on_row: Callable[[Row], None]) -> None:
-    schema = pa.schema(list((TRAINING_FIELDS if training else PREDICTION_FIELDS).items()))
-    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        while batch := list(islice(rows, BATCH_ROWS)):
-            writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
-            on_row(batch[-1])
 
 
 def _rows(questions: Iterator[Question], tokenizer: Any, lengths: Lengths, *, training: bool) -> Iterator[Row]:
@@ -184,22 +177,5 @@ def data_digest(path: Path) -> str:
 def _of_files(path: Path) -> "hashlib._Hash":
     digest = hashlib.sha256()
     for file in data_files(path, DATA):
-        try:
-            with file.open("rb") as stream:
-                while block := stream.read(1 << 20):
-                    digest.update(block)
-        except OSError as error:
-            raise BigqaError(f"{DATA} cannot be read: {file}: {error.strerror}") from None
+        read_into(digest, file)
     return digest
-
-
-def _is_whole(file: Path) -> bool:
-    if not file.is_file():
-        return False
-    try:
-        with pa.memory_map(str(file)) as source:
-            for _ in pa.ipc.open_stream(source):
-                pass
-    except (pa.ArrowInvalid, OSError):
-        return False
-    return True
