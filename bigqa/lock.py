@@ -43,6 +43,8 @@ BEAT_S = 5.0
 OLD_S = 60.0
 """Since the last beat: the owner is gone."""
 WATCHED_S = 3 * BEAT_S
+ENDS_S = 1.0
+"""What an owner that has ended may leave behind for a moment: its threads and workers, which have its files open."""
 _here: list[int] = []
 """Lock files that this process holds."""
 NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
@@ -126,7 +128,7 @@ def check_free(folder: Path) -> None:
     except OSError:  # what it cannot write there is told when it wants to
         return
     try:
-        if _flocked(file) is False:
+        if _flocked_at_last(folder, file) is False:
             raise _in_use(folder)
     finally:
         os.close(file)
@@ -190,7 +192,7 @@ def _locked(folder: Path) -> tuple[int, bool]:
     while True:
         file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            flocked = _flocked(file)
+            flocked = _flocked_at_last(folder, file)
             if flocked is False:
                 raise _in_use(folder)
             with contextlib.suppress(FileNotFoundError):  # its last owner has removed it since it was opened
@@ -200,6 +202,16 @@ def _locked(folder: Path) -> tuple[int, bool]:
             os.close(file)
             raise
         os.close(file)
+
+
+def _flocked_at_last(folder: Path, file: int) -> bool | None:
+    """Take flock, waiting a moment for one whose owner has ended already."""
+    deadline = time.monotonic() + ENDS_S
+    while (flocked := _flocked(file)) is False:
+        if time.monotonic() > deadline or not _has_ended(read_owner(folder)):
+            break
+        time.sleep(0.02)
+    return flocked
 
 
 def _flocked(file: int) -> bool | None:
@@ -223,8 +235,19 @@ def _lives(owner: Owner, folder: Path, file: int, is_flocked: bool, say: Callabl
         if is_flocked:
             return False
         if owner.room == _room():
-            return psutil.pid_exists(owner.pid) and psutil.Process(owner.pid).create_time() == owner.started
+            return not _has_ended(owner)
     return _beats(owner, folder, say)
+
+
+def _has_ended(owner: Owner | None) -> bool:
+    """Say of an owner whose process can be seen from here whether that has ended."""
+    if owner is None or owner.boot != _boot() or owner.room != _room():
+        return False
+    try:
+        process = psutil.Process(owner.pid)
+        return process.create_time() != owner.started or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _beats(owner: Owner, folder: Path, say: Callable[[str], None]) -> bool:

@@ -69,8 +69,12 @@ def until(condition: Callable[[], bool], process: "subprocess.Popen[str] | None"
 
 
 def runs(pid: int) -> bool:
-    """Say whether a process is there and has not ended."""
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    """Say whether a process is there and has not ended; until its last thread has, its files are open and locked."""
+    try:
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1
+    except psutil.NoSuchProcess:
+        return False
 
 
 class _Exit(BaseException):

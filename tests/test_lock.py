@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import train_here, until
+from commands import train_here
 
 from bigqa import lock
 from bigqa.errors import BigqaError
@@ -107,15 +108,27 @@ def test_a_worker_keeps_what_its_launcher_had(tmp_path: Path) -> None:
         held(tmp_path).__enter__()
     assert worker is not None
     os.kill(worker, signal.SIGKILL)
-    until(lambda: _is_free(tmp_path))
+    check_free(tmp_path)
 
 
-def _is_free(folder: Path) -> bool:
-    try:
-        check_free(folder)
-    except BigqaError:
-        return False
-    return True
+def test_what_an_ended_owner_leaves_for_a_moment_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last threads and workers; of an owner that lives, nothing is waited for."""
+    owner, worker = started(tmp_path, "with a worker")
+    assert worker is not None
+    sleep = time.sleep
+    monkeypatch.setattr(lock.time, "sleep", never)
+    with pytest.raises(BigqaError, match=f"process {owner.pid}, since"):
+        held(tmp_path).__enter__()
+
+    def last(seconds: float) -> None:
+        os.kill(worker, signal.SIGKILL)
+        sleep(seconds)
+
+    owner.kill()
+    owner.communicate()
+    monkeypatch.setattr(lock.time, "sleep", last)
+    with held(tmp_path):
+        pass
 
 
 def test_who_was_handed_the_lock_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

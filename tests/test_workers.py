@@ -203,7 +203,7 @@ watch_launcher()
 taken = []
 with interrupts.taken_by(taken.append):
     (folder / f"ready-{rank}").write_text(str(os.getpid()))
-    while not taken: time.sleep(0.01)
+    while not taken or not (folder / "saves").exists(): time.sleep(0.01)
     (folder / f"saved-{rank}").write_text(str(taken[0]))
 """
 
@@ -219,6 +219,7 @@ def test_workers_save_and_end_when_their_launcher_is_killed(run: Path, trainer: 
     started.wait()
     with pytest.raises(BigqaError, match="in use by a run"):
         held(run).__enter__()
+    (run / "saves").touch()
     until(lambda: not any(map(runs, pids)))
     assert [(run / f"saved-{rank}").read_text() for rank in range(2)] == ["15", "15"]
     with held(run):
