@@ -21,7 +21,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from bigqa import interrupts, streams
-from bigqa.errors import BigqaError, in_a_line
+from bigqa.errors import BigqaError, in_a_line, one_line
 
 DEBUG_VARIABLE = "BIGQA_DEBUG"
 INTERRUPTED = 130
@@ -155,7 +155,7 @@ def _refuse(error: Any) -> None:
 def fail(text: str, exit_code: int, *, told: bool | None = None) -> None:
     """Print an error in one line, from one process of a run, and exit."""
     if (os.environ.get("RANK", "0") == "0") if told is None else not told:
-        tell("bigqa: " + " ".join(text.split()))
+        tell("bigqa: " + one_line(text))
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     os._exit(exit_code)  # a process of several must not wait at exit for one that is gone

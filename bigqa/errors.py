@@ -4,7 +4,31 @@ In: what went wrong, where (file, id), and what to do. Out: never a traceback, u
 """
 
 import contextlib
+import unicodedata
 from collections.abc import Iterator
+
+LONGEST_WORD, LONGEST_LINE = 300, 900
+"""Characters of one word, and of all: more is a value of the input, not what is said of it. Paths are let through."""
+UNSEEN = ("Cc", "Cf", "Cs")
+"""Unicode's kinds of characters that show nothing or steer a terminal: controls, formats, halves of pairs."""
+
+
+def one_line(text: str) -> str:
+    """Return what is told of an error as one line, in which a value that it repeats is cut in its middle.
+
+    The end stays: what to do stands there. A character that would not be seen is spelled out.
+    """
+    words = (_cut(_seen(_cut(word, LONGEST_WORD)), LONGEST_WORD) for word in text.split())
+    return _cut(" ".join(words), LONGEST_LINE)
+
+
+def _seen(word: str) -> str:
+    return "".join(ascii(c)[1:-1] if unicodedata.category(c) in UNSEEN else c for c in word)
+
+
+def _cut(text: str, longest: int) -> str:
+    end = longest // 4
+    return text if len(text) <= longest else f"{text[: longest - end - 3]}...{text[-end:]}"
 
 
 class BigqaError(Exception):
@@ -13,6 +37,9 @@ class BigqaError(Exception):
     exit_code = 1
     told: bool | None = None
     """Of a run of several processes: whether another one has told this; none: the first of them tells it."""
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class UsageError(BigqaError):
@@ -30,12 +57,6 @@ def in_a_line(error: BaseException) -> str:
     count = 2 if lines and lines[0].endswith(":") else 1  # a heading says nothing by itself
     text = " ".join((" ".join(lines[:count]) or type(error).__name__).split())
     return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
-
-
-def in_short(value: object, longest: int = 80) -> str:
-    """Return a value of a person's file as an error repeats it."""
-    text = str(value)
-    return text if len(text) <= longest else f"{text[:longest]}..."
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from bigqa.errors import BigqaError, UsageError, in_short
+from bigqa.errors import BigqaError, UsageError
 from bigqa.files import read_json
 from bigqa.ranges import Ranged, option_of
 from bigqa.strategy import Strategy
@@ -140,5 +140,5 @@ def first_problem(error: ValidationError) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if not problem["loc"]:
         return message
-    option = option_of(in_short(problem["loc"][0]))
-    return f"{option}: {message} (given: {in_short(problem.get('input'))})"
+    option = option_of(str(problem["loc"][0]))
+    return f"{option}: {message} (given: {problem.get('input')})"

@@ -15,11 +15,15 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from bigqa.errors import BigqaError
+from bigqa.errors import LONGEST_LINE, BigqaError
 
 LIMIT_S = 10.0
 Spoiling = tuple[str, int, Any]
 """What is done, where (a number that is taken modulo the places there are), and with what."""
+
+Read = Callable[[Any, list[Spoiling], Path], Callable[[], object]]
+"""From a kind's bases, a choice among them with its spoilings, and an empty folder to what reads it."""
+Kind = tuple[Read, st.SearchStrategy[list[Spoiling]]]
 
 DEEP: Any = []
 for _ in range(60):
@@ -141,7 +145,7 @@ def tried(read: Callable[[], object], folder: Path, tally: Tally) -> None:
         tally.refused += 1
         text = str(error)
         assert text.strip() and error.exit_code in (1, 2)
-        assert "Traceback" not in text and len(text) < 1000, text
+        assert "Traceback" not in text and "\n" not in text and len(text) <= LONGEST_LINE, text
     assert time.monotonic() - began < LIMIT_S
     assert _listing(folder) == before
 

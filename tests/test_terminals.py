@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bigqa import console, files, streams
+from bigqa.errors import LONGEST_LINE, BigqaError
 from bigqa.plan.candidates import Candidate
 from bigqa.show.probe import reasons
 
@@ -177,3 +178,13 @@ def test_what_is_wrapped_is_wrapped_once(monkeypatch: pytest.MonkeyPatch) -> Non
         first = sys.stdout
         streams.secure()
         assert first is sys.stdout is not sink
+
+
+def test_an_error_is_one_line_whatever_value_it_repeats() -> None:
+    """A long value is cut in its middle, what to do stays, and nothing steers the terminal."""
+    value = "x" * 3000
+    told = str(BigqaError(f"no model {value}\nhere; name a folder"))
+    assert told.startswith("no model xxx") and told.endswith("xxx here; name a folder") and "x...x" in told
+    many = str(BigqaError(f"rows: {'word ' * 2000}; leave them out"))
+    assert len(many) == LONGEST_LINE and many.endswith("word ; leave them out")
+    assert str(BigqaError("id '\x1b[2Ja\u200b가\ud800'")) == r"id '\x1b[2Ja\u200b가\ud800'"

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from bigqa.errors import BigqaError, as_a_line, in_a_line, in_short
+from bigqa.errors import BigqaError, as_a_line, in_a_line
 from bigqa.files import read_json, read_text
 from bigqa.models import enliple
 from bigqa.models.tokenizers import no_vocabulary, settled, stored
@@ -113,7 +113,7 @@ def resolve(name: str, *, tokenizer: str | None = None) -> ModelSource:
     try:
         is_file, is_folder = path.is_file(), path.is_dir()
     except (OSError, ValueError) as error:  # a name that is too long, or has a null byte
-        raise BigqaError(f"no model {in_short(name)}: {in_a_line(error)}") from None
+        raise BigqaError(f"no model {name}: {in_a_line(error)}") from None
     if is_file:
         return ModelSource(kind="config", name=name, has_weights=False, tokenizer=tokenizer or str(path.parent))
     if is_folder:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bigqa.errors import BigqaError, UsageError, in_short
+from bigqa.errors import BigqaError, UsageError
 from bigqa.files import read_json, write_error, write_json
 from bigqa.lock import FILES, check_free
 from bigqa.models.sources import resolve
@@ -50,7 +50,7 @@ def settings_from(options: dict[str, Any], resume: Path | None) -> Settings:
             raise UsageError(f"--{name.replace('_', '-')} is missing (or --resume RUN to go on with a run)")
     for name in ("model", "tokenizer"):
         if not isinstance(options.get(name), str | None):  # of a plan: a command line has words alone
-            raise BigqaError(f"--{name}: {in_short(options[name])} is not text")
+            raise BigqaError(f"--{name}: {options[name]} is not text")
     source = resolve(options["model"], tokenizer=options.get("tokenizer"))
     recipe = source.recipe.model_dump(exclude_none=True) if source.recipe else {}
     known = {name: value for name, value in recipe.items() if name in Settings.model_fields}

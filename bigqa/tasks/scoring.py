@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bigqa.errors import BigqaError, UsageError, in_short
+from bigqa.errors import BigqaError, UsageError
 from bigqa.files import read_json
 from bigqa.tasks import klue, korquad1, korquad2, squad2
 from bigqa.tasks.documents import field, items, name_of
@@ -111,7 +111,7 @@ def read_golds(path: Path, metric: str) -> dict[str, list[str]]:
         texts = _golds_of(entry, metric)
         name = entry.id
         if name in golds:
-            known = f"{entry.where}: question id {in_short(name)!r}"
+            known = f"{entry.where}: question id {name!r}"
             raise BigqaError(f"{known} is there twice, first in {places[name]}; keep one")
         golds[name], places[name] = texts, entry.where
     if not golds:

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from bigqa.errors import BigqaError, in_short
+from bigqa.errors import BigqaError
 from bigqa.tasks.documents import field, items
 from bigqa.tasks.entries import Entry, entries
 
@@ -43,7 +43,7 @@ def iter_questions(path: Path, *, need_answers: bool) -> Iterator[Question]:
     for entry in entries(path, DATA):
         question = _question(entry, need_answers)
         if question.id in seen:
-            known = f"{entry.where}: question id {in_short(question.id)!r}"
+            known = f"{entry.where}: question id {question.id!r}"
             raise BigqaError(f"{known} is there twice, first in {seen[question.id]}; keep one")
         seen[question.id] = entry.where
         has_answers = has_answers or bool(question.answers)
@@ -68,7 +68,7 @@ def _question(entry: Entry, need_answers: bool) -> Question:
     held = {} if entry.context is None else {"context": entry.context}
     context = _text(field(held, "context", str, entry.where), "context", entry.where)
     name = _text(entry.id, "id", entry.where)
-    where = f"{entry.where} id {in_short(name)!r}"
+    where = f"{entry.where} id {name!r}"
     text = _text(field(entry.qa, "question", str, where), "question", where)
     if not text.strip():
         raise BigqaError(f"{where}: the question is empty; write one, or leave the entry out")

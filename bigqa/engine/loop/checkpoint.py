@@ -24,7 +24,7 @@ from torch import Tensor
 
 from bigqa.engine.lazy import Lazy
 from bigqa.engine.optim.update import State, Update
-from bigqa.errors import BigqaError, in_short
+from bigqa.errors import BigqaError
 from bigqa.files import atomic_folder, read_json, write_json
 
 SCHEMA = 2
@@ -114,7 +114,7 @@ def _state(path: Path) -> dict[str, Any]:
     state = read_json(path / "state.json", "the checkpoint's state")
     schema = state.get("schema") if isinstance(state, dict) else None
     if schema != SCHEMA:
-        raise BigqaError(f"the checkpoint {path} has schema {in_short(schema)}, this bigqa reads {SCHEMA}")
+        raise BigqaError(f"the checkpoint {path} has schema {schema}, this bigqa reads {SCHEMA}")
     for name, kind in {"step": int, "settings": dict, "extras": dict}.items():
         if not isinstance(state.get(name), kind) or isinstance(state[name], bool):
             raise BigqaError(f"the checkpoint {path} is damaged: {name} in state.json is not as it was saved")
