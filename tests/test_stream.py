@@ -1,11 +1,13 @@
 """Streamed layers: the same learning as plain training, what cannot be streamed, and masters in two parts."""
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from small_runs import metrics, train
 from transformers import (
     AlbertConfig,
     AutoConfig,
@@ -185,6 +187,39 @@ def test_random_rounding_is_stepped_layer_by_layer_and_resumes(
     checkpoint.restore(found, other.update)
     once, again = (learned(one, config, 4, 6, packed=True) for one in (parts, other))
     assert torch.equal(once, again)
+
+
+@pytest.mark.parametrize("name", [name for name, row in STRATEGIES.items() if row.stream])
+def test_a_run_ends_with_checkpoints_and_a_model(name: str, tmp_path: Path) -> None:
+    """Of the trainer itself: what its loop asks of an update, this one has."""
+    pytest.importorskip("bitsandbytes")
+    assert train(tmp_path, strategy=name, precision="auto", max_steps=2, save_every=1, micro_batch=4) == 0
+    assert [line["step"] for line in metrics(tmp_path)] == [1, 2]
+    assert [folder.name[-1] for folder in sorted((tmp_path / "checkpoints").iterdir())] == ["1", "2"]
+    assert (tmp_path / "model" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("axes", [{}, {"precision": "bf16-sr"}])
+def test_no_thread_reads_weights_that_are_being_changed(axes: dict[str, Any], processes: Processes) -> None:
+    config = CONFIGS["bert"]()
+    parts = parts_of(config, STREAM.model_copy(update=axes), processes)
+    update: Any = parts.update
+    stepped, free = update.steps.step, []
+
+    def ask() -> None:
+        thread = threading.Thread(target=lambda: free.append(update.turn.acquire(blocking=False)))
+        thread.start()
+        thread.join()
+
+    def step(*args: Any) -> None:
+        if len(free) < 2:
+            ask()
+        stepped(*args)
+
+    update.steps.step = step
+    learned(parts, config, 0, 1, packed=True)
+    ask()
+    assert free == [False, False, True] and not update.changing  # the step is over at the end
 
 
 def test_what_lies_in_no_list_of_its_own_is_refused_in_a_line(processes: Processes) -> None:

@@ -7,7 +7,6 @@ our own configuration (see `bigqa.engine.zero`) and our own optimizer; only its 
 import contextlib
 import functools
 import os
-import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -53,13 +52,10 @@ class ShardedUpdate(Update):
             self.engine.optimizer._constant_buffered_norm2 = functools.partial(whole, buffer_size=NORMED_AT_ONCE)
         self.module = model
         self.stage = strategy.zero_stage
-        self.world_size = world_size
-        self.model = self.engine
-        self.scaling = LossScaler()
-        self.scaler = self.scaling if strategy.precision == "fp16" else None
-        if self.scaler is not None:
-            self.engine.optimizer.loss_scaler = ForDeepSpeed(self.scaler)
-        self.changing, self.completed, self.turn = False, 0, threading.RLock()
+        scaler = LossScaler() if strategy.precision == "fp16" else None
+        self._start(self.engine, world_size=world_size, scaler=scaler)
+        if scaler is not None:
+            self.engine.optimizer.loss_scaler = ForDeepSpeed(scaler)
         # DeepSpeed takes its masters from weights that are rounded already.
         self._set_masters(exact)
 

@@ -45,11 +45,15 @@ class Update:
         world_size: int = 1,
         scaler: LossScaler | None = None,
     ) -> None:
-        self.model = model
-        """Perhaps wrapped for several processes; its gradients are then averages over the processes."""
+        self._start(model, world_size=world_size, scaler=scaler)
         self.weights = weights
         self.optimizer = optimizer
         self.clip = clip
+
+    def _start(self, model: nn.Module, *, world_size: int = 1, scaler: LossScaler | None = None) -> None:
+        """Make what every update has, whatever else it is."""
+        self.model = model
+        """Perhaps wrapped for several processes; its gradients are then averages over the processes."""
         self.world_size = world_size
         self.scaler = scaler
         """For fp16 alone."""

@@ -29,14 +29,10 @@ class StreamedUpdate(Update):
         self, placed: Placed, passes: LayerPasses, steps: HostSteps, *, clip: float, weight_decay: float,
         scaler: LossScaler | None,
     ) -> None:  # fmt: skip
-        self.model = placed.model
+        self._start(placed.model, scaler=scaler)
         self.placed, self.passes, self.steps = placed, passes, steps
         self.link: Link = passes.link
         self.clip, self.weight_decay = clip, weight_decay
-        self.scaler = scaler
-        self.scaling = scaler or LossScaler()
-        self.world_size = 1
-        self.changing, self.completed = False, 0
         self.lr = 0.0
         self._last_norm: Tensor | None = None
         self._squares: list[Tensor] = []
@@ -54,6 +50,10 @@ class StreamedUpdate(Update):
 
     def step(self) -> Tensor:
         """Clip and step, or end a step whose units have been stepped. Returns: the norm before clipping."""
+        with self.turn:
+            return self._step()
+
+    def _step(self) -> Tensor:
         self.placed.send_outer()
         if self.link.device.type == "meta":
             norm = torch.zeros((), device="meta")
@@ -72,18 +72,24 @@ class StreamedUpdate(Update):
         if self.scaler is not None:
             self.scaler.update(finite=finite)
         if finite:
-            self.changing = True
+            self._change()
             factor = torch.clamp(self.clip / (norm + 1e-6), max=1.0) * scale
             for one in touched:
                 self._step_one(one, factor)
         return norm
+
+    def _change(self) -> None:
+        """Begin to change weights, which a thread beside this one must not read until the step is over."""
+        if not self.changing:
+            self.turn.acquire()
+        self.changing = True
 
     def _leave(self, unit: Unit) -> None:
         """Step a unit whose gradients are whole, where they do not wait for the others'."""
         if self.steps.waits or self.link.device.type == "meta":
             return
         self.link.land()
-        self.changing = True
+        self._change()
         for one in unit.weights.values():
             if one.is_touched:
                 square = one.gradient_of_step().squares()
@@ -106,7 +112,9 @@ class StreamedUpdate(Update):
     def _end(self) -> None:
         self.forget_gradients()
         self.completed += 1
-        self.changing = False
+        if self.changing:
+            self.changing = False
+            self.turn.release()
         self.placed.slots.forget()
         self.placed.bring_outer()
         self._begin_passes()
