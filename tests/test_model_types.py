@@ -26,6 +26,13 @@ from bigqa.show import markers
 from bigqa.units import GIB
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64, "vocab_size": 431}
+COUNTED = {
+    "deberta-v3-xsmall": 70_682_112,
+    "deberta-v3-base": 183_831_552,
+    "deberta-v3-large": 434_012_160,
+    "mdeberta-v3-base": 278_218_752,
+}
+"""Parameters without a head, as KerasNLP publishes them beside its copies of the weights."""
 CONFIGS = sorted((Path(__file__).parent / "configs").glob("*.json"))
 REPORTS = {file.stem: read_report(file) or {} for file in FOLDER.glob("*.json")}
 
@@ -99,6 +106,24 @@ def test_a_published_configuration_is_planned(name: str) -> None:
 def test_forty_published_configurations_have_a_head() -> None:
     assert len(CONFIGS) >= 40
     assert {load_config(resolve(str(file))).model_type for file in CONFIGS} <= set(kinds())
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_a_published_configuration_is_of_the_size_that_others_count(name: str) -> None:
+    config = load_config(resolve(str(CONFIGS[0].parent / f"{name}.json")))
+    assert estimator_for(config).num_parameters == COUNTED[name] + 2 * (config.hidden_size + 1)
+
+
+def test_a_type_without_the_head_is_refused_with_those_that_it_has() -> None:
+    done = here("probe", CONFIGS[0].parent / "causal" / "gemma-2b.json")
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    assert "gemma have no question-answering head; they have a sequence-classification head and a " in done.stderr
+
+
+@pytest.mark.slow
+def test_a_causal_model_without_the_head_is_planned_for_another_task() -> None:
+    done = here("probe", CONFIGS[0].parent / "causal" / "gemma-2b.json", "--task", "lm", "--gpu", "A100-80", "--json")
+    assert done.returncode == 0 and json.loads(done.stdout)["candidates"]
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from bigqa.models import enliple
 from bigqa.models.tokenizers import no_vocabulary, settled, stored
 from bigqa.models.weights import Loaded, load_checkpoint
 from bigqa.sample import FOLDER as SAMPLE
-from bigqa.tasks.heads import SPANS, Head
+from bigqa.tasks.heads import HEADS, SPANS, Head
 
 Kind = Literal["hf", "enliple", "config", "preset"]
 
@@ -267,7 +267,9 @@ def auto_class(config: Any, head: Head, name: str = "") -> Any:
     auto = getattr(transformers, head.auto_class)
     if type(config) not in auto._model_mapping:
         where = f"{name}: " if name else ""
-        raise BigqaError(f"{where}models of type {config.model_type} have no {head.words}")
+        others = [one.words for one in HEADS if type(config) in getattr(transformers, one.auto_class)._model_mapping]
+        instead = f"they have a {' and a '.join(others)} (--task)" if others else "name a model of another type"
+        raise BigqaError(f"{where}models of type {config.model_type} have no {head.words}; {instead}")
     return auto
 
 

@@ -22,3 +22,5 @@ SPANS = Head("AutoModelForQuestionAnswering", "question-answering head", "ForQue
 CLASSES = Head("AutoModelForSequenceClassification", "sequence-classification head", "ForSequenceClassification")
 NUMBER = Head(CLASSES.auto_class, CLASSES.words, CLASSES.ending, labels=1)
 WORDS = Head("AutoModelForCausalLM", "language-model head", "ForCausalLM")
+HEADS = (SPANS, CLASSES, WORDS)
+"""Those that have a class of the library each."""
