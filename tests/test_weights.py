@@ -246,6 +246,10 @@ def test_a_classifiers_labels_are_not_the_heads(folder: Path) -> None:
 def test_random_weights_are_said_to_be_so(bert: Path) -> None:
     found = loaded(bert / "config.json")
     assert found.says() == f"weights of {bert / 'config.json'}: new and random: all of them"
+    tiny = resolve("tiny")  # a preset, which lies in a folder that nobody has named
+    assert load(tiny, load_config(tiny)).says() == "weights of tiny: new and random: all of them"
+    with pytest.raises(BigqaError, match="tiny has no weights"):
+        load(tiny, load_config(tiny), require_head=True)
 
 
 @pytest.mark.parametrize("peft", [True, False])

@@ -17,36 +17,13 @@ from pydantic import BaseModel, ConfigDict
 from bigqa.errors import BigqaError, as_a_line, in_a_line
 from bigqa.files import read_json, read_text
 from bigqa.models import enliple
+from bigqa.models.presets import PRESETS, TINY, Recipe, preset_names
 from bigqa.models.tokenizers import no_vocabulary, settled, stored
 from bigqa.models.weights import Loaded, load_checkpoint
 from bigqa.sample import FOLDER as SAMPLE
 from bigqa.tasks.heads import HEADS, SPANS, Head
 
 Kind = Literal["hf", "enliple", "config", "preset"]
-
-
-class Recipe(BaseModel):
-    """Published fine-tuning hyper-parameters."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    seq_len: int = 512
-    doc_stride: int = 128
-    max_query_length: int = 64
-    lr: float = 5e-5
-    epochs: float = 4
-    global_batch: int = 16
-    warmup: float = 0.1
-
-
-class Preset(BaseModel):
-    """An architecture, its recipe, and how its tokenizer treats case."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    config: dict[str, Any]
-    recipe: Recipe
-    lower_case: bool = False
 
 
 class ModelSource(BaseModel):
@@ -61,41 +38,16 @@ class ModelSource(BaseModel):
     recipe: Recipe | None = None
     lower_case: bool = False
 
-
-def _bert(layers: int, hidden: int, heads: int, ffn: int, positions: int, act: str) -> dict[str, Any]:
-    return {
-        "model_type": "bert",
-        "num_hidden_layers": layers,
-        "hidden_size": hidden,
-        "num_attention_heads": heads,
-        "intermediate_size": ffn,
-        "max_position_embeddings": positions,
-        "hidden_act": act,
-        "vocab_size": 32000,
-    }
-
-
-PRESETS = {
-    "enliple-small": Preset(config=_bert(12, 256, 8, 1024, 512, "gelu_new"), recipe=Recipe(), lower_case=True),
-    "enliple-large-v1": Preset(config=_bert(24, 1024, 16, 4096, 512, "gelu"), recipe=Recipe()),
-    "enliple-large-v2": Preset(
-        config=_bert(24, 1024, 16, 4096, 384, "gelu"), recipe=Recipe(seq_len=384, lr=3e-5, epochs=2)
-    ),
-    "bert-base": Preset(config=_bert(12, 768, 12, 3072, 512, "gelu"), recipe=Recipe()),
-}
-"""Architectures as released and hyper-parameters as published by Enliple (github.com/enlipleai/kor_pretrain_LM), and
-BERT-base's (arXiv:1810.04805) with as large a vocabulary and the same recipe."""
-
-
-def preset_names() -> list[str]:
-    """Return the names of the presets."""
-    return [*PRESETS, "tiny"]
+    @property
+    def called(self) -> str:
+        """As a person calls it, who does not know where a preset lies."""
+        return TINY if self.kind == "preset" and self.name == str(SAMPLE) else self.name
 
 
 def resolve(name: str, *, tokenizer: str | None = None) -> ModelSource:
     """Say what a name stands for. Raises: BigqaError where it stands for nothing."""
     path = Path(name)
-    if name == "tiny":
+    if name == TINY:
         recipe = Recipe.model_validate(read_json(SAMPLE / "recipe.json", "the sample's recipe"))
         return ModelSource(
             kind="preset", name=str(SAMPLE), has_weights=False, tokenizer=tokenizer or str(SAMPLE), recipe=recipe
@@ -226,7 +178,7 @@ def load(
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # of loading and saving: seconds, and bigqa's own bars tell of the rest
-    auto = auto_class(config, head, source.name)
+    auto = auto_class(config, head, source.called)
     _fit_vocabulary(source, config, vocabulary_size)
     torch.manual_seed(seed)
     config.architectures = None if not source.has_weights else config.architectures
@@ -235,9 +187,9 @@ def load(
         return Loaded(model, source.name, new)
     if not source.has_weights:
         if require_head:
-            raise BigqaError(f"{source.name} has no weights: train it first")
+            raise BigqaError(f"{source.called} has no weights: train it first")
         model = auto.from_config(config, dtype=torch.float32)
-        return Loaded(model, source.name, tuple(model.state_dict()))
+        return Loaded(model, source.called, tuple(model.state_dict()))
     _refuse_other_forms(source, config)
     with _loading("model", source.name):
         loaded = load_checkpoint(source.name, config, auto, new_head=new_head)

@@ -17,9 +17,9 @@ def check_together(source: ModelSource, tokenizer: Any, config: Any, kind: TaskK
     rows = getattr(config, "vocab_size", None) or rows_needed(tokenizer)
     rows = rows if source.has_weights else max(rows, rows_needed(tokenizer))
     types = getattr(config, "type_vocab_size", 0) or 0
-    check_rows(tokenizer, rows, source.name)
+    check_rows(tokenizer, rows, source.called)
     kind = kind or kind_of(DEFAULT)
-    lines = kind.check_tokenizer(tokenizer, token_types=types, rows=rows, name=source.name)
+    lines = kind.check_tokenizer(tokenizer, token_types=types, rows=rows, name=source.called)
     _check_padding(source, tokenizer, config)
     if source.tokenizer is not None:
         lines.append(disagreement(tokenizer, source.tokenizer))
@@ -33,7 +33,7 @@ def _check_padding(source: ModelSource, tokenizer: Any, config: Any) -> None:
     counts_from_it = first_position(config) > 0
     if counts_from_it and source.has_weights and tokenizer.pad_token_id != config.pad_token_id:
         raise BigqaError(
-            f"the tokenizer pads with id {tokenizer.pad_token_id}, and {source.name} counts positions from its "
+            f"the tokenizer pads with id {tokenizer.pad_token_id}, and {source.called} counts positions from its "
             f"padding, id {config.pad_token_id}: use the model's own tokenizer"
         )
 
