@@ -66,7 +66,8 @@ def run_jobs(folder: Path, jobs: list[Job], num_processes: int = 1, timeout_s: i
     if num_processes > 1:
         command += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes), "-m"]
     command += ["benchmarks.strategy_worker", str(file)]
-    environment = os.environ | {"BIGQA_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+    environment = {"BIGQA_CACHE": str(folder / "cache")} | os.environ
+    environment |= {"HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
     )

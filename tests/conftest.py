@@ -3,7 +3,10 @@
 A process that a test starts ends with the test; see `leftovers`.
 """
 
+import contextlib
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ from typing import Any
 import leftovers
 import pytest
 
+from bigqa.files import asked_cache
 from bigqa.machine import heap
 
 # Test processes side by side share the cores: threads that wait for each other by spinning would cost each one tenfold.
@@ -20,12 +24,31 @@ if WORKERS > 1:
     os.environ |= {"OMP_NUM_THREADS": THREADS, "BIGQA_THREADS": THREADS, "BIGQA_WORKERS": THREADS}
 os.environ.pop("COLUMNS", None)  # which says how wide the terminal of these tests is, and not of what they run
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is fetched, here or by a process that a test starts
+KEPT = pytest.StashKey[tuple[Path, str | None]]()
 MISSING = "the shared folder is not here"
 
 
+CACHE = "BIGQA_CACHE"
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Watch over processes."""
+    """Watch over processes. One cache for the whole suite, which is nobody's: what one test traced, no other does."""
     leftovers.watch(config)
+    if not hasattr(config, "workerinput"):  # those have it from here
+        folder = Path(tempfile.mkdtemp(prefix="bigqa-tests-"))
+        with contextlib.suppress(OSError):  # torch's CUDA build of the null GPU is too large for one of its own
+            (folder / "nullgpu").symlink_to(asked_cache() / "nullgpu")
+        config.stash[KEPT] = folder, os.environ.get(CACHE)
+        os.environ[CACHE] = str(folder)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove what `pytest_configure` made."""
+    if (found := config.stash.get(KEPT, None)) is not None:
+        shutil.rmtree(found[0], ignore_errors=True)
+        os.environ.pop(CACHE)
+        if found[1] is not None:
+            os.environ[CACHE] = found[1]
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,13 +30,29 @@ STRATEGY_NAMES = ["cpu", "cpu-fp32"]
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What measuring this machine gave, and where it is kept; `thread_s`: processor time of the thread that did."""
+    """What measuring this machine gave, and where it is kept; `measured_s`: how long each rate was to be measured."""
 
     cache: Path
     hardware: Hardware
     before: dict[str, Any]
     rates: dict[str, Any]
-    thread_s: float
+    measured_s: list[float]
+
+
+def hurry(patch: pytest.MonkeyPatch) -> list[float]:
+    """Measure every rate on a little, and for a moment; return how long each would be measured for a person."""
+    asked: list[float] = []
+    whole_s, measured = calibration.LONG_S, calibration._time
+
+    def noted(function: Any, seconds: float) -> float:
+        asked.append(seconds)
+        return measured(function, seconds / whole_s * 0.01)
+
+    patch.setattr(calibration, "_time", noted)
+    patch.setattr(calibration, "STALE_S", 0.01)  # it sleeps as long
+    for name in ("MANY", "MANY_8BIT", "FRESH_BYTES", "STALE_BYTES"):
+        patch.setattr(calibration, name, getattr(calibration, name) // 16)
+    return asked
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +60,9 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Calibrated:
     cache, hardware = tmp_path_factory.mktemp("cache"), detect()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BIGQA_CACHE", str(cache))
-        before, started = calibration.kept_rates(hardware), time.thread_time()
-        rates = calibration.calibrate(hardware)
-        return Calibrated(cache, hardware, before, rates, time.thread_time() - started)
+        asked = hurry(patch)
+        before = calibration.kept_rates(hardware)
+        return Calibrated(cache, hardware, before, calibration.calibrate(hardware), asked)
 
 
 def case(**changes: Any) -> Case:
@@ -224,8 +239,8 @@ def test_a_calibration_is_kept_for_this_machine(calibrated: Calibrated, monkeypa
     monkeypatch.setenv("BIGQA_CACHE", str(calibrated.cache))
     hardware, found = calibrated.hardware, calibrated.rates
     assert calibrated.before == {}
-    # As `--help` says; where others use the machine too, a clock on the wall would tell of them.
-    assert calibrated.thread_s < 30
+    # 30 s, as `--help` says, of which most is this; a clock would tell of what else the machine does.
+    assert len(calibrated.measured_s) > 8 and sum(calibrated.measured_s) + 4 * calibration.STALE_S < 15
     assert calibration.kept_rates(hardware) == found and found["cpu"].adam_per_s
     other = hardware.model_copy(update={"cpu": hardware.cpu.model_copy(update={"name": "another"})})
     assert calibration.kept_rates(other) == {}
@@ -233,7 +248,7 @@ def test_a_calibration_is_kept_for_this_machine(calibrated: Calibrated, monkeypa
 
 def test_a_machine_that_was_not_measured_is_measured_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BIGQA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(calibration, "LONG_S", 0.01)
+    hurry(monkeypatch)
     said: list[str] = []
     left = bench(Grid(models=("tiny",), strategies=("cpu",)), "cpu", tmp_path, Limits(budget_s=0.0), said.append)
     assert [one.strategy for one in left] == ["cpu"] and said[0].startswith("measuring what this machine reaches")

@@ -31,13 +31,6 @@ WORDS = ["--model", "tiny", "--device", "cpu", "--precision", "fp32", "--seq-len
          "--micro-batch", "8", "--dropout", "0", "--lr", "1e-3", "--no-check"]  # fmt: skip
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BIGQA_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that learned which words tell a label."""

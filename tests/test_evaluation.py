@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,12 @@ WORDS = ["--task", "score", "--model", "tiny", "--device", "cpu", "--precision",
 
 
 @pytest.fixture(scope="module")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("pairs")
-        patch.setenv("BIGQA_CACHE", str(folder / "cache"))
-        texts = list(KINDS.values())
-        values: list[dict[str, object]] = [
-            {"sentence1": one, "sentence2": other, "score": float(one == other)} for one in texts for other in texts
-        ]
-        yield write_jsonl(folder / "pairs.jsonl", values)
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    texts = list(KINDS.values())
+    values: list[dict[str, object]] = [
+        {"sentence1": one, "sentence2": other, "score": float(one == other)} for one in texts for other in texts
+    ]
+    return write_jsonl(tmp_path_factory.mktemp("pairs") / "pairs.jsonl", values)
 
 
 def run(pairs: Path, out: Path, *more: Any) -> Any:

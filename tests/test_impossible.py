@@ -168,7 +168,6 @@ def test_the_threshold_is_the_best_of_all(seed: int) -> None:
 
 def test_train_predict_and_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The threshold that a run chooses on its dev file is the one that its model predicts by."""
-    monkeypatch.setenv("BIGQA_CACHE", str(tmp_path / "cache"))
     articles = json.loads((FOLDER / "dev.json").read_text(encoding="utf-8"))["data"][:4]
     for number, article in enumerate(articles):
         for part in article["paragraphs"]:

@@ -12,8 +12,8 @@ from bigqa.tasks.windows import Lengths
 @pytest.mark.parametrize(
     ("vocabulary", "windows", "published", "ours"),
     [
-        ("kobigbird", 6527, (98.75, 99.84), (98.96, 99.88)),
-        ("mbert_cased", 7044, (83.65, 98.00), (84.29, 98.22)),
+        pytest.param("kobigbird", 6527, (98.75, 99.84), (98.96, 99.88), marks=pytest.mark.slow),
+        pytest.param("mbert_cased", 7044, (83.65, 98.00), (84.29, 98.22), marks=pytest.mark.slow),
         ("koelectra_repo", 6199, (70.85, 96.22), (71.44, 96.56)),
     ],
 )

@@ -51,7 +51,6 @@ def said(done: Done) -> str:
 
 
 def test_train_predict_and_score(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BIGQA_CACHE", str(tmp_path / "cache"))
     run, answers = tmp_path / "run", tmp_path / "answers.json"
     options = ["--seq-len", "128", "--doc-stride", "64", "--max-steps", "2", "--device", "cpu"]
     said(train_here("--model", "tiny", "--train-file", folder, "--dev-file", folder, "--out", run, *options))

@@ -83,7 +83,6 @@ def test_two_launchers_train_as_one_run(tmp_path: Path, monkeypatch: pytest.Monk
 
     Both end, though threads of the group are still at work when they leave it (see `bigqa.engine.processes.LEFT`).
     """
-    monkeypatch.setenv("BIGQA_CACHE", str(tmp_path / "cache"))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])

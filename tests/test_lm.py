@@ -1,7 +1,6 @@
 """Language models: the loss in pieces, answers alone, conversations kept apart, and a run that learns to answer."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -178,21 +177,19 @@ def test_a_fault_is_one_line_with_its_row(words: str, tokenizer: Any, tmp_path: 
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("lm")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BIGQA_CACHE", str(folder / "cache"))
-        config = {"model_type": "llama", "vocab_size": 431, "max_position_embeddings": 64, "pad_token_id": 0} | SIZES
-        (folder / "config.json").write_text(json.dumps(config))
-        values: list[dict[str, object]] = [{"prompt": one, "completion": " " + two} for one, two in PAIRS.items()]
-        data = write_jsonl(folder / "data.jsonl", values * 4)
-        done = train_here(
-            "--task", "lm", "--model", folder / "config.json", "--tokenizer", FOLDER, "--train-file", data,
-            "--dev-file", data, "--out", folder / "run", "--device", "cpu", "--precision", "fp32", "--seq-len", "16",
-            "--lr", "1e-2", "--global-batch", "6", "--micro-batch", "6", "--epochs", "40", "--no-check",
-        )  # fmt: skip
-        assert done.returncode == 0 and "perplexity" in done.stdout, done.stderr
-        yield folder
+    config = {"model_type": "llama", "vocab_size": 431, "max_position_embeddings": 64, "pad_token_id": 0} | SIZES
+    (folder / "config.json").write_text(json.dumps(config))
+    values: list[dict[str, object]] = [{"prompt": one, "completion": " " + two} for one, two in PAIRS.items()]
+    data = write_jsonl(folder / "data.jsonl", values * 4)
+    done = train_here(
+        "--task", "lm", "--model", folder / "config.json", "--tokenizer", FOLDER, "--train-file", data,
+        "--dev-file", data, "--out", folder / "run", "--device", "cpu", "--precision", "fp32", "--seq-len", "16",
+        "--lr", "1e-2", "--global-batch", "6", "--micro-batch", "6", "--epochs", "40", "--no-check",
+    )  # fmt: skip
+    assert done.returncode == 0 and "perplexity" in done.stdout, done.stderr
+    return folder
 
 
 def test_a_run_learns_its_answers_and_generates_them(trained: Path) -> None:

@@ -26,7 +26,7 @@ WORDS = (
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with model, tokenizer, data and a run of them that has ended."""
     folder = tmp_path_factory.mktemp("world")
     config = AutoConfig.for_model(
@@ -39,12 +39,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for name in ("train", "dev"):
         data = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
         (folder / f"{name}.json").write_text(json.dumps({"data": data["data"][:3]}), encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BIGQA_CACHE", str(folder / "cache"))
-        files = ("--train-file", folder / "train.json", "--dev-file", folder / "dev.json")
-        done = train_here("--model", folder / "model", *files, "--out", folder / "run", *WORDS)
-        assert done.returncode == 0, done.stderr
-        yield folder
+    files = ("--train-file", folder / "train.json", "--dev-file", folder / "dev.json")
+    done = train_here("--model", folder / "model", *files, "--out", folder / "run", *WORDS)
+    assert done.returncode == 0, done.stderr
+    return folder
 
 
 @pytest.fixture

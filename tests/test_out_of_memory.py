@@ -12,21 +12,16 @@ import torch
 from commands import LIMIT_S, Done, run, until
 from memory_limits import limited, place_of, why_none
 from small_runs import metrics
-from transformers import AutoConfig
 
 from bigqa.engine.recovery import HostWatch, OutOfMemory, is_out_of_memory, which_memory
 from bigqa.machine.hardware import detect, host_memory, planned_gpu
+from bigqa.models.sources import load_config, resolve
 from bigqa.plan.candidates import Workload, choose
 from bigqa.plan.ladder import ladder_of, switches_of
 from bigqa.plan.machine import machine_for
-from bigqa.plan.planner import Planner, estimator_for
+from bigqa.plan.planner import Planner, known_estimator
 from bigqa.sample import FOLDER
 from bigqa.strategy import STRATEGIES
-
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BIGQA_CACHE", str(tmp_path / "cache"))
 
 
 def bigqa(under: list[str], *words: object) -> Done:
@@ -78,9 +73,9 @@ def test_the_host_is_watched() -> None:
 
 
 def test_the_plans_ladder_needs_less_from_rung_to_rung() -> None:
-    config = AutoConfig.for_model("bert", num_hidden_layers=4, hidden_size=64, num_attention_heads=4, vocab_size=1000)
+    estimator = known_estimator(load_config(resolve("tiny")))
     machine = machine_for(detect(), planned_gpu("T4", None), host_bytes=64 * 2**30)
-    candidates = Planner(estimator_for(config), Workload(seq_len=128), machine).candidates()
+    candidates = Planner(estimator, Workload(), machine).candidates()
     chosen = choose(candidates)
     assert chosen is not None
     ladder = ladder_of(candidates, chosen)

@@ -14,26 +14,18 @@ from bigqa.machine import hardware
 from bigqa.machine.gpus import GPUS, find_gpu
 from bigqa.machine.hardware import Cpu, Gpu, Hardware, capped, planned_gpu
 from bigqa.memory.host import CPU_BASELINE_BYTES, CUDA_BASELINE_BYTES
+from bigqa.models.sources import load_config, resolve
 from bigqa.plan.candidates import Workload, choose, rank
 from bigqa.plan.ladder import plain_ladder
 from bigqa.plan.machine import Machine
-from bigqa.plan.planner import Planner, estimator_for
+from bigqa.plan.planner import Planner, known_estimator
 from bigqa.strategy import STRATEGIES
 from bigqa.units import GIB, parse_bytes
-
-SMALL = {
-    "hidden_size": 128,
-    "num_attention_heads": 4,
-    "intermediate_size": 512,
-    "num_hidden_layers": 4,
-    "max_position_embeddings": 512,
-    "vocab_size": 8000,
-}
 
 
 @pytest.fixture(scope="module")
 def estimator() -> Any:
-    return estimator_for(AutoConfig.for_model("bert", **SMALL))
+    return known_estimator(load_config(resolve("tiny")))
 
 
 def machine(gpu: Gpu | None, **changes: Any) -> Machine:
@@ -179,8 +171,11 @@ def test_a_disk_that_was_not_looked_at_is_not_full(estimator: Any) -> None:
         assert planner.judge("zero3-nvme", on_disk).fits is fits
 
 
-def test_offloaded_activations_move_from_the_card_to_pinned_memory(estimator: Any) -> None:
-    planner = Planner(estimator, Workload(), machine(card("3090")))
+def test_offloaded_activations_move_from_the_card_to_pinned_memory() -> None:
+    wide = AutoConfig.for_model(
+        "bert", hidden_size=128, num_attention_heads=4, intermediate_size=512, num_hidden_layers=4
+    )
+    planner = Planner(known_estimator(wide), Workload(), machine(card("3090")))
     names = ("plain", "offload-activations")
     stay, go = (planner.judge(name, STRATEGIES[name]).memory for name in names)
     assert stay is not None and go is not None and stay.pinned_bytes == 0

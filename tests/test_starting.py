@@ -28,11 +28,6 @@ def _signals() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-@pytest.fixture(autouse=True)
-def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BIGQA_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

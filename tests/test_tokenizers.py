@@ -25,11 +25,6 @@ SHORT = ("--max-steps", "1", "--limit", "8", "--seq-len", "64", "--doc-stride", 
          "--global-batch", "4", "--no-check", "--device", "cpu", "--precision", "fp32")  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BIGQA_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Return a tiny model's folder with the sample's tokenizer in one file."""

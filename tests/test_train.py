@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +34,6 @@ SMALL = [
 
 SAMPLE = ["--train-file", str(FOLDER / "train.json")]
 LONG = ["--max-steps", str(STEPS), "--save-every", str(SAVED_EVERY)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Features are cached apart from the user's."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BIGQA_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:

@@ -29,6 +29,7 @@ from bigqa.memory.shapes import Following
 from bigqa.memory.stream import Shape, StreamedRuns
 from bigqa.memory.timeline import Timeline, timeline_of
 from bigqa.memory.trace import trace_step
+from bigqa.memory.traces import Keep, make_anew
 from bigqa.memory.whole import beside, whole_footprint
 from bigqa.memory.zero.estimating import Peaks, ShardedRuns
 from bigqa.memory.zero.trace import MicroBatch, trace_micro_batch
@@ -68,8 +69,10 @@ class MemoryEstimate(BaseModel):
 class Estimator:
     """Estimates one model and task; a trace is made once for each set of axes that shapes it."""
 
-    def __init__(self, config: Any, make_model: Callable[[Any], Any], task: TrainedTask):
+    def __init__(self, config: Any, make_model: Callable[[Any], Any], task: TrainedTask, keep: Keep = make_anew):
+        """`keep`: returns a trace that was made before, else makes it."""
         self.config = config
+        self._keep = keep
         self.make_model = make_model
         self.task = task
         self._scalings: dict[Key, Scaling | BigqaError] = {}
@@ -77,7 +80,7 @@ class Estimator:
         self._counts: tuple[int, int] | None = None
         self._averagings: dict[Strategy, Averaging] = {}
         self._sharded = ShardedRuns(self._trace_micro_batch, lambda: self.num_parameters)
-        self._streamed = StreamedRuns(config, make_model, task, lambda: self.depths)
+        self._streamed = StreamedRuns(config, make_model, task, lambda: self.depths, keep)
 
     @property
     def num_parameters(self) -> int:
@@ -244,13 +247,10 @@ class Estimator:
         return self._on_gpu(found, strategy, card, found.host_bytes + found.pinned_bytes, disk_bytes=disk)
 
     def _trace_micro_batch(self, strategy: Strategy, micro_batch: int, seq_len: int) -> MicroBatch:
+        make_model, make_batch = lambda: self.make_model(self.config), self._batches(micro_batch, seq_len, self.packs)
+        make = functools.partial(trace_micro_batch, make_model, self.task, make_batch, strategy)
         with _in_a_line("its step cannot be traced"):
-            return trace_micro_batch(
-                lambda: self.make_model(self.config),
-                self.task,
-                lambda: self.task.example(micro_batch, seq_len, packed=self.packs),
-                strategy,
-            )
+            return self._keep(MicroBatch, (strategy.model_dump_json(), micro_batch, seq_len), make)
 
     def timeline(
         self, strategy: Strategy, micro_batch: int, seq_len: int, *, accumulating: bool, world_size: int = 1,
@@ -289,14 +289,13 @@ class Estimator:
     def _trace(self, key: Key, layers: int, micro_batch: int) -> Stream:
         strategy, seq_len, accumulating, packed = key
         config = self.config if layers == depth_of(self.config) else with_layers(self.config, layers)
+        make_model, make_batch = lambda: self.make_model(config), self._batches(micro_batch, seq_len, packed)
+        make = functools.partial(trace_step, make_model, self.task, make_batch, strategy, accumulating=accumulating)
         with _in_a_line("its step cannot be traced"):
-            return trace_step(
-                lambda: self.make_model(config),
-                self.task,
-                lambda: self.task.example(micro_batch, seq_len, packed=packed),
-                strategy,
-                accumulating=accumulating,
-            )
+            return self._keep(Stream, (strategy.model_dump_json(), *key[1:], layers, micro_batch), make)
+
+    def _batches(self, micro_batch: int, seq_len: int, packed: bool) -> Callable[[], Any]:
+        return lambda: self.task.example(micro_batch, seq_len, packed=packed)
 
     def _count(self) -> tuple[int, int]:
         if self._counts is None:

@@ -26,6 +26,7 @@ from bigqa.memory.depth import depth_of, with_layers
 from bigqa.memory.events import Stream
 from bigqa.memory.scaling import Footprint
 from bigqa.memory.trace import Recorder
+from bigqa.memory.traces import Keep, make_anew
 from bigqa.memory.whole import whole_footprint
 from bigqa.memory.work import Work
 from bigqa.strategy import Strategy
@@ -139,9 +140,10 @@ class StreamedRuns:
 
     def __init__(
         self, config: Any, make_model: Callable[[Any], nn.Module], task: TracedTask,
-        repeating: Callable[[], tuple[int, int]],
+        repeating: Callable[[], tuple[int, int]], keep: Keep = make_anew,
     ) -> None:  # fmt: skip
         """`repeating`: returns two depths that stand for the full one."""
+        self._keep = keep
         self.config, self.make_model, self.task, self.repeating = config, make_model, task, repeating
         self.num_layers = depth_of(config)
         self._known: dict[tuple[Strategy, Shape], list[Traced]] = {}
@@ -180,13 +182,15 @@ class StreamedRuns:
 
     def _trace(self, strategy: Strategy, shape: Shape, layers: int) -> Traced:
         config = self.config if layers == self.num_layers else with_layers(self.config, layers)
-        return trace_streamed(
+        make = functools.partial(
+            trace_streamed,
             lambda: self.make_model(config),
             self.task,
             lambda: self.task.example(shape.micro_batch, shape.seq_len, packed=shape.packed),
             strategy,
             shape.micro_batches,
         )
+        return self._keep(Traced, (strategy.model_dump_json(), *shape, layers), make)
 
 
 def _footprint(traced: Traced, card: Card, *, on_gpu: bool) -> Footprint:

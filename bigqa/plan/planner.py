@@ -14,8 +14,10 @@ from bigqa.errors import BigqaError
 from bigqa.machine import heap
 from bigqa.memory.estimate import Estimator, MemoryEstimate
 from bigqa.memory.forks import in_forks
+from bigqa.memory.traces import Keep, make_anew
 from bigqa.models.sources import auto_class
 from bigqa.plan.candidates import Candidate, Workload, rank
+from bigqa.plan.kept import Kept, keeps
 from bigqa.plan.machine import HEADROOM, Machine
 from bigqa.speed.rates import KnownRates
 from bigqa.speed.throughput import Shape, speed_of
@@ -27,8 +29,11 @@ UNSURE = 0.05
 """Nearness to a limit, as a share of it, at which the whole model is traced."""
 
 
-def estimator_for(config: Any, kind: TaskKind[Any] | None = None) -> Estimator:
-    """Return the estimator of a model's configuration and a task. Raises: BigqaError where the model lacks its head."""
+def estimator_for(config: Any, kind: TaskKind[Any] | None = None, keep: Keep = make_anew) -> Estimator:
+    """Return the estimator of a model's configuration and a task. Raises: BigqaError where the model lacks its head.
+
+    `keep`: what it does with its traces.
+    """
     kind = kind or kind_of(DEFAULT)
     auto = auto_class(config, kind.head)
     task = kind.task(auto._model_mapping[type(config)], kind.options({}), Tokens(0, 0), config)
@@ -39,18 +44,22 @@ def estimator_for(config: Any, kind: TaskKind[Any] | None = None) -> Estimator:
         without_data = torch.get_default_device().type == "meta"
         return model.to("meta") if without_data and not all(p.is_meta for p in model.parameters()) else model
 
-    return Estimator(config, make_model, task)
+    return Estimator(config, make_model, task, keep)
 
 
 _known: dict[str, Estimator] = {}
 
 
 def known_estimator(config: Any, kind: TaskKind[Any] | None = None) -> Estimator:
-    """As `estimator_for`; one for all who ask of the same model in this process, with the traces made so far."""
+    """As `estimator_for`; one for all who ask of the same model in this process, with the traces made so far.
+
+    Those that a command before this one made are kept, see `plan.kept`.
+    """
     kind = kind or kind_of(DEFAULT)
     key = kind.name + config.to_json_string(use_diff=False)
     if key not in _known:
-        _known[key] = estimator_for(copy.deepcopy(config), kind)
+        own = copy.deepcopy(config)
+        _known[key] = estimator_for(own, kind, Kept(own, kind) if keeps(kind) else make_anew)
     return _known[key]
 
 
