@@ -9,10 +9,10 @@ PYTHON  := $(VENV)/bin/python
 STAMP   := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test coverage check slow mutants test-null-gpu gpu bench dist clean
+.PHONY: help install demo demo-comments demo-lm test coverage check slow mutants test-null-gpu gpu bench dist clean
 
 help:  ## list these targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-14s %s\n' "$$name" "$$text"; done
 
 install: $(STAMP)  ## make .venv and install bigqa with its pinned dependencies (once)
 	@:
@@ -30,6 +30,12 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: install  ## train a small Korean QA model on a sample, on whatever this machine has
 	@$(PYTHON) -m bigqa.demo
+
+demo-comments: install  ## train a small model on labelled comments, beside a bag of words
+	@$(PYTHON) -m bigqa.demo --task classify --out demo-comments
+
+demo-lm: install  ## train a small language model on conversations
+	@$(PYTHON) -m bigqa.demo --task lm --out demo-lm
 
 test: install  ## run the tests (no GPU, no network)
 	@$(PYTHON) -m pytest

@@ -1,14 +1,17 @@
-"""The main job on the embedded sample, offline: plan, train, predict, score, report. Run: `bigqa demo`, `make demo`.
+"""A task's job on its embedded sample, offline: plan, train, predict, score, report. Run: `bigqa demo`, `make demo`.
 
-In: a folder. Out: in it a plan, run folders and predictions, and a table of the scores before and after training. Every
-step is the command that a person would type, and is printed as such. Exit 1 where nothing was learned.
+In: a folder, a task. Out: in the folder a plan, run folders and predictions; a table of the scores before and after
+training, or of plain methods and the trained model. Every step is the command that a person would type, and is printed
+as such. Exit 1 where nothing was learned.
 """
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +23,7 @@ from bigqa.errors import BigqaError, UsageError
 from bigqa.files import read_json
 from bigqa.lock import check_free
 from bigqa.sample import FOLDER
-from bigqa.show.scores import scores_table
+from bigqa.show.scores import figures_table, scores_table
 from bigqa.units import format_seconds
 
 LEARNED_EM = 70.0
@@ -29,20 +32,94 @@ MADE = {"plan.json", "plan.accelerate.yaml", "plan.deepspeed.json", "untrained",
 """What a demo leaves in its folder."""
 
 
+@dataclass(frozen=True)
+class Sample:
+    """A sample of another task: a folder with a training and a dev file, a model's shape and its vocabulary."""
+
+    folder: Path
+    ending: str
+    words: str
+    """Of `bigqa train`: its recipe."""
+    answered_by: str
+    """The command that writes what the model answers to the dev file."""
+    shown: tuple[str, ...]
+    learned: tuple[str, float]
+    """A score, and how much of the best plain method's it must reach, or come down to."""
+
+
+SAMPLES = {
+    "classify": Sample(
+        FOLDER / "comments", "tsv", "--lr 1e-3 --epochs 3", "predict", ("accuracy", "macro_f1", "total"),
+        ("macro_f1", 1.2),
+    ),
+    "lm": Sample(
+        FOLDER / "chats", "jsonl", "--lr 2e-3 --epochs 5", "generate", ("loss", "perplexity", "right", "tokens"),
+        ("perplexity", 0.1),
+    ),
+}  # fmt: skip
+
+
 def run(
     out: Annotated[Path, typer.Option(help="A new folder, or that of an earlier demo, which goes.")] = Path("demo"),
+    task: Annotated[str, typer.Option(help="qa, classify or lm.")] = "qa",
 ) -> None:
-    """Plan, train, predict and score on the embedded sample, offline, in some minutes."""
+    """Plan, train, predict and score on an embedded sample, offline, in some minutes."""
     started = time.perf_counter()
+    if task != "qa" and task not in SAMPLES:
+        raise UsageError(f"there is no sample of --task {task}; choose one of qa, {', '.join(SAMPLES)}")
     clear(out)
+    if task == "qa":
+        _questions(out)
+    else:
+        _other(out, task, SAMPLES[task])
+    console.print(f"{format_seconds(time.perf_counter() - started)} in all; the run explains itself in {out}/run")
+
+
+def _questions(out: Path) -> None:
     train, dev = FOLDER / "train.json", FOLDER / "dev.json"
     _bigqa("probe", "tiny", "--train-file", str(train), "--out", str(out / "plan.json"))
     before = _train_and_score(out / "untrained", train, dev, "--max-steps", "1", "--lr", "1e-12")
     after = _train_and_score(out / "run", train, dev)
     show(scores_table("held-out questions", {"before fine-tuning": before, "after": after}))
-    console.print(f"{format_seconds(time.perf_counter() - started)} in all; the run explains itself in {out}/run")
     if after["exact_match"] < LEARNED_EM:
         raise BigqaError(f"the demo reached EM {after['exact_match']:.1f}, below {LEARNED_EM:.0f}")
+
+
+def _other(out: Path, task: str, sample: Sample) -> None:
+    """Train on a sample, and hold the scores against those of what needs no model."""
+    model, train, dev = (
+        str(sample.folder / name) for name in ("config.json", f"train.{sample.ending}", f"dev.{sample.ending}")
+    )
+    size = ("--seq-len", "128", "--global-batch", "16")
+    _bigqa("probe", model, "--task", task, "--train-file", train, *size, "--out", str(out / "plan.json"))
+    words = ("--train-file", train, "--dev-file", dev, "--eval-every", "0", *sample.words.split())
+    _bigqa("train", "--plan", str(out / "plan.json"), *words, "--out", str(out / "run"))
+    answers = out / "run" / "answers.jsonl"
+    _bigqa(sample.answered_by, str(out / "run" / "model"), dev, str(answers))
+    found = read_json(out / "run" / "report.json", "the run's report")["scores"]
+    rows = _plain(task, sample, Path(train), Path(dev)) | {"after fine-tuning": found | _right(answers)}
+    show(figures_table("held-out texts", rows, sample.shown))
+    name, share = sample.learned
+    plain = [row[name] for label, row in rows.items() if label != "after fine-tuning"]
+    reached = found[name] <= share * min(plain) if share < 1 else found[name] >= share * max(plain)
+    if not reached:
+        raise BigqaError(f"the demo reached {name} {found[name]:.2f}, and plain methods {max(plain):.2f}")
+
+
+def _plain(task: str, sample: Sample, train: Path, dev: Path) -> dict[str, dict[str, Any]]:
+    from bigqa.models.sources import load_tokenizer, resolve
+    from bigqa.tasks.registry import kind_of
+
+    kind, tokenizer = kind_of(task), load_tokenizer(resolve(str(sample.folder / "config.json")))
+    return kind.plain_scores(train, dev, tokenizer, kind.options({"seq_len": 128}))
+
+
+def _right(answers: Path) -> dict[str, float]:
+    """Return the share of conversations that were answered to the letter, in per cent; nothing of other answers."""
+    rows = [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
+    if "completion" not in rows[0]:
+        return {}
+    return {"right": 100 * sum(row["completion"] == row["messages"][-1]["content"] for row in rows) / len(rows)}
 
 
 def clear(out: Path) -> None:

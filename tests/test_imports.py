@@ -14,7 +14,7 @@ import bigqa
 ROOT = Path(bigqa.__file__).parent
 ENTRIES = {
     "train": "console, errors, interrupts, machine, engine, plan, run",
-    "demo": "console, errors, files, interrupts, lock, sample, show, units",
+    "demo": "console, errors, files, interrupts, lock, models, sample, show, tasks, units",
 }
 """At the door too, since their names come from outside; they import rooms."""
 FILES = sorted(ROOT.rglob("*.py"))

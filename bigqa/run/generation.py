@@ -13,16 +13,23 @@ from bigqa.tasks.tables import read_table
 def generated(answerer: Answerer, file: Path, most: int) -> Iterator[dict[str, Any]]:
     """Yield each line of a file with "completion": at most so many tokens, the likeliest each time.
 
-    A line has `messages`, or a `prompt`. Raises: BigqaError with the row.
+    A line has `messages`, or a `prompt`; where its last message is the assistant's, as in data that is trained on, that
+    one is left away and answered anew. Raises: BigqaError with the row.
     """
     for row, where in read_table(file):
         if "messages" in row:
-            prompt = rendered(row["messages"], answerer.tokenizer, where, to_answer=True)
+            prompt = rendered(_asked(row["messages"]), answerer.tokenizer, where, to_answer=True)
         elif isinstance(row.get("prompt"), str) and row["prompt"]:
             prompt = row["prompt"]
         else:
             raise BigqaError(f'{where} has neither "messages" nor a "prompt"')
         yield row | {"completion": complete(answerer, prompt, most)}
+
+
+def _asked(messages: Any) -> Any:
+    """Return messages without a last one that is an answer."""
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    return messages[:-1] if isinstance(last, dict) and last.get("role") == "assistant" else messages
 
 
 def complete(answerer: Answerer, prompt: str, most: int) -> str:

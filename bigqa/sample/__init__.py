@@ -1,4 +1,6 @@
-"""The embedded sample: a small Korean data set, its vocabulary and its model. Made by `bigqa.sample.make_sample`.
+"""The embedded samples: a small Korean data set for each of three tasks, its vocabulary and its model.
+
+Questions lie here, `comments` and `chats` in folders. Made by `bigqa.sample.make_sample` and `bigqa.sample.make_texts`.
 
 Imports: files. Never: torch.
 """

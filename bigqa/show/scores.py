@@ -1,6 +1,6 @@
 """Data and scores as tables. In: what was counted, or scored. Out: rich tables."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -20,6 +20,14 @@ def scores_table(title: str, rows: Mapping[str, Mapping[str, Any]], overlap: str
     for name, score in rows.items():
         figures = [f"{score[key]:.2f}" for key in ("exact_match", overlap.lower().replace("-", "_"))]
         table.add_row(name, *figures, str(score["total"]), str(score["missing"]))
+    return table
+
+
+def figures_table(title: str, rows: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> Table:
+    """Show some figures of several scores, one row for each; what a score does not have is empty."""
+    table = Table("", *(name.replace("_", " ") for name in names), title=title)
+    for label, score in rows.items():
+        table.add_row(label, *(_text(score[name]) if name in score else "" for name in names))
     return table
 
 

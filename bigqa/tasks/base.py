@@ -220,6 +220,10 @@ class TaskKind(ABC, Generic[Options]):
     def score(self, file: Path, tokenizer: Any, options: Options, config: Any, ask: Ask, task: Any) -> Scored:
         """Score a model on a file."""
 
+    def plain_scores(self, train: Path, dev: Path, tokenizer: Any, options: Options) -> dict[str, dict[str, Any]]:
+        """Return what needs no model -> its scores on `dev`: what a model's scores are to be held against."""
+        return {}
+
     @abstractmethod
     def headline(self, scores: Mapping[str, Any]) -> str:
         """Say scores in a line."""

@@ -176,6 +176,15 @@ class Classify(TaskKind[ClassifyOptions]):
             choose=options.thresholds == "dev",
         )
 
+    def plain_scores(self, train: Path, dev: Path, tokenizer: Any, options: ClassifyOptions) -> dict[str, Columns]:
+        """Score the most frequent label, and a bag of words."""
+        from bigqa.tasks.classify.plain import plain_scores
+
+        facts = self.learn(train, options)
+        several, labels = facts["problem_type"] == "multi_label_classification", list(facts["id2label"].values())
+        known, asked = (list(_examples(file, options)) for file in (train, dev))
+        return plain_scores(known, asked, labels, several=several)
+
     def headline(self, scores: Mapping[str, Any]) -> str:
         """Say the means over labels."""
         parts = [f"accuracy {scores['accuracy']:.2f}", f"macro F1 {scores['macro_f1']:.2f}"]

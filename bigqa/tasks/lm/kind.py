@@ -110,6 +110,13 @@ class Lm(TaskKind[LmOptions]):
         scores = {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "tokens": tokens, "total": len(rows)}
         return Scored(scores, {}, {})
 
+    def plain_scores(self, train: Path, dev: Path, tokenizer: Any, options: LmOptions) -> dict[str, dict[str, Any]]:
+        """Score tokens as often as they occur."""
+        from bigqa.tasks.lm.plain import frequency_scores
+
+        known, asked = (self._rows(file, tokenizer, options, Told()) for file in (train, dev))
+        return {"each token as often as in training": frequency_scores(known, asked, len(tokenizer))}
+
     def headline(self, scores: Mapping[str, Any]) -> str:
         """Say loss and perplexity."""
         figures = f"loss {scores['loss']:.4f} · perplexity {scores['perplexity']:.2f}"
