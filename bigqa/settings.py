@@ -75,6 +75,10 @@ class Settings(Ranged):
     """The same in steps; takes the place of the share."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """How the learning rate goes on from its peak: to zero, along a line or half a cosine; or it stays."""
+    layer_decay: float | None = None
+    """What the rate of each layer is of the next one's; none: all learn at one rate."""
+    freeze_layers: int | None = None
+    """Layers, the first, that learn nothing, and the embeddings with them; none: everything learns."""
     weight_decay: float = 0.01
     """Not applied to biases and norms."""
     adam_eps: float = 1e-6
@@ -96,6 +100,8 @@ class Settings(Ranged):
     device: DeviceName = "auto"
     eval_every: int | None = None
     """Optimizer steps between scores on the dev file as the run trains; 0: each epoch. None: at its end alone."""
+    eval_on: int | None = None
+    """Score on the first so many texts or questions of the dev file as the run trains; at its end, on all of them."""
     metric: str | None = None
     """The score that tells the best; none: the task's own."""
     keep_best: bool = False
@@ -106,6 +112,8 @@ class Settings(Ranged):
     """Optimizer steps between checkpoints."""
     keep: int = 2
     """Checkpoints kept."""
+    push_to_hub: str | None = None
+    """A repository of the hub that the result is put into."""
     origin: Origin | None = None
     """What the run began with; none before that is known, and for runs that an older bigqa began."""
     limit: int | None = None

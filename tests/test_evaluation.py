@@ -15,6 +15,7 @@ from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_
 from bigqa.engine.loop.evaluation import FILE, Evaluation
 from bigqa.engine.optim.optimizers import rate_at
 from bigqa.errors import UsageError
+from bigqa.sample import FOLDER
 
 WORDS = ["--task", "score", "--model", "tiny", "--device", "cpu", "--precision", "fp32", "--seq-len", "32", "--lr",
          "1e-3", "--global-batch", "9", "--micro-batch", "9", "--dropout", "0", "--no-check"]  # fmt: skip
@@ -106,3 +107,26 @@ def test_schedules_are_those_of_the_library(name: str) -> None:
         assert rate_at(name, step, 10, 3) == pytest.approx(made.get_last_lr()[0])
         optimizer.step()
         made.step()
+
+
+def test_a_part_of_the_dev_file_is_scored_as_it_trains(pairs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = run(pairs, out, "--max-steps", "2", "--eval-every", "1", "--eval-on", "4")
+    assert done.returncode == 0, done.stderr
+    assert [one["total"] for one in evaluations(out)] == [4, 4]
+    assert json.loads((out / "report.json").read_text())["scores"]["total"] == 9
+
+
+def test_the_first_questions_alone_are_scored(tmp_path: Path) -> None:
+    """The scores of a part are those of a file that holds that part."""
+    data = json.loads((FOLDER / "dev.json").read_text(encoding="utf-8"))
+    data["data"] = data["data"][:2]  # of four questions each
+    part = tmp_path / "part.json"
+    part.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
+    words = ["--model", "tiny", "--train-file", FOLDER / "train.json", "--limit", "16", "--max-steps", "1",
+             "--no-check", "--device", "cpu", "--precision", "fp32", "--eval-every", "1", "--out"]  # fmt: skip
+    first = train_here(*words, tmp_path / "one", "--dev-file", part)
+    second = train_here(*words, tmp_path / "two", "--dev-file", FOLDER / "dev.json", "--eval-on", "8")
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    assert evaluations(tmp_path / "one")[0]["total"] == 8
+    assert evaluations(tmp_path / "one") == evaluations(tmp_path / "two")

@@ -12,6 +12,7 @@ from bigqa.engine import adapters, modules, recompute
 from bigqa.engine.alike import without_bf16
 from bigqa.engine.attention import kernels as attention
 from bigqa.engine.attention.packing import can_pack
+from bigqa.engine.layers import freeze, rate_shares
 from bigqa.engine.loop.step import Parts
 from bigqa.engine.offload import ActivationOffload
 from bigqa.engine.optim.optimizers import make_optimizer, parameter_groups, undecayed_names
@@ -94,12 +95,21 @@ def possible_strategy(settings: Settings, processes: Processes) -> Strategy:
     """
     strategy = strategy_of(settings, processes.device)
     problem = not_together(strategy, processes.world_size) or missing_package(strategy)
-    problem = problem or _has_no_bf16(strategy, processes.device)
+    problem = problem or _has_no_bf16(strategy, processes.device) or _one_rate_alone(strategy, settings)
     if problem:
         raise BigqaError(f"this strategy cannot be had: {problem}")
     if "nvme" in (strategy.offload_optimizer, strategy.offload_parameters) and settings.nvme is None:
         raise BigqaError("this strategy offloads to a disk: say where with --nvme DIR")
     return strategy
+
+
+def _one_rate_alone(strategy: Strategy, settings: Settings) -> str | None:
+    """Say that an update of a strategy's own knows one rate, and trains all layers."""
+    asked = {"--layer-decay": settings.layer_decay, "--freeze-layers": settings.freeze_layers}
+    named = [name for name, value in asked.items() if value is not None]
+    if not named or not (strategy.needs_deepspeed or strategy.stream):
+        return None
+    return f"{named[0]} goes neither with ZeRO nor with streamed layers; choose a strategy without them"
 
 
 def _has_no_bf16(strategy: Strategy, device: torch.device) -> str | None:
@@ -109,12 +119,14 @@ def _has_no_bf16(strategy: Strategy, device: torch.device) -> str | None:
     return lacking and f"{lacking} has no bf16: use fp16 or fp32"
 
 
-def change(model: nn.Module, strategy: Strategy) -> Weights:
+def change(model: nn.Module, strategy: Strategy, *, frozen: int | None = None) -> Weights:
     """Apply the axes that change the model; return its weights as the optimizer sees them.
 
-    Trainer and predictor share this.
+    `frozen`: layers that learn nothing. Trainer and predictor share this.
     """
     change_modules(model, strategy)
+    if frozen is not None:
+        freeze(model, frozen)
     return Weights(model, strategy.precision)
 
 
@@ -158,7 +170,8 @@ def build(model: nn.Module, task: TrainedTask, settings: Settings, processes: Pr
         rates = streaming.Rates(eps=settings.adam_eps, clip=settings.clip, weight_decay=settings.weight_decay)
         passes, streamed = streaming.streamed(model, task, strategy, processes.device, rates)
         return Parts(model=model, update=streamed, task=task, packs=packs, passes=passes)
-    weights = change(model, strategy)
+    weights = change(model, strategy, frozen=settings.freeze_layers)
+    shares = None if settings.layer_decay is None else rate_shares(model, settings.layer_decay)
     weights.place(model, processes.device)
     wrapped = processes.wrap(model)
     update = make_update(
@@ -166,7 +179,7 @@ def build(model: nn.Module, task: TrainedTask, settings: Settings, processes: Pr
         strategy,
         weights,
         lambda groups: make_optimizer(strategy, groups, lr=settings.lr, eps=settings.adam_eps),
-        groups=parameter_groups(weights.masters, undecayed, settings.weight_decay),
+        groups=parameter_groups(weights.masters, undecayed, settings.weight_decay, shares),
         clip=settings.clip,
         world_size=processes.world_size,
     )

@@ -15,7 +15,7 @@ from bigqa.settings import Settings
 
 def wants_evaluation(settings: Settings) -> bool:
     """Whether a run is scored as it trains: asked for by itself, or by what hangs on it. Raises: UsageError."""
-    asked = {"eval_every": settings.eval_every is not None, "metric": settings.metric is not None}
+    asked = {name: getattr(settings, name) is not None for name in ("eval_every", "eval_on", "metric")}
     asked |= {"keep_best": settings.keep_best, "patience": settings.patience is not None}
     named = [name for name, wanted in asked.items() if wanted]
     if named and settings.dev_file is None:
@@ -46,7 +46,7 @@ def evaluation_of(training: Training, job: Job, model: Any, tokenizer: Any) -> E
     )  # fmt: skip
 
     def score() -> Mapping[str, Any]:
-        return answerer.score(dev_file).scores
+        return answerer.score(dev_file, settings.eval_on).scores
 
     return Evaluation(
         settings.out,

@@ -60,9 +60,17 @@ Smoothing = Annotated[float | None, ranged("label_smoothing", "classify: share o
 EvalEvery = Annotated[
     int | None, ranged("eval_every", "Score on the dev file every so many steps; 0: each epoch.  [default: at the end]")
 ]
+EvalOn = Annotated[int | None, ranged("eval_on", "As it trains, score on the first so many of the dev file alone.")]
 Metric = Annotated[str | None, typer.Option(help="The score that tells the best.  [default: the task's]")]
 KeepBest = Annotated[bool | None, typer.Option("--keep-best/--keep-last", help="Which model is handed over.")]
 Patience = Annotated[int | None, ranged("patience", "End after so many scores that are no better than the best.")]
+LayerDecay = Annotated[
+    float | None,
+    ranged("layer_decay", "Share of the next layer's rate that each layer learns at.  [default: all alike]"),
+]
+FreezeLayers = Annotated[
+    int | None, ranged("freeze_layers", "The embeddings and so many first layers learn nothing; 0: embeddings alone.")
+]
 WeightDecay = Annotated[float | None, ranged("weight_decay", "Not on biases and norms.")]
 Dropout = Annotated[float | None, ranged("dropout", "Replaces the model's dropouts.")]
 PlanFile = Annotated[Path | None, typer.Option("--plan", help="A plan.json of `bigqa probe`: strategy and batches.")]
@@ -77,6 +85,9 @@ Deterministic = Annotated[
 Check = Annotated[bool | None, typer.Option("--check/--no-check", help="Refuse what is predicted not to fit.")]
 SaveEvery = Annotated[int | None, ranged("save_every", "Steps between checkpoints.")]
 Keep = Annotated[int | None, ranged("keep", "Checkpoints to keep.")]
+PushToHub = Annotated[
+    str | None, typer.Option(metavar="OWNER/NAME", help="Put the result on the hub, private where it is made anew.")
+]
 Limit = Annotated[int | None, ranged("limit", "Train on the first so many questions only.")]
 NumProcesses = Annotated[int, ranged("num_processes", "Processes to launch (`bigqa train` only).")]
 
@@ -107,8 +118,11 @@ def train_signature(
     warmup: Warmup = None,
     warmup_steps: WarmupSteps = None,
     schedule: Schedule = None,
+    layer_decay: LayerDecay = None,
+    freeze_layers: FreezeLayers = None,
     label_smoothing: Smoothing = None,
     eval_every: EvalEvery = None,
+    eval_on: EvalOn = None,
     metric: Metric = None,
     keep_best: KeepBest = None,
     patience: Patience = None,
@@ -124,6 +138,7 @@ def train_signature(
     save_every: SaveEvery = None,
     keep: Keep = None,
     limit: Limit = None,
+    push_to_hub: PushToHub = None,
     num_processes: NumProcesses = 1,
 ) -> None:
     """Fine-tune a model on a task: question answering, classification, scores of pairs, or a language model's answers.

@@ -26,7 +26,8 @@ from bigqa.versions import code, versions
 RECIPE = (
     "seed", "epochs", "max_steps", "global_batch", "seq_len", "doc_stride", "max_query_length", "max_answer_length",
     "lr", "warmup", "task", "task_options", "warmup_steps", "schedule",
-    "eval_every", "metric", "keep_best", "patience", "weight_decay", "adam_eps", "clip", "dropout", "limit",
+    "layer_decay", "freeze_layers", "eval_every", "eval_on", "metric",
+    "keep_best", "patience", "weight_decay", "adam_eps", "clip", "dropout", "limit",
 )  # fmt: skip
 """Settings that decide on what is learned; the others are about how it is computed and where it is kept."""
 WHAT = {
@@ -89,9 +90,16 @@ def _found(settings: Settings, look: Callable[[], dict[str, Any]], *, resume: bo
     begun = settings.origin or Origin(versions=_versions())
     for name, digest in now.items() if resume else ():
         was = getattr(begun, name)
-        if was is not None and was != digest:
+        if was is not None and not _alike(was, digest):
             return _difference(settings, name, was, digest)
     return begun.model_copy(update=now)
+
+
+def _alike(was: Any, now: Any) -> bool:
+    """Whether both are the same; of a recipe, a setting that an older bigqa did not have was not asked for."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        return all(was.get(key) == now.get(key) for key in (*was, *now))
+    return bool(was == now)
 
 
 def _difference(settings: Settings, name: str, was: Any, now: Any) -> str:

@@ -82,9 +82,9 @@ class Answerer:
         """Yield what the model answers to each line."""
         return self.kind.answers(lines, *self._asked(Path())[1:])
 
-    def score(self, file: Path) -> Scored:
-        """Score the model on a file."""
-        return self.kind.score(*self._asked(file))
+    def score(self, file: Path, limit: int | None = None) -> Scored:
+        """Score the model on a file, or on its first entries."""
+        return self.kind.score(*self._asked(file), limit=limit)
 
     def _asked(self, file: Path) -> tuple[Any, ...]:
         return file, self.tokenizer, self.options, self.model.config, self._ask, self.task

@@ -120,6 +120,8 @@ class TaskKind(ABC, Generic[Options]):
     """The score by which checkpoints are told apart, unless another is asked for."""
     smaller_is_better: ClassVar[frozenset[str]] = frozenset()
     """Scores of which the least is best."""
+    pipeline: ClassVar[str | None] = None
+    """What transformers calls the pipeline that its models answer in."""
     lost_words: ClassVar[tuple[str, str]]
     """What shorter windows give up, and what becomes of it: "answers", "out of reach"."""
     answer_words: ClassVar[str] = "texts"
@@ -217,8 +219,11 @@ class TaskKind(ABC, Generic[Options]):
         return count
 
     @abstractmethod
-    def score(self, file: Path, tokenizer: Any, options: Options, config: Any, ask: Ask, task: Any) -> Scored:
-        """Score a model on a file."""
+    def score(
+        self, file: Path, tokenizer: Any, options: Options, config: Any, ask: Ask, task: Any, *,
+        limit: int | None = None,
+    ) -> Scored:  # fmt: skip
+        """Score a model on a file; `limit`: on its first entries, so many."""
 
     def plain_scores(self, train: Path, dev: Path, tokenizer: Any, options: Options) -> dict[str, dict[str, Any]]:
         """Return what needs no model -> its scores on `dev`: what a model's scores are to be held against."""

@@ -16,6 +16,8 @@ from bigqa.strategy import Strategy
 
 Parameters = Mapping[str, nn.Parameter]
 BETAS = (0.9, 0.999)
+SHARE = "rate_share"
+"""Of a group: what part of the step's learning rate it learns at."""
 
 
 def undecayed_names(model: nn.Module) -> set[str]:
@@ -27,12 +29,17 @@ def undecayed_names(model: nn.Module) -> set[str]:
     return names
 
 
-def parameter_groups(parameters: Parameters, undecayed: set[str], weight_decay: float) -> list[dict[str, Any]]:
-    """Return the groups with and without decay."""
-    decayed = [parameter for name, parameter in parameters.items() if name not in undecayed]
-    others = [parameter for name, parameter in parameters.items() if name in undecayed]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+def parameter_groups(
+    parameters: Parameters, undecayed: set[str], weight_decay: float, shares: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
+    """Return the groups with and without decay; `shares`: of the learning rate, by name, a group for each."""
+    groups: dict[tuple[bool, float], dict[str, Any]] = {}
+    for share in sorted(set(shares.values())) if shares else [1.0]:
+        groups[True, share] = {"params": [], "weight_decay": weight_decay, SHARE: share}
+        groups[False, share] = {"params": [], "weight_decay": 0.0, SHARE: share}
+    for name, parameter in parameters.items():
+        groups[name not in undecayed, shares[name] if shares else 1.0]["params"].append(parameter)
+    return [group for group in groups.values() if group["params"]]
 
 
 def make_optimizer(strategy: Strategy, groups: list[dict[str, Any]], *, lr: float, eps: float) -> torch.optim.Optimizer:

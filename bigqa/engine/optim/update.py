@@ -74,7 +74,7 @@ class Update:
     def set_rate(self, lr: float) -> None:
         """Set the learning rate of the next step."""
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("rate_share", 1.0)
 
     def begin(self, step: int, seed: int) -> None:
         """Begin a step: what is drawn in it, the same on all processes, follows from both numbers."""

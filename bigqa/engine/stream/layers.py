@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from bigqa.engine.attention.packing import trial_rows
+from bigqa.engine.layers import lists_of
 from bigqa.errors import BigqaError
 from bigqa.tasks.base import Task
 
@@ -229,10 +230,8 @@ def _nothing() -> None:
 
 def _layers_of(model: nn.Module) -> list[nn.Module]:
     """Return the members of the list that holds most of a model. Raises: BigqaError."""
-    lists = [one for one in model.modules() if isinstance(one, nn.ModuleList) and len(one)]
-    sizes = {id(one): sum(p.numel() for p in one.parameters()) for one in lists}
-    inner = {id(part) for one in lists for member in one for part in member.modules()}
-    outer = sorted((one for one in lists if id(one) not in inner), key=lambda one: -sizes[id(one)])
+    outer = lists_of(model)
+    sizes = {id(one): sum(p.numel() for p in one.parameters()) for one in outer}
     error = f"{type(model).__name__} cannot be streamed"
     if not outer:
         raise BigqaError(f"{error}: its layers lie in no list; choose a strategy without `stream`")

@@ -51,6 +51,7 @@ class Classify(TaskKind[ClassifyOptions]):
     name = "classify"
     head = CLASSES
     watched = "macro_f1"
+    pipeline = "text-classification"
     lost_words = ("texts", "cut")
     reads_lines = True
     columns = ("input_ids", "token_type_ids", "label")
@@ -161,9 +162,12 @@ class Classify(TaskKind[ClassifyOptions]):
         share = answer.get("probability", max(shares.values()))
         return f"{label}\t{share:.4f}\t{one_line(answer['text'])}"
 
-    def score(self, file: Path, tokenizer: Any, options: ClassifyOptions, config: Any, ask: Ask, task: Any) -> Scored:
+    def score(
+        self, file: Path, tokenizer: Any, options: ClassifyOptions, config: Any, ask: Ask, task: Any, *,
+        limit: int | None = None,
+    ) -> Scored:  # fmt: skip
         """Score a model by scikit-learn's figures."""
-        examples = list(_known(_examples(file, options), config))
+        examples = list(islice(_known(_examples(file, options), config), limit))
         texts = iter([example.text for example in examples])
         found = [logits for _, logits in asked_in_turn(texts, tokenizer, options.seq_len, ask, task)]
         several = is_several(config)

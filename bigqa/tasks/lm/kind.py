@@ -39,6 +39,7 @@ class Lm(TaskKind[LmOptions]):
     head = WORDS
     watched = "perplexity"
     smaller_is_better = frozenset({"perplexity", "loss"})
+    pipeline = "text-generation"
     lost_words = ("conversations", "cut")
     columns = ("input_ids", "answer")
     options_type = LmOptions
@@ -100,9 +101,12 @@ class Lm(TaskKind[LmOptions]):
         """A language model answers by `bigqa generate`."""
         raise UsageError("a language model answers prompts: bigqa generate MODEL PROMPTS OUTPUT")
 
-    def score(self, file: Path, tokenizer: Any, options: LmOptions, config: Any, ask: Ask, task: Any) -> Scored:
+    def score(
+        self, file: Path, tokenizer: Any, options: LmOptions, config: Any, ask: Ask, task: Any, *,
+        limit: int | None = None,
+    ) -> Scored:  # fmt: skip
         """Return the mean loss over the answers' tokens, and the perplexity."""
-        found = list(self._rows(file, tokenizer, options, Told()))
+        found = list(islice(self._rows(file, tokenizer, options, Told()), limit))
         rows = Rows.of_columns({name: [one[name] for one in found] for name in SCHEMA.names})
         total = sum(float(loss) for _, loss in ask(task, rows, rows.lengths("input_ids")))
         tokens = sum(self.weights(rows))

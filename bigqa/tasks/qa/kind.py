@@ -5,6 +5,7 @@ KorQuAD 1.0, 2.x and SQuAD-like data are told apart by what a file holds, not by
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ class Qa(TaskKind[QaOptions]):
     name = "qa"
     head = SPANS
     watched = "f1"
+    pipeline = "question-answering"
     lost_words = ("answers", "out of reach")
     answer_words = "answers"
     columns = COLUMNS
@@ -104,10 +106,16 @@ class Qa(TaskKind[QaOptions]):
         self, file: Path, tokenizer: Any, options: QaOptions, config: Any, ask: Ask, task: Any
     ) -> Iterator[Row]:
         """Yield each question's answer: one forward pass over its windows, one document in memory at a time."""
-        windows = build_features(file, tokenizer, options, training=False, cache_dir=cache_folder() / "features")
+        yield from self._predicted(file, tokenizer, options, ask, task)
+
+    def _predicted(
+        self, file: Path, tokenizer: Any, options: QaOptions, ask: Ask, task: Any, limit: int | None = None
+    ) -> Iterator[Row]:
+        cache_dir = cache_folder() / "features"
+        windows = build_features(file, tokenizer, options, training=False, cache_dir=cache_dir, limit=limit)
         inputs = windows.only([name for name in COLUMNS if name in windows.names])
         logits = ask(task, inputs, window_lengths(windows))
-        questions = iter_questions(file, need_answers=False)
+        questions = islice(iter_questions(file, need_answers=False), limit)
         threshold = options.null_threshold
         answers, nbest = decode(questions, windows, logits, options, n_best=N_BEST, null_threshold=threshold)  # type: ignore[arg-type]
         for name, text in answers.items():
@@ -121,9 +129,12 @@ class Qa(TaskKind[QaOptions]):
             write_json(more["nbest"], {one["id"]: one["nbest"] for one in found})
         return len(found)
 
-    def score(self, file: Path, tokenizer: Any, options: QaOptions, config: Any, ask: Ask, task: Any) -> Scored:
+    def score(
+        self, file: Path, tokenizer: Any, options: QaOptions, config: Any, ask: Ask, task: Any, *,
+        limit: int | None = None,
+    ) -> Scored:  # fmt: skip
         """Score as the official script of the data does; a threshold is chosen on the file itself."""
-        found = list(self.predict(file, tokenizer, options, config, ask, task))
+        found = list(self._predicted(file, tokenizer, options, ask, task, limit))
         answers = {one["id"]: one["text"] for one in found}
         metric, chosen = metric_of(file), {}
         if options.null_threshold is not None:
@@ -131,7 +142,9 @@ class Qa(TaskKind[QaOptions]):
             threshold = nulls.best_threshold(nbest, measure_of(file, metric))
             chosen = {"null_threshold": threshold}
             answers = {name: nulls.answer_of(candidates, threshold) for name, candidates in nbest.items()}
-        score = as_record(METRICS[metric].score(read_golds(file, metric), answers), metric)
+        golds = read_golds(file, metric)
+        asked = golds if limit is None else {name: golds[name] for name in answers}
+        score = as_record(METRICS[metric].score(asked, answers), metric)
         return Scored(score, {"predictions.json": lambda path: write_json(path, answers)}, chosen)
 
     def headline(self, scores: Mapping[str, Any]) -> str:

@@ -57,6 +57,7 @@ class Score(TaskKind[ScoreOptions]):
     head = NUMBER
     watched = "spearman"
     smaller_is_better = frozenset({"mse"})
+    pipeline = "text-classification"
     lost_words = ("texts", "cut")
     reads_lines = True
     columns = ("input_ids", "token_type_ids", "label")
@@ -129,9 +130,12 @@ class Score(TaskKind[ScoreOptions]):
         """Return the number and the text."""
         return "\t".join([f"{answer['score']:.4f}", *(one_line(answer[one]) for one in TEXTS if one in answer)])
 
-    def score(self, file: Path, tokenizer: Any, options: ScoreOptions, config: Any, ask: Ask, task: Any) -> Scored:
+    def score(
+        self, file: Path, tokenizer: Any, options: ScoreOptions, config: Any, ask: Ask, task: Any, *,
+        limit: int | None = None,
+    ) -> Scored:  # fmt: skip
         """Return Pearson's and Spearman's correlation, times 100, and the mean squared error."""
-        measured = list(_measured(file, options))
+        measured = list(islice(_measured(file, options), limit))
         texts = (one.text for one in measured)
         found = [float(logits[0]) for _, logits in asked_in_turn(texts, tokenizer, options.seq_len, ask, task)]
         wanted_N, found_N = np.array([one.number for one in measured]), np.array(found)
