@@ -1,11 +1,12 @@
 """LoRA through PEFT. In: a model. Out: the same model with small trainable matrices beside its frozen linear layers.
 QLoRA: those layers are in 4 bits, see `engine.quantized`.
 
-A task's head is new and small, so it is trained as a whole. After training the adapters are merged into the weights:
-what is saved is a plain Hugging Face model.
+A task's head is new and small, so it is trained as a whole. After training the adapters are written by themselves, and
+merged into the weights: what is saved beside them is a plain Hugging Face model.
 """
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -15,6 +16,7 @@ from bigqa.engine.quantized import QuantizedLinear, as_it_was
 from bigqa.errors import BigqaError, in_a_line
 from bigqa.strategy import Adapters
 
+WEIGHTS = "adapter_model.safetensors"
 RANK, ALPHA, DROPOUT = 16, 32, 0.05
 """As in the published LoRA recipes for encoders (arXiv:2106.09685, appendix D, doubled rank)."""
 LINEAR = (nn.Linear, Conv1D)
@@ -71,6 +73,28 @@ def _words_of(model: Any) -> nn.Module | None:
 
 def _within(name: str, modules: tuple[str, ...]) -> bool:
     return any(name == one or name.startswith(one + ".") for one in modules)
+
+
+def save(model: nn.Module, folder: Path, base: str) -> None:
+    """Write adapters and the head that was trained with them as PEFT writes its own, to be loaded beside `base`."""
+    from peft import LoraConfig
+    from safetensors.torch import save_file
+
+    head = _head_of(model)
+    linear = [name for name, module in model.named_modules() if _is_adapted(module)]
+    LoraConfig(
+        r=RANK, lora_alpha=ALPHA, lora_dropout=DROPOUT, target_modules=linear, base_model_name_or_path=base,
+        modules_to_save=[name.rpartition(".")[2] for name in head if _learns(model, name)] or None, inference_mode=True,
+    ).save_pretrained(str(folder))  # fmt: skip
+    trained = {name: one for name, one in model.named_parameters() if "lora_" in name or _within(name, head)}
+    # As PEFT has it: the model within its own, and no name of an adapter, of which a file holds one.
+    named = {f"base_model.model.{name.replace('.default.', '.')}": one for name, one in trained.items()}
+    save_file({name: one.detach().float().contiguous().cpu() for name, one in named.items()}, folder / WEIGHTS)
+
+
+def _learns(model: nn.Module, name: str) -> bool:
+    """Whether a model has such a module, with weights."""
+    return any(_within(one, (name,)) for one, _ in model.named_parameters())
 
 
 def merge(model: nn.Module) -> None:

@@ -23,12 +23,16 @@ from bigqa.engine.recovery import is_out_of_memory, which_memory
 from bigqa.errors import BigqaError
 from bigqa.files import atomic_folder, atomic_path, write_json
 from bigqa.plan.ladder import switches_of
+from bigqa.run.card import write_card
 from bigqa.run.job import Job
 from bigqa.run.prediction import Answerer, ready, write_options
+from bigqa.run.pushing import push
 from bigqa.settings import Settings
 from bigqa.tasks.base import Scored
 from bigqa.versions import versions
 
+ADAPTER = "adapter"
+"""Of a run's folder: LoRA's matrices by themselves, as PEFT loads them beside the model that they were trained on."""
 Result = TypeVar("Result")
 
 
@@ -42,6 +46,9 @@ def tell_stopped(training: Training, outcome: Outcome) -> None:
 def hand_over(training: Training, outcome: Outcome, job: Job, model: Any, tokenizer: Any) -> None:
     """Merge, save, report, and score on the dev file if there is one."""
     settings, recorder = training.settings, training.recorder
+    if strategy_of(settings, training.processes.device).adapters != "none":
+        with atomic_folder(settings.out / ADAPTER, replace=True) as temporary:
+            adapters.save(model, temporary, settings.model)
     adapters.merge(model)
     files = [file for file in (settings.train_file, settings.dev_file) if file is not None]
     job = dataclasses.replace(job, options=job.kind.settled(job.options, files))
@@ -57,9 +64,12 @@ def hand_over(training: Training, outcome: Outcome, job: Job, model: Any, tokeni
         with _no_room_to_score(settings):
             report["scores"] = _score(training, job, model, tokenizer)
     write_json(settings.out / "report.json", report)
+    write_card(settings.out / "model", job.kind, settings, report)
     recorder.say(f"model: {settings.out / 'model'} · report: {settings.out / 'report.json'}")
     if "scores" in report:
         recorder.say(job.kind.headline(report["scores"]))
+    if settings.push_to_hub is not None:
+        recorder.say(f"on the hub: {push(settings.out / 'model', settings.push_to_hub)}")
 
 
 def _save_model(model: Any, training: Training, job: Job, tokenizer: Any) -> None:

@@ -29,6 +29,7 @@ from bigqa.run.inputs import check_dev_file, make_rows, model_and_tokenizer
 from bigqa.run.job import Job, job_of
 from bigqa.run.origin import check_checkpoint, remark, with_data, with_model
 from bigqa.run.planning import check_fits, planned, with_ladder
+from bigqa.run.pushing import check_may_push
 from bigqa.settings import Settings
 from bigqa.versions import versions
 
@@ -66,6 +67,8 @@ def _fine_tune(settings: Settings, processes: Processes, *, resume: bool) -> Non
     strategy = possible_strategy(settings, processes)  # what cannot be had is refused before anything is made
     processes.agree(strategy.precision, "the precision that their cards are best at (--precision names one)")
     check_whole(settings, processes.device)
+    if settings.push_to_hub is not None:
+        check_may_push(settings.push_to_hub)
     settings = with_data(settings, processes, resume=resume)
     job = job_of(settings)
     check_dev_file(settings, job)

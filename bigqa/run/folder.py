@@ -31,6 +31,7 @@ CHANGEABLE = {
     "check",
     "deterministic",
     "dev_file",
+    "push_to_hub",
 }
 """What a resumed run may change: how it is trained, and what it is scored on. The data, their order and the schedule
 stay."""
