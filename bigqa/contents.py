@@ -4,6 +4,7 @@ Read as JSON, a picture or a pointer gives an error about its first byte, which 
 """
 
 import re
+from collections.abc import Iterable
 
 PACKED = {
     b"\x1f\x8b": "gzip",
@@ -27,9 +28,18 @@ UNREADABLE = {
     b"\x80\x05": "a Python pickle, which could run code and is never loaded; write its data as JSON",
     b"\x89HDF": "an HDF5 file; write its data as JSON",
     b"SQLite format 3": "an SQLite database; write its data as JSON",
+    b"%PDF": "a PDF document; write its text as JSON",
+    b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "an old Office or HWP document; write its data as JSON",
+    b"Rar!": "a RAR archive; unpack it",
+    b"\x93NUMPY": "a NumPy array; write its data as JSON",
     b"\xff\xfe": "UTF-16 text; convert it to UTF-8",
     b"\xfe\xff": "UTF-16 text; convert it to UTF-8",
 }
+IN_A_ZIP = {
+    "[Content_Types].xml": "an Office document (xlsx, docx); write its data as JSON, JSON lines or Parquet",
+    "data.pkl": "a file of PyTorch, whose pickles could run code and are never loaded; write its data as JSON",
+}
+"""What a zip is that is not meant to be unpacked, by the name of a member."""
 HEAD_BYTES = 1024
 """How much of a file tells what it is."""
 
@@ -50,9 +60,28 @@ def what_else(head: bytes, name: str = "") -> str | None:
     if packing is not None:
         return f"packed as {packing}; unpack it"
     text = head.decode("utf-8", "ignore").lstrip("\ufeff \t\r\n")
+    if re.match(r"[\[{\s]*\{\s*'", text):
+        return "in Python's notation, with single quotes, and not JSON; write it by json.dump"
     if re.match(r"<!doctype html|<html", text, re.IGNORECASE):
         return "a web page, not the file; was its download link opened?"
     return f"{_table(name)}; write it as JSON, JSON lines or Parquet" if _is_table(text, name) else None
+
+
+def what_zip(names: Iterable[str]) -> str | None:
+    """Say what a zip of these members is that holds no data, and what to do; None where they do not tell."""
+    ends = {name.rpartition("/")[2] for name in names}
+    return next((said for name, said in IN_A_ZIP.items() if name in ends), None)
+
+
+def what_encoding(content: bytes) -> str:
+    """Say what bytes are that are not UTF-8, and what to do."""
+    if b"\0" in content[:HEAD_BYTES]:
+        return "binary, and of no form that is known; write its data as JSON"
+    letters = [letter for letter in content.decode("cp949", "ignore") if letter > "\x7f"]
+    korean = sum("가" <= letter <= "힣" for letter in letters)
+    if 2 * korean > len(letters):
+        return "in CP949 (EUC-KR); convert it to UTF-8 (iconv -f CP949 -t UTF-8)"
+    return "in another encoding; convert it to UTF-8"
 
 
 def _is_table(text: str, name: str) -> bool:

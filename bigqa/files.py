@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bigqa.contents import HEAD_BYTES, what_else
+from bigqa.contents import HEAD_BYTES, what_else, what_encoding
 from bigqa.errors import BigqaError
 from bigqa.interrupts import temporaries, undivided
 
@@ -41,7 +41,7 @@ def decoded(content: bytes, path: Path | str, what: str) -> str:
         _name_it(content, path, what)
         if error.reason == "unexpected end of data":
             raise BigqaError(f"{what} is cut short, in the middle of a character: {path}") from None
-        raise BigqaError(f"{what} is not UTF-8 at byte {error.start}: {path}; convert it to UTF-8") from None
+        raise BigqaError(f"{what} is not UTF-8 at byte {error.start}: {path}: it is {what_encoding(content)}") from None
     if not text.strip():
         raise BigqaError(f"{what} is empty: {path}")
     return text

@@ -2,9 +2,11 @@
 
 import bz2
 import gzip
+import io
 import itertools
 import json
 import lzma
+import os
 import struct
 import unicodedata
 import zipfile
@@ -54,6 +56,13 @@ def zipped(path: Path, **members: bytes) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in members.items():
             archive.writestr(name.replace("__", "."), content)
+
+
+def zip_of(*names: str) -> bytes:
+    with zipfile.ZipFile(content := io.BytesIO(), "w") as archive:
+        for name in names:
+            archive.writestr(name, b"")
+    return content.getvalue()
 
 
 def arrow(path: Path, rows: list[Any], writer: Callable[..., Any]) -> None:
@@ -155,6 +164,16 @@ UNREADABLE = {
     "a web page": b"<!DOCTYPE html><html></html>",
     "a Python pickle": b"\x80\x04\x95\x10\x00",
     "packed by zstd": b"\x28\xb5\x2f\xfd\x04\x00",
+    "a PDF document": b"%PDF-1.7\n",
+    "Office or HWP document": bytes.fromhex("d0cf11e0a1b11ae1"),
+    "a RAR archive": b"Rar!\x1a\x07\x01\x00",
+    "a NumPy array": b"\x93NUMPY\x01\x00v\x00",
+    "in Python's notation": str(PARAGRAPHS).encode(),
+    "it is in CP949": dumped(PARAGRAPHS).decode().encode("cp949"),
+    "it is in another encoding": '{"data": "été"}'.encode("latin-1"),
+    "it is binary": b"\x93\x00\x01",
+    "an Office document": zip_of("xl/workbook.xml", "[Content_Types].xml"),
+    "a file of PyTorch": zip_of("archive/data.pkl"),
     "UTF-16 text": '{"data": []}'.encode("utf-16"),
     "a tar archive": b"data.json".ljust(257, b"\0") + b"ustar\x0000".ljust(255, b"\0"),
     "cannot be unpacked": gzip.compress(dumped(PARAGRAPHS))[:-20],
@@ -162,6 +181,12 @@ UNREADABLE = {
     "a broken Arrow file": b"ARROW1\0\0" + b"\0" * 20,
     "is cut short": dumped(PARAGRAPHS)[:-9],
 }
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(BigqaError, match=r"is a pipe or a device, .*pipe\.json; save it to a file"):
+        read_questions(tmp_path / "pipe.json", need_answers=True)
 
 
 @pytest.mark.parametrize("name", UNREADABLE)

@@ -100,7 +100,7 @@ BROKEN = {
     "b.jsonl": (b'{"text": "a"\n', "row 1 is not JSON"),
     "c.jsonl": (b"[1]\n", "row 1 is no JSON object"),
     "d.csv": (b"text,label\n", "holds no row"),
-    "e.tsv": ("글\t표\n".encode("cp949"), "is not UTF-8"),
+    "e.tsv": ("글\t표\n".encode("cp949"), "it is in CP949"),
     "f.parquet": (b"PAR1", "is damaged or cut short"),
     "g.jsonl.gz": (b"\x1f\x8b\x08\x00", "is damaged or cut short"),
     "h.doc": (b"", "has none of the endings"),

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from bigqa.contents import HEAD_BYTES, packing_of, what_else
+from bigqa.contents import HEAD_BYTES, packing_of, what_else, what_zip
 from bigqa.errors import BigqaError, in_a_line
 from bigqa.files import decoded, parsed
 
@@ -75,6 +75,8 @@ def _values(file: IO[bytes], name: str, role: str) -> Iterator[tuple[Any, str]]:
 def _of_zip(file: IO[bytes], name: str, role: str) -> Iterator[tuple[Any, str]]:
     with zipfile.ZipFile(file) as archive:
         members = sorted(member for member in archive.namelist() if is_data(member))
+        if not members and (said := what_zip(archive.namelist())):
+            raise BigqaError(f"{role} is {said}: {name}")
         if not members:
             raise BigqaError(f"{role}: zip holds no data ({', '.join(DATA_SUFFIXES)}): {name}; name the one that does")
         for member in members:

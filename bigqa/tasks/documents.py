@@ -36,6 +36,10 @@ def data_files(path: Path, role: str) -> list[Path]:
     try:
         if path.is_dir():
             return _of_folder(path, role)
+        if path.exists() and not path.is_file():
+            raise BigqaError(
+                f"{role} is a pipe or a device, and data is read more than once: {path}; save it to a file"
+            )
         if path.exists():
             return [path]
         if glob.has_magic(str(path)):

@@ -70,7 +70,7 @@ def _question(entry: Entry, need_answers: bool) -> Question:
     name = _text(entry.id, "id", entry.where)
     where = f"{entry.where} id {name!r}"
     text = _text(field(entry.qa, "question", str, where), "question", where)
-    if not text.strip():
+    if not any(letter.isprintable() and not letter.isspace() for letter in text):
         raise BigqaError(f"{where}: the question is empty; write one, or leave the entry out")
     answers: tuple[Answer, ...] = ()
     if need_answers and not entry.is_impossible:

@@ -13,6 +13,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bigqa.contents import what_encoding
 from bigqa.errors import BigqaError
 
 DATA = "data file"
@@ -70,8 +71,8 @@ def _rows_of(file: Path) -> Iterator[Placed]:
                 yield from _json_rows(stream, file)
     except FileNotFoundError:
         raise BigqaError(f"{DATA} not found: {file}") from None
-    except UnicodeDecodeError:
-        raise BigqaError(f"{DATA} is not UTF-8: {file}; convert it to UTF-8") from None
+    except UnicodeDecodeError as error:
+        raise BigqaError(f"{DATA} is not UTF-8: {file}: it is {what_encoding(error.object)}") from None
     except (gzip.BadGzipFile, EOFError, pa.ArrowInvalid) as error:
         raise BigqaError(f"{DATA} is damaged or cut short: {file}: {str(error).splitlines()[0]}") from None
     except OSError as error:
