@@ -17,6 +17,8 @@ from bigqa.engine.loop.fit import Training
 from bigqa.engine.loop.step import Parts
 from bigqa.engine.optim.update import Update
 from bigqa.engine.quantized import QuantizedLinear
+from bigqa.engine.stream.host_steps import RandomSteps
+from bigqa.engine.stream.update import StreamedUpdate
 
 Facts = dict[str, Any]
 
@@ -105,12 +107,9 @@ def _masters(update: Update) -> Mapping[str, nn.Parameter]:
 def _facts(parts: Parts) -> Facts:
     """Return what a step is made of, after the first one."""
     update, engine = parts.update, getattr(parts.update, "engine", None)
-    together = update.optimizer if engine is None else engine.optimizer.optimizer
-    optimizers = list(getattr(together, "single", {}).values()) or [together]
-    kept = [state for one in optimizers for state in one.state.values() if state]
+    optimizers, kept, masters = _of_stream(update) if isinstance(update, StreamedUpdate) else _of_optimizers(update)
     moments = [state["state1"] if "state1" in state else state["exp_avg"] for state in kept]
     trained = {name: p for name, p in parts.model.named_parameters() if p.requires_grad}
-    masters = _masters(update)
     return {
         "update": type(update).__name__,
         "optimizer": type(optimizers[0]).__name__,
@@ -118,7 +117,7 @@ def _facts(parts: Parts) -> Facts:
         "moments": _dtypes(moments),
         "moment_elements": sum(moment.numel() for moment in moments),
         "weights": _dtypes(trained.values()),
-        "masters": _dtypes(master for master in masters.values() if not any(master is p for p in trained.values())),
+        "masters": _dtypes(master for master in masters if not any(master is p for p in trained.values())),
         "trained": sorted(trained),
         "trained_elements": sum(getattr(p, "ds_numel", p.numel()) for p in trained.values()),
         "held_elements": sum(getattr(p, "ds_tensor", p).numel() for p in trained.values()),
@@ -126,6 +125,22 @@ def _facts(parts: Parts) -> Facts:
         "offloaded_bytes": 0 if parts.offload is None else parts.offload.host_bytes,
         "quantized": sum(isinstance(module, QuantizedLinear) for module in parts.model.modules()),
     }
+
+
+def _of_optimizers(update: Update) -> tuple[list[Any], list[Any], list[Tensor]]:
+    """Return an update's optimizers, the states that they keep, and its masters."""
+    engine = getattr(update, "engine", None)
+    together = update.optimizer if engine is None else engine.optimizer.optimizer
+    optimizers = list(getattr(together, "single", {}).values()) or [together]
+    kept = [state for one in optimizers for state in one.state.values() if state]
+    return optimizers, kept, list(_masters(update).values())
+
+
+def _of_stream(update: StreamedUpdate) -> tuple[list[Any], list[Any], list[Tensor]]:
+    """Return the same of streamed layers; for masters what they keep beside the weights."""
+    weights, steps = update.placed.weights.values(), update.steps
+    kept = list(steps.optimizer.state.values()) if isinstance(steps, RandomSteps) else [one.states for one in weights]
+    return [steps], kept, [one.rest for one in weights if one.rest is not None]
 
 
 def _dtypes(tensors: Iterable[Tensor]) -> list[str]:

@@ -23,6 +23,7 @@ EXACT = ["plain", "recompute", "selective", "offload-activations"]
 ROUNDED = ["8bit", "8bit-recompute", "stochastic", "stochastic-8bit-recompute"]
 RELEASED = ["release-recompute", "cpu-least"]
 ADAPTERS = ["lora", "qlora-recompute"]
+STREAMED = "stream"
 OPTIONS = {
     "model": "tiny",
     "train_file": str(FOLDER / "train.json"),

@@ -38,6 +38,8 @@ from bigqa.tasks.base import Batch
 from bigqa.tasks.qa.task import QuestionAnswering
 
 STEPS, MICRO_BATCHES, WINDOWS = 30, 3, 2
+EQUAL = 1e-6
+"""Largest relative difference of a loss or a norm, in fp32."""
 SMALL: dict[str, Any] = {
     "vocab_size": 96,
     "hidden_size": 32,
@@ -118,14 +120,14 @@ def off(one: torch.Tensor, other: torch.Tensor) -> float:
     ("name", "packed"), [("bert", True), ("bert", False), ("llama", True), ("deberta", False), ("modernbert", False)]
 )
 def test_streamed_layers_learn_what_plain_training_learns(name: str, packed: bool, processes: Processes) -> None:
-    # With dropout, accumulation and clipping, which is seen to clip.
+    # With dropout, accumulation and clipping, which is seen to clip. The same operations in the same order: what is
+    # summed in another one is off by 2e-5 after 30 steps.
     config = CONFIGS[name]()
-    steps = STEPS if (name, packed) == ("bert", True) else 5
+    steps = STEPS if (name, packed) == ("bert", True) else 10
     plain = learned(parts_of(config, PLAIN, processes), config, 0, steps, packed=packed)
     streamed = learned(parts_of(config, STREAM, processes), config, 0, steps, packed=packed)
     assert plain[:, 1].max() > 0.5
-    assert off(streamed[:10, 0], plain[:10, 0]) < 1e-6
-    assert off(streamed, plain) < 2e-5  # what is rounded in another order grows from step to step
+    assert off(streamed, plain) < EQUAL
 
 
 def test_in_bf16_masters_are_fp32(processes: Processes) -> None:
@@ -153,7 +155,7 @@ def test_a_run_goes_on_streamed_and_streaming_goes_on_plain(processes: Processes
         found = checkpoint.load_newest(folder, print)
         assert found is not None
         checkpoint.restore(found, other.update)
-        assert off(learned(other, config, 3, 6, packed=True), unbroken[3:]) < 2e-5
+        assert off(learned(other, config, 3, 6, packed=True), unbroken[3:]) < EQUAL
 
 
 def test_the_trained_model_comes_back_whole(processes: Processes) -> None:

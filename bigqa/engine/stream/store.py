@@ -28,8 +28,8 @@ class Gradient(Protocol):
         """Return a piece in fp32."""
         ...
 
-    def squares(self) -> Tensor:
-        """Return the sum of squares."""
+    def norm(self) -> Tensor:
+        """Return the norm."""
         ...
 
 
@@ -43,10 +43,13 @@ class DenseGradient:
         """Return a piece in fp32."""
         return self.flat[piece].float()
 
-    def squares(self) -> Tensor:
-        """Return the sum of squares."""
-        norms = [torch.linalg.vector_norm(self.flat[piece].float(), 2.0) for piece in pieces_of(self.flat)]
-        return torch.stack(norms).square().sum()
+    def norm(self) -> Tensor:
+        """Return the norm; in fp32 by the plain update's own operation, else piece by piece, for a copy is made."""
+        if self.flat.dtype == torch.float32:
+            return torch.linalg.vector_norm(self.flat, 2.0)
+        return torch.stack(
+            [torch.linalg.vector_norm(self.flat[piece].float(), 2.0) for piece in pieces_of(self.flat)]
+        ).norm()
 
 
 @dataclass

@@ -38,9 +38,15 @@ class RowGradient:
         start = piece.start - begin * self.width
         return dense.view(-1)[start : start + stop - piece.start]
 
-    def squares(self) -> Tensor:
-        """Return the sum of squares."""
-        return torch.linalg.vector_norm(self.values, 2.0).square()
+    def norm(self) -> Tensor:
+        """Return the norm: rows of zeros would add nothing, in no order."""
+        return torch.linalg.vector_norm(self.values, 2.0)
+
+    def add(self, ids: Tensor, values: Tensor) -> None:
+        """Add the gradients of looked up rows: summed by themselves first, as a dense gradient of a micro-batch is."""
+        rows, places = ids.unique(return_inverse=True)
+        sums = torch.zeros(len(rows), self.width).index_add_(0, places, values)
+        self.values.index_add_(0, torch.searchsorted(self.rows, rows), sums)
 
 
 @dataclass
@@ -105,8 +111,8 @@ class Tables:
                 table.gradient = RowGradient(table.weight.numel(), width, rows, torch.zeros(len(rows), width))
 
     def collect(self, micro_batch: int) -> None:
-        """Add up the gradients of a micro-batch."""
-        for look in self.seen.pop(micro_batch):
+        """Add up the gradients of a micro-batch, in the order in which a backward pass comes to them."""
+        for look in reversed(self.seen.pop(micro_batch)):
             gradient, rows = look.table.gradient, look.rows
             if rows is None or rows.grad is None:
                 continue
@@ -116,7 +122,7 @@ class Tables:
             values, ids = rows.grad.to("cpu").float().view(-1, gradient.width), look.ids.reshape(-1)
             if look.padding is not None:
                 values[ids == look.padding] = 0.0
-            gradient.values.index_add_(0, torch.searchsorted(gradient.rows, ids), values)
+            gradient.add(ids, values)
 
     def forget(self) -> None:
         """Drop what a step left."""

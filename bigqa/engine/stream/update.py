@@ -35,7 +35,7 @@ class StreamedUpdate(Update):
         self.clip, self.weight_decay = clip, weight_decay
         self.lr = 0.0
         self._last_norm: Tensor | None = None
-        self._squares: list[Tensor] = []
+        self._norms: list[Tensor] = []
         self._begin_passes()
         placed.on_gradient = self._leave
         placed.bring_outer()
@@ -64,10 +64,10 @@ class StreamedUpdate(Update):
         return norm
 
     def _step_all(self) -> Tensor:
-        touched = [one for unit in self.placed.units for one in unit.weights.values() if one.is_touched]
-        squares = [one.gradient_of_step().squares() for one in touched]
+        touched = [one for one in self.placed.weights.values() if one.is_touched]  # in the plain update's order
+        norms = torch.stack([one.gradient_of_step().norm() for one in touched])
         scale = 1.0 / (self.scaler.scale if self.scaler is not None else 1.0)
-        norm = torch.stack(squares).sum().sqrt() * scale
+        norm = torch.linalg.vector_norm(norms, 2.0) * scale
         finite = self.scaler is None or bool(torch.isfinite(norm))
         if self.scaler is not None:
             self.scaler.update(finite=finite)
@@ -92,17 +92,17 @@ class StreamedUpdate(Update):
         self._change()
         for one in unit.weights.values():
             if one.is_touched:
-                square = one.gradient_of_step().squares()
-                self._squares.append(square)
-                known = square.sqrt() if self._last_norm is None else self._last_norm
+                norm = one.gradient_of_step().norm()
+                self._norms.append(norm)
+                known = norm if self._last_norm is None else self._last_norm
                 self._step_one(one, torch.clamp(self.clip / (known + 1e-6), max=1.0))
                 one.is_touched = False
 
     def _end_of_steps(self) -> Tensor:
         for unit in self.placed.others:
             self._leave(unit)
-        self._last_norm = torch.stack(self._squares).sum().sqrt()
-        self._squares = []
+        self._last_norm = torch.linalg.vector_norm(torch.stack(self._norms), 2.0)
+        self._norms = []
         return self._last_norm
 
     def _step_one(self, weight: Weight, factor: Tensor) -> None:
@@ -126,7 +126,7 @@ class StreamedUpdate(Update):
         """Drop the gradients of a step that is not finished."""
         self.placed.forget_gradients()
         self.passes.forget()
-        self._squares = []
+        self._norms = []
 
     def names(self) -> set[str]:
         """Return the names of all trained parameters."""
