@@ -5,7 +5,8 @@ and step from one size to the next, so they are worked out later, for a micro-ba
 they reduce. Each rule follows the host code of torch that it names.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bigqa.engine.attention.kernels import runs_flash
+from bigqa.memory import sorting
 from bigqa.memory.cards import Card
 
 MIB = 2**20
@@ -21,9 +23,15 @@ WORKSPACE_BYTES = 8_519_680
 WORKSPACE_HOPPER_BYTES = 32 * MIB
 CHUNK = 65536
 """Elements of a block of torch's multi-tensor kernels (`MultiTensorApply.cuh`, `kChunkSize`)."""
-FEW_INDICES, ROWS_PER_THREAD, WARP = 3072, 10, 32
 TURN_COLUMNS, TURN_LOCK_BYTES = 64, 16
 """Of what blocks of queries add to by turns: fp32 values, 64 of a head, and a lock and a counter."""
+
+
+@dataclass(frozen=True)
+class Freed:
+    """What an operation allocated as its so many-th is freed before the operation ends."""
+
+    number: int
 
 
 @dataclass(frozen=True)
@@ -84,17 +92,6 @@ def _power(number: int, most: int) -> int:
     return 1 << max(0, number.bit_length() - 1) if number < most else most
 
 
-def segment_bytes(card: Card, rows: int, size: int, indices: int) -> int:
-    """Return the sums of parts of each row's gradients, in the backward pass of an embedding; few indices need none.
-
-    Source: torch, `Embedding.cu`, `embedding_dense_backward_cuda`, and `EmbeddingBackwardKernel.cu`, where the number
-    of parts is bounded by that of rows and of indices (`NROWS_PER_THREAD`), not read from the device.
-    """
-    if indices <= FEW_INDICES:
-        return 0
-    return 4 * -(-size // WARP) * WARP * (indices // ROWS_PER_THREAD + min(rows, indices))
-
-
 def workspace_bytes(card: Card) -> int:
     """Return cuBLAS' workspace of one thread."""
     return WORKSPACE_HOPPER_BYTES if card.capability >= (9, 0) else WORKSPACE_BYTES
@@ -121,30 +118,32 @@ def efficient_bytes(card: Card, size: int, always: int, head: int, drops: int) -
 
 
 RULES: dict[str, Callable[..., int]] = {
+    **sorting.RULES,
     "reduction": reduction_bytes,
     "semaphores": semaphore_bytes,
-    "segments": segment_bytes,
     "workspace": workspace_bytes,
     "flash": flash_bytes,
     "flash queries": flash_queries_bytes,
     "efficient": efficient_bytes,
     "bytes": lambda card, size: size,
 }
+Steps = Sequence[Scratch | Freed]
 PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "_addmm_activation"}
 
 
-def beside(func: Any, args: tuple[Any, ...], result: Any) -> list[Scratch]:
+def beside(func: Any, args: tuple[Any, ...], result: Any) -> Steps:
     """Return what an operation holds while it runs."""
     rule = _OF.get(func)
     return [] if rule is None else rule(args, result)
 
 
-def ahead(func: Any, args: tuple[Any, ...]) -> list[Scratch]:
-    """Return what an operation holds already when it makes its results."""
-    return _of_norms(args) if func is torch.ops.aten._foreach_norm.Scalar else []
+def ahead(func: Any, args: tuple[Any, ...]) -> Steps:
+    """Return what an operation holds already when it makes its results; the first of its allocations."""
+    rule = _AHEAD.get(func)
+    return [] if rule is None else rule(args)
 
 
-def _of_sum(args: tuple[Any, ...], result: Any) -> list[Scratch]:
+def _of_sum(args: tuple[Any, ...], result: Any) -> Steps:
     reduced, dims = args[0], args[1]
     inner = reduced.ndim - 1
     if not dims or not reduced.is_contiguous() or inner in (dim % reduced.ndim for dim in dims):
@@ -154,7 +153,7 @@ def _of_sum(args: tuple[Any, ...], result: Any) -> list[Scratch]:
     return [Scratch("reduction", shape), Scratch("semaphores", shape)]
 
 
-def _of_packed_backward(args: tuple[Any, ...], result: Any) -> list[Scratch]:
+def _of_packed_backward(args: tuple[Any, ...], result: Any) -> Steps:
     """Return what flash attention's backward pass holds, and what the memory-efficient kernel's where a card has that.
 
     Sources: torch, `flash_api.cpp`, `mha_varlen_bwd`: sums of scores, and the gradient of the queries in fp32.
@@ -178,7 +177,7 @@ def _of_packed_backward(args: tuple[Any, ...], result: Any) -> list[Scratch]:
     return [*held, summed, Scratch("efficient", (turns, 0, *of))]
 
 
-def _of_padded_backward(args: tuple[Any, ...], result: Any) -> list[Scratch]:
+def _of_padded_backward(args: tuple[Any, ...], result: Any) -> Steps:
     """As of packed windows, for the memory-efficient kernel alone."""
     windows, heads, length, size = args[1].shape
     sums = Scratch("bytes", (4 * windows * heads * length,))
@@ -196,31 +195,69 @@ def _turn_bytes(dtype: torch.dtype, parts: int, longest: int, size: int) -> int:
     return blocks * (4 * rows * TURN_COLUMNS + TURN_LOCK_BYTES)
 
 
-def _of_embedding_backward(args: tuple[Any, ...], result: Any) -> list[Scratch]:
-    return [Scratch("segments", (*result.shape, args[1].numel()))]
+def _sorted_for_embedding(args: tuple[Any, ...]) -> Steps:
+    """Return the indices and their places, sorted, and the places as they were."""
+    indices, rows = args[1].numel(), args[2]
+    each = Scratch("indices", (indices,))
+    return [each, each, each, Scratch("sort of embedding", (rows, indices)), Freed(3), Freed(2)]
 
 
-def _of_packed(args: tuple[Any, ...], result: Any) -> list[Scratch]:
+def _of_embedding_backward(args: tuple[Any, ...], result: Any) -> Steps:
+    """Return where equal indices begin, the keys beside them, and how each is split into parts that are added up."""
+    (rows, size), indices = result.shape, args[1].numel()
+    each, count = Scratch("indices", (indices,)), Scratch("count", (indices,))
+    segments, is_low = Scratch("segments", (rows, indices)), int(result.element_size() < 4)
+    return [
+        each, count, each, Freed(6), segments, segments, count, Scratch("parts", (rows, indices)),
+        Scratch("sums", (rows, size, indices)), Scratch("totals", (rows, size, is_low, indices)),
+    ]  # fmt: skip
+
+
+def _of_index_put(args: tuple[Any, ...], result: Any) -> Steps:
+    """Return the places that are added to: wrapped, times their strides, summed, and sorted."""
+    target, given, values, adds = (*args, False)[:4]
+    indices = [one for one in given if one is not None]
+    if not (adds or torch.are_deterministic_algorithms_enabled()) or any(one.dtype == torch.bool for one in indices):
+        return []
+    count = torch.broadcast_shapes(*(one.shape for one in indices)).numel()
+    indexed = math.prod(target.shape[place] for place, one in enumerate(given) if one is not None)
+    each = Scratch("bytes", (sorting.INDEX_BYTES * count,))
+    steps: list[Scratch | Freed] = []
+    for number in range(len(indices)):
+        steps += [each, each, Freed(2 * number), *([Freed(2 * number + 1)] if number else [])]
+    wanted = count * target.numel() // max(1, indexed) * values.element_size()
+    held = 2 * len(indices)
+    if values.nbytes < wanted or not values.is_contiguous():
+        steps, held = [*steps, Scratch("bytes", (wanted,))], held + 1
+    return [*steps, each, each, each, Scratch("sort", (count, indexed - 1)), Freed(held + 3), Freed(held + 2)]
+
+
+def _of_packed(args: tuple[Any, ...], result: Any) -> Steps:
     return [] if args[0].dtype == torch.float32 else [Scratch("flash", (1, args[0].shape[-1], int(args[7] > 0)))]
 
 
-def _of_norms(args: tuple[Any, ...]) -> list[Scratch]:
+def _of_norms(args: tuple[Any, ...]) -> Steps:
     """Source: torch, `ForeachReduceOp.cu`: a number for each block of every tensor."""
     tensors: list[Tensor] = args[0]
     most = max(-(-one.numel() // CHUNK) for one in tensors)
     return [Scratch("bytes", (4 * len(tensors) * most,))]
 
 
-def _of_softmax_backward(args: tuple[Any, ...], result: Any) -> list[Scratch]:
+def _of_softmax_backward(args: tuple[Any, ...], result: Any) -> Steps:
     """Source: torch, `SoftMax.cu`, `softmax_backward_cuda_out`: the product of gradient and output."""
     return [Scratch("bytes", (args[0].nbytes,))]
 
 
-_OF: dict[Any, Callable[[tuple[Any, ...], Any], list[Scratch]]] = {
+_AHEAD: dict[Any, Callable[[tuple[Any, ...]], Steps]] = {
+    torch.ops.aten._foreach_norm.Scalar: _of_norms,
+    torch.ops.aten.embedding_dense_backward.default: _sorted_for_embedding,
+}
+_OF: dict[Any, Callable[[tuple[Any, ...], Any], Steps]] = {
     torch.ops.aten.sum.dim_IntList: _of_sum,
     torch.ops.aten._flash_attention_backward.default: _of_packed_backward,
     torch.ops.aten._flash_attention_forward.default: _of_packed,
     torch.ops.aten._scaled_dot_product_efficient_attention_backward.default: _of_padded_backward,
     torch.ops.aten.embedding_dense_backward.default: _of_embedding_backward,
+    torch.ops.aten.index_put_.default: _of_index_put,
     torch.ops.aten._softmax_backward_data.default: _of_softmax_backward,
 }

@@ -29,6 +29,12 @@ from bigqa.memory.work import Work
 from bigqa.strategy import Strategy
 from bigqa.tasks.base import Batch, Task
 
+IN_PLACE = {
+    torch.ops.aten.scatter_add.default: torch.ops.aten.scatter_add_.default,
+    torch.ops.aten.index_put.default: torch.ops.aten.index_put_.default,
+}
+"""What backward passes do in place."""
+
 
 def trace_step(
     make_model: Callable[[], nn.Module],
@@ -142,7 +148,7 @@ class Recorder(TorchDispatchMode):
         """Run an operation and look at what it made."""
         if self.on_gpu:
             func = self._as_without_a_mode(func, args)
-        early = [self._begin_scratch(one, "norms") for one in scratch.ahead(func, args)] if self.on_gpu else []
+        early = self._run_scratch(scratch.ahead(func, args), func, []) if self.on_gpu else []
         result, key = shapes.run(func, args, kwargs or {})
         made = sum(self._see(tensor, func) for tensor in self._in_order(func, result))
         self.work.add(func, key, args, result, made)
@@ -212,13 +218,11 @@ class Recorder(TorchDispatchMode):
     def _as_without_a_mode(self, func: Any, args: tuple[Any, ...]) -> Any:
         """Return what torch runs where no dispatch mode such as this one looks on: some backward passes work in place.
 
-        Source: torch, `FunctionsManual.cpp`, `areAnyTensorSubclassLike`, as of what is gathered (`gather_backward`).
+        Source: torch, `FunctionsManual.cpp`, `areAnyTensorSubclassLike`, as in `gather_backward` and `index_backward`.
         """
         if self._is_added_up(func, args):
             return torch.ops.aten.add_.Tensor
-        if func is torch.ops.aten.scatter_add.default and self.phase == "backward" and not torch.is_grad_enabled():
-            return torch.ops.aten.scatter_add_.default
-        return func
+        return func if self.phase != "backward" or torch.is_grad_enabled() else IN_PLACE.get(func, func)
 
     def _is_added_up(self, func: Any, args: tuple[Any, ...]) -> bool:
         """Whether autograd, which adds gradients of one tensor up, would do so in place.
@@ -254,8 +258,19 @@ class Recorder(TorchDispatchMode):
         if name in scratch.PRODUCTS and thread not in self._multiplied and self.phase not in BEFORE:
             self._multiplied.add(thread)
             self._begin_scratch(scratch.Scratch("workspace"), "workspace")
-        held = early + [self._begin_scratch(one, name) for one in scratch.beside(func, args, result)]
-        self.events.extend(Event(number, 0, self.phase, "") for number in reversed(held))
+        held = self._run_scratch(scratch.beside(func, args, result), func, early)
+        self.events.extend(Event(number, 0, self.phase, "") for number in reversed(held) if number)
+
+    def _run_scratch(self, steps: scratch.Steps, func: Any, held: list[int]) -> list[int]:
+        """Write down steps behind others of an operation; return each allocation, zero where it is freed."""
+        name = func.overloadpacket.__name__
+        for step in steps:
+            if isinstance(step, scratch.Scratch):
+                held = [*held, self._begin_scratch(step, name)]
+            else:
+                self.events.append(Event(held[step.number], 0, self.phase, ""))
+                held = [*held[: step.number], 0, *held[step.number + 1 :]]
+        return held
 
     def _begin_scratch(self, one: scratch.Scratch, name: str) -> int:
         self._count += 1
