@@ -1,9 +1,14 @@
 """Tables of texts and labels: every form the same rows, and every fault one line with its place."""
 
+import bz2
 import gzip
 import itertools
 import json
+import lzma
+import os
 import struct
+import threading
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +18,8 @@ import pytest
 from tables import write_jsonl
 
 from bigqa.errors import BigqaError
+from bigqa.run.job import job_of
+from bigqa.settings import make_settings
 from bigqa.tasks.labelled import read_examples
 from bigqa.tasks.tables import read_table
 
@@ -54,6 +61,55 @@ def test_every_form_gives_the_same_rows(form: str, tmp_path: Path) -> None:
     assert examples(written(tmp_path, form)) == [(row["text"], (row["label"],)) for row in ROWS]
 
 
+PACK = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+
+
+@pytest.mark.parametrize("packing", PACK)
+@pytest.mark.parametrize("form", [".tsv", ".csv", ".json", ".parquet"])
+def test_what_is_packed_gives_the_same_rows(form: str, packing: str, tmp_path: Path) -> None:
+    plain = written(tmp_path, form)
+    packed = plain.with_name(plain.name + packing)
+    with PACK[packing](packed, "wb") as file:
+        file.write(plain.read_bytes())
+    assert examples(packed) == [(row["text"], (row["label"],)) for row in ROWS]
+
+
+def test_a_zip_a_folder_and_a_glob_are_read_as_questions_are(tmp_path: Path) -> None:
+    """One reader: what stands for files of questions stands for files of texts."""
+    wanted = [(row["text"], (row["label"],)) for row in ROWS]
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
+        archive.write(written(tmp_path, ".json"), "inner/data.json")
+    assert examples(tmp_path / "data.zip") == wanted
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    for name in ("a", "b"):
+        written(folder, ".tsv").rename(folder / f"{name}.tsv")
+    assert examples(folder) == examples(folder / "*.tsv") == 2 * wanted
+    for name in ("train", "dev"):
+        written(folder, ".tsv").rename(folder / f"{name}.tsv")
+    with pytest.raises(BigqaError, match="holds the splits train, validation"):
+        examples(folder)
+    with pytest.raises(BigqaError, match="no file is named like"):
+        examples(tmp_path / "none*.tsv")
+
+
+def test_what_flows_is_read_once(tmp_path: Path) -> None:
+    pipe, content = tmp_path / "pipe.jsonl", "".join(json.dumps(row) + "\n" for row in ROWS)
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_text(content, encoding="utf-8"), daemon=True)
+    writer.start()
+    assert examples(pipe) == [(row["text"], (row["label"],)) for row in ROWS]
+    writer.join()
+
+
+def test_labels_are_learned_of_a_glob(tmp_path: Path) -> None:
+    """A run's facts are those of all files that its training data stands for."""
+    write_jsonl(tmp_path / "a.jsonl", [{"text": "가", "label": "x"}])
+    write_jsonl(tmp_path / "b.jsonl", [{"text": "나", "label": "y"}])
+    settings = make_settings(model="tiny", task="classify", train_file=tmp_path / "*.jsonl", out=tmp_path / "run")
+    assert job_of(settings).facts["id2label"] == {0: "x", 1: "y"}
+
+
 def test_layouts_are_read_as_they_are_published(tmp_path: Path) -> None:
     """K-MHaS: texts in quotes, labels as "2,4". UnSmile: a column of each label, and one that is none."""
     kmhas, unsmile = tmp_path / "kmhas_train.txt", tmp_path / "unsmile_train_v1.0.tsv"
@@ -76,8 +132,8 @@ def test_columns_are_found_or_named_and_a_second_text_may_lie_beside(tmp_path: P
 
 FAULTS = {
     "has no column 'word'; it has 'text', 'label'": ([{"text": "가", "label": "x"}], {"text": "word"}),
-    "row 2: 'text' is empty": ([{"text": "가", "label": "x"}, {"text": " ", "label": "x"}], {}),
-    "row 1: 'text' holds no text": ([{"text": None, "label": "x"}], {}),
+    "line 2: 'text' is empty": ([{"text": "가", "label": "x"}, {"text": " ", "label": "x"}], {}),
+    "'text' holds no text": ([{"text": None, "label": "x"}], {}),
     "the label 'label' is NaN": ([{"text": "가", "label": float("nan")}], {}),
     "0.5, a number: --task score": ([{"text": "가", "label": 0.5}], {}),
     "'label' holds no label": ([{"text": "가", "label": ""}], {}),
@@ -97,12 +153,12 @@ def test_a_fault_is_one_line_with_its_place(words: str, tmp_path: Path) -> None:
 
 BROKEN = {
     "a.tsv": (b"text\tlabel\none\ttwo\tthree\n", "row 2 has 3 columns, and the first line 2"),
-    "b.jsonl": (b'{"text": "a"\n', "row 1 is not JSON"),
-    "c.jsonl": (b"[1]\n", "row 1 is no JSON object"),
+    "b.jsonl": (b'{"text": "a"\n', "is cut short"),
+    "c.jsonl": (b"[1]\n", "row 1 is a number, no JSON object"),
     "d.csv": (b"text,label\n", "holds no row"),
     "e.tsv": ("글\t표\n".encode("cp949"), "it is in CP949"),
-    "f.parquet": (b"PAR1", "is damaged or cut short"),
-    "g.jsonl.gz": (b"\x1f\x8b\x08\x00", "is damaged or cut short"),
+    "f.parquet": (b"PAR1", "is a broken Parquet file"),
+    "g.jsonl.gz": (b"\x1f\x8b\x08\x00", "cannot be unpacked"),
     "h.doc": (b"", "has none of the endings"),
     "i.tsv": (b"a\ta\n1\t2\n", "two columns have one name"),
 }
@@ -133,5 +189,5 @@ def test_a_damaged_offset_is_a_line_and_not_the_end_of_the_process(tmp_path: Pat
     offsets = struct.pack("<3i", 0, *itertools.accumulate(len(row["text"].encode()) for row in ROWS))
     at = whole.index(offsets) + 8
     file.write_bytes(whole[:at] + struct.pack("<i", 2**30) + whole[at + 4 :])
-    with pytest.raises(BigqaError, match="damaged"):
+    with pytest.raises(BigqaError, match="broken Arrow file"):
         examples(file)

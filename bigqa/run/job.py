@@ -11,6 +11,7 @@ from bigqa.errors import BigqaError
 from bigqa.models.sources import ModelSource, first_position, load_config, resolve
 from bigqa.settings import Settings
 from bigqa.tasks.base import TaskKind, Tokens
+from bigqa.tasks.documents import names_data
 from bigqa.tasks.registry import kind_of
 
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout", "embedding_dropout")
@@ -48,7 +49,7 @@ def job_of(settings: Settings) -> Job:
     """Return a run's job; its training file is read through once in a process. Raises: BigqaError, UsageError."""
     kind = kind_of(settings.task)
     options = kind.options(settings.model_dump() | settings.task_options)
-    file = settings.train_file if settings.train_file.exists() else None  # a benchmark has none
+    file = settings.train_file if names_data(settings.train_file) else None  # a benchmark has none
     facts = _learned(settings.task, options.model_dump_json(), file, settings.limit)
     source = resolve(settings.model, tokenizer=settings.tokenizer)
     return Job(kind, options, source, facts, settings.dropout)

@@ -5,6 +5,7 @@ A file appears under its name only when whole; its name covers everything that t
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -22,11 +23,14 @@ INT_LIST = pa.list_(pa.int32())
 
 
 def kept_rows(
-    cache_dir: Path, name: str, sources: Sequence[Path], follows_from: Sequence[Any], schema: pa.Schema,
+    cache_dir: Path, task: str, data: Path, sources: Sequence[Path], follows_from: Sequence[Any], schema: pa.Schema,
     make: Callable[[], Iterator[dict[str, Any]]],
 ) -> Rows:  # fmt: skip
-    """Return rows, from the cache where they were made before of the same files and values."""
-    file = cache_dir / f"{name}-{_key(sources, follows_from)}.arrow"
+    """Return rows, from the cache where they were made before of the same files and values.
+
+    `data`: as it was asked for; `sources`: the files that it stands for, and others that rows are made of.
+    """
+    file = cache_dir / f"{task}-{plain_name(data)}-{_key(sources, follows_from)}.arrow"
     if not is_whole(file):
         with atomic_path(file) as temporary:
             write_rows(temporary, make(), schema)
@@ -45,6 +49,11 @@ def write_rows(
             writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
             if on_row is not None:
                 on_row(batch[-1])
+
+
+def plain_name(path: Path) -> str:
+    """Return a file's name as far as a file system takes it: a glob and a data set's id are no names."""
+    return re.sub(r"[^\w.-]", "_", path.stem.encode("utf-8", "replace").decode())[:40]
 
 
 def _key(sources: Sequence[Path], follows_from: Sequence[Any]) -> str:

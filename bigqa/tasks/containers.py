@@ -1,20 +1,22 @@
 """What a data file holds, one value in memory at a time. In: a file, packed or not. Out: values and their places.
 
 Told by its first bytes, not by its name: JSON, JSON lines, Parquet and Arrow; each of them packed by gzip, bzip2 or xz,
-or in a zip. Nothing in a file is ever executed or unpickled.
+or in a zip. Lines of a text that is something else, unpacked alike. Nothing in a file is ever executed or unpickled.
 """
 
 import bz2
+import contextlib
 import gzip
 import io
+import json
 import lzma
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from bigqa.contents import HEAD_BYTES, packing_of, what_else, what_zip
+from bigqa.contents import HEAD_BYTES, packing_of, what_else, what_encoding, what_zip
 from bigqa.errors import BigqaError, in_a_line
 from bigqa.files import decoded, parsed
 
@@ -23,17 +25,40 @@ UNPACK_ERRORS = (zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAErro
 """What a broken archive raises; RuntimeError where a password is wanted, or a method of packing that Python lacks."""
 DATA_SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", ".arrow")
 PACKED_SUFFIXES = ("", ".gz", ".bz2", ".xz")
+OF_DATASETS = ("dataset_info.json", "state.json", "dataset_dict.json")
+"""What `datasets` writes beside the data that it saves, of what it knows of them."""
 BINARY_SUFFIXES = (".zip", ".parquet", ".arrow")
 COLUMNS = ("id", "guid", "title", "context", "question", "answers", "answer", "is_impossible")
-"""Those of a table that are read."""
+"""Those of a table of questions that are read."""
 BATCH_ROWS = 256
 
 
-def values(path: Path, role: str) -> Iterator[tuple[Any, str]]:
-    """Yield what a file holds, with its place: a JSON file's value, or one row after the other."""
+def values(path: Path, role: str, columns: Sequence[str] | None = COLUMNS) -> Iterator[tuple[Any, str]]:
+    """Yield what a file holds, with its place: a JSON file's value, or one row after the other.
+
+    `columns`: those of a table that are wanted; none: all. Raises: BigqaError.
+    """
+    with _told(path, role), path.open("rb") as file:
+        yield from _values(file, str(path), role, columns)
+
+
+def lines(path: Path, role: str) -> Iterator[str]:
+    """Yield the lines of a text, unpacked, with what ends each. Raises: BigqaError."""
+    with _told(path, role), path.open("rb") as file:
+        unpacked = UNPACKERS.get(packing_of(_head(file)) or "", lambda same: same)(file)
+        try:
+            yield from io.TextIOWrapper(unpacked, encoding="utf-8-sig", newline="")
+        except UnicodeDecodeError as error:
+            raise BigqaError(f"{role} is not UTF-8: {path}: it is {what_encoding(error.object)}") from None
+
+
+@contextlib.contextmanager
+def _told(path: Path, role: str) -> Iterator[None]:
+    """Tell in a line why a file cannot be read."""
     try:
-        with path.open("rb") as file:
-            yield from _values(file, str(path), role)
+        yield
+    except BigqaError:
+        raise
     except FileNotFoundError:
         raise BigqaError(f"{role} not found: {path}") from None
     except IsADirectoryError:
@@ -44,16 +69,25 @@ def values(path: Path, role: str) -> Iterator[tuple[Any, str]]:
         raise BigqaError(f"{role} cannot be read: {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
-def is_data(name: str) -> bool:
+def is_data(name: str, suffixes: Sequence[str] = DATA_SUFFIXES) -> bool:
     """Say whether a file's name is that of data which is not a zip."""
+    last = name.rpartition("/")[2]
     # A Mac adds "._name.json" beside each file it packs: binary, and not data.
-    named_so = name.lower().endswith(tuple(data + packed for data in DATA_SUFFIXES for packed in PACKED_SUFFIXES))
-    return named_so and not name.rpartition("/")[2].startswith(".")
+    named_so = name.lower().endswith(tuple(data + packed for data in suffixes for packed in PACKED_SUFFIXES))
+    return named_so and not last.startswith(".") and last not in OF_DATASETS
 
 
-def _values(file: IO[bytes], name: str, role: str) -> Iterator[tuple[Any, str]]:
+def _head(file: IO[bytes]) -> bytes:
+    """Return a file's first bytes, and leave it at its beginning; what flows is looked at ahead."""
+    if not file.seekable():
+        return bytes(file.peek(HEAD_BYTES)[:HEAD_BYTES])  # type: ignore[attr-defined]
     head = file.read(HEAD_BYTES)
     file.seek(0)
+    return head
+
+
+def _values(file: IO[bytes], name: str, role: str, columns: Sequence[str] | None) -> Iterator[tuple[Any, str]]:
+    head = _head(file)
     packing = packing_of(head)
     if packing is None and name.lower().endswith(BINARY_SUFFIXES):
         known = what_else(head)
@@ -63,16 +97,16 @@ def _values(file: IO[bytes], name: str, role: str) -> Iterator[tuple[Any, str]]:
         raise BigqaError(f"{role} {problem}: {name}")
     if packing in UNPACKERS:
         with UNPACKERS[packing](file) as inner:
-            yield from _values(inner, name, role)
+            yield from _values(inner, name, role, columns)
     elif packing == "zip":
-        yield from _of_zip(file, name, role)
+        yield from _of_zip(file, name, role, columns)
     elif packing is not None:
-        yield from _of_table(file, packing, name, role)
+        yield from _of_table(file, packing, name, role, columns)
     else:
         yield from _of_text(file, name, role)
 
 
-def _of_zip(file: IO[bytes], name: str, role: str) -> Iterator[tuple[Any, str]]:
+def _of_zip(file: IO[bytes], name: str, role: str, columns: Sequence[str] | None) -> Iterator[tuple[Any, str]]:
     with zipfile.ZipFile(file) as archive:
         members = sorted(member for member in archive.namelist() if is_data(member))
         if not members and (said := what_zip(archive.namelist())):
@@ -81,7 +115,7 @@ def _of_zip(file: IO[bytes], name: str, role: str) -> Iterator[tuple[Any, str]]:
             raise BigqaError(f"{role}: zip holds no data ({', '.join(DATA_SUFFIXES)}): {name}; name the one that does")
         for member in members:
             with archive.open(member) as inner:
-                yield from _values(inner, f"{name}/{member}", role)
+                yield from _values(inner, f"{name}/{member}", role, columns)
 
 
 def _of_text(file: IO[bytes], name: str, role: str) -> Iterator[tuple[Any, str]]:
@@ -116,22 +150,29 @@ def _is_object(line: bytes) -> bool:
         return False
 
 
-def _of_table(file: IO[bytes], packing: str, name: str, role: str) -> Iterator[tuple[Any, str]]:
+def _of_table(
+    file: IO[bytes], packing: str, name: str, role: str, columns: Sequence[str] | None
+) -> Iterator[tuple[Any, str]]:
     try:
         number = 0
-        for batch in _batches(file, packing):
+        for batch, metadata in _batches(file, packing, columns):
             batch.validate(full=True)  # Arrow's readers believe a damaged file, and read beyond its end
-            held = [column for column in COLUMNS if column in batch.schema.names]
-            for row in batch.select(held).to_pylist():
+            classes = class_names(metadata)
+            for row in batch.select(_held(batch.schema, columns)).to_pylist():
                 number += 1
-                yield row, f"{role} {name} row {number}"
+                yield _named(row, classes), f"{role} {name} row {number}"
     # Of bytes that are not as they were written, pyarrow also raises SystemError, ValueError and others.
     except Exception as error:
         kind = "Parquet" if packing == "parquet" else "Arrow"
         raise BigqaError(f"{role} is a broken {kind} file: {name}: {in_a_line(error)}") from None
 
 
-def _batches(file: IO[bytes], packing: str) -> Iterator[Any]:
+def _held(schema: Any, columns: Sequence[str] | None) -> list[str]:
+    return list(schema.names) if columns is None else [column for column in columns if column in schema.names]
+
+
+def _batches(file: IO[bytes], packing: str, columns: Sequence[str] | None) -> Iterator[tuple[Any, Any]]:
+    """Yield batches of rows, and what is written beside the file's columns."""
     import pyarrow as pa
 
     source = file if isinstance(file, io.BufferedReader) else io.BytesIO(file.read())
@@ -139,10 +180,36 @@ def _batches(file: IO[bytes], packing: str) -> Iterator[Any]:
         from pyarrow import parquet
 
         table = parquet.ParquetFile(source)
-        held = [column for column in COLUMNS if column in table.schema_arrow.names]
-        yield from table.iter_batches(batch_size=BATCH_ROWS, columns=held)
+        schema = table.schema_arrow
+        for batch in table.iter_batches(batch_size=BATCH_ROWS, columns=_held(schema, columns)):
+            yield batch, schema.metadata
     elif packing == "arrow stream":
-        yield from pa.ipc.open_stream(source)
+        yield from ((batch, batch.schema.metadata) for batch in pa.ipc.open_stream(source))
     else:
         reader = pa.ipc.open_file(source)
-        yield from map(reader.get_batch, range(reader.num_record_batches))
+        found = map(reader.get_batch, range(reader.num_record_batches))
+        yield from ((batch, batch.schema.metadata) for batch in found)
+
+
+def class_names(metadata: Any) -> dict[str, list[str]]:
+    """Return column -> the names of its classes, as `datasets` writes them into a file."""
+    told = (metadata or {}).get(b"huggingface")
+    features = json.loads(told).get("info", {}).get("features", {}) if told else {}
+    found = {}
+    for column, feature in features.items():
+        inner = feature.get("feature", feature) if isinstance(feature, dict) else {}
+        if isinstance(inner, dict) and inner.get("names"):
+            found[column] = list(inner["names"])
+    return found
+
+
+def _named(row: dict[str, Any], classes: dict[str, list[str]]) -> dict[str, Any]:
+    for column, known in classes.items():
+        value = row.get(column)
+        if isinstance(value, list):
+            row[column] = [known[one] for one in value]
+        elif isinstance(value, int) and value >= 0:
+            row[column] = known[value]
+        elif value == -1:
+            row[column] = None  # as `datasets` marks what has no label
+    return row

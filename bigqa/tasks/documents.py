@@ -17,6 +17,8 @@ from bigqa.tasks.splits import split_of
 T = TypeVar("T")
 WANTED_NAMES = {dict: "an object", list: "a list", str: "text", int: "a whole number"}
 FOUND_NAMES = {dict: "an object", list: "a list", str: "text", type(None): "null", bool: "true or false"}
+SEPARATED_SUFFIXES = (".tsv", ".csv")
+"""Of tables of texts; of questions, what is in them is refused by its name."""
 ADVICE = "is it KorQuAD or SQuAD data?"
 
 
@@ -24,6 +26,11 @@ def documents(path: Path, role: str) -> Iterator[tuple[Any, str]]:
     """Yield each JSON value or row of a data set with its place. `role` names the data in an error."""
     for file in data_files(path, role):
         yield from values(file, role)
+
+
+def names_data(path: Path) -> bool:
+    """Say whether a path is there, or stands for files: a glob, or what may be the id of a data set."""
+    return path.exists() or glob.has_magic(str(path)) or is_hub_id(str(path))
 
 
 def check_there(path: Path, role: str = "data file") -> None:
@@ -65,11 +72,11 @@ def _of_folder(path: Path, role: str) -> list[Path]:
     if {"state.json", "dataset_info.json"} <= names:
         return _of_datasets(path, role)
     # The official script reads a folder's JSON files alone, so what is left beside them must not count twice.
-    for is_kind in (_is_json, _is_zip, is_data):
+    for is_kind in (_is_json, _is_zip, is_data, _is_separated):
         files = [entry for entry in entries if is_kind(entry.name) and entry.is_file()]
         if files:
             return _of_one_split(files, path, role)
-    kinds = ", ".join((*DATA_SUFFIXES, ".zip"))
+    kinds = ", ".join((*DATA_SUFFIXES, *SEPARATED_SUFFIXES, ".zip"))
     raise BigqaError(f"{role} folder holds no data ({kinds}): {path}; name the one that does")
 
 
@@ -93,6 +100,10 @@ def _is_json(name: str) -> bool:
 
 def _is_zip(name: str) -> bool:
     return name.lower().endswith(".zip") and not name.startswith(".")
+
+
+def _is_separated(name: str) -> bool:
+    return is_data(name, SEPARATED_SUFFIXES)
 
 
 def _of_one_split(files: list[Path], path: Path, role: str) -> list[Path]:

@@ -7,7 +7,6 @@ only when whole.
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from bigqa.files import atomic_path
-from bigqa.tasks.caching import is_whole, read_into, write_rows
+from bigqa.tasks.caching import is_whole, plain_name, read_into, write_rows
 from bigqa.tasks.documents import data_files
 from bigqa.tasks.rows import Rows
 from bigqa.tasks.squad import DATA, Question, iter_questions
@@ -65,7 +64,7 @@ def build_features(
     `on_progress` takes the questions done and all of them.
     """
     key = _key(path, tokenizer, lengths, training=training, limit=limit, with_targets=with_targets)
-    file = cache_dir / f"{_plain_name(path)}-{key}.arrow"
+    file = cache_dir / f"{plain_name(path)}-{key}.arrow"
     if not is_whole(file):
         need_answers = training or with_targets
         # Read twice: a fault in the last document is found before an hour goes into the first, and the total is known.
@@ -76,11 +75,6 @@ def build_features(
             schema = pa.schema(list((TRAINING_FIELDS if training else PREDICTION_FIELDS).items()))
             write_rows(temporary, rows, schema, _reporter(on_progress, total))
     return Rows.of_file(file)
-
-
-def _plain_name(path: Path) -> str:
-    """Return a file's name as far as a file system takes it: a glob and a data set's id are no names."""
-    return re.sub(r"[^\w.-]", "_", path.stem.encode("utf-8", "replace").decode())[:40]
 
 
 def window_lengths(windows: Rows) -> list[int]:

@@ -115,7 +115,8 @@ class Classify(TaskKind[ClassifyOptions]):
         follows_from = [FORM, tokenizer.backend_tokenizer.to_str(), asked, labels_of(config), several, limit]
         return kept_rows(
             cache_dir,
-            f"classify-{file.stem}",
+            self.name,
+            file,
             [*table_files(file), *pairs],
             follows_from,
             schema,

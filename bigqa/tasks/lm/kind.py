@@ -73,7 +73,8 @@ class Lm(TaskKind[LmOptions]):
         follows_from = [FORM, tokenizer.backend_tokenizer.to_str(), template, options.model_dump(), limit]
         return kept_rows(
             cache_dir,
-            f"lm-{file.stem}",
+            self.name,
+            file,
             table_files(file),
             follows_from,
             SCHEMA,

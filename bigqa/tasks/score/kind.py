@@ -99,7 +99,7 @@ class Score(TaskKind[ScoreOptions]):
                     on_progress(done, len(measured))
                 yield tokens_of(encoding) | {"label": one.number}
 
-        return kept_rows(cache_dir, f"score-{file.stem}", table_files(file), follows_from, SCHEMA, rows)
+        return kept_rows(cache_dir, self.name, file, table_files(file), follows_from, SCHEMA, rows)
 
     def task(self, model: Any, options: ScoreOptions, tokens: Tokens, config: Any = None) -> Any:
         """Return the loss for a model."""
