@@ -1,16 +1,18 @@
 """How a command ends. In: a Typer application. Out: its exit code; an error is one line."""
 
+import atexit
 import contextlib
 import logging
 import os
 import signal
 import sys
 import tempfile
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 from rich.cells import cell_len
@@ -102,6 +104,26 @@ def _columns_of_one(column: Column) -> int:
     lines = [line for cell in (column.header, *column.cells) for line in str(cell).split("\n")]
     widest = max(map(cell_len, lines), default=0)
     return widest if column.ratio is None else min(widest, FLEXIBLE_COLUMNS)
+
+
+def as_program(run: Callable[[], None]) -> NoReturn:
+    """Run to the end of this process, which takes nothing apart: piece by piece, that lasts as long as some commands.
+
+    Threads are waited for, and what was registered for the end is done, as ever.
+    """
+    code: Any = 0
+    try:
+        run()
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            raise
+        code = end.code or 0
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def command(app: Callable[..., Any]) -> None:

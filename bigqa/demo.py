@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from bigqa import interrupts
-from bigqa.console import command, console, show
+from bigqa.console import as_program, command, console, show
 from bigqa.errors import BigqaError, UsageError
 from bigqa.files import read_json
 from bigqa.lock import check_free
@@ -172,4 +172,4 @@ def _bigqa(*words: str, quiet: bool = False) -> str:
 if __name__ == "__main__":
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(run)
-    command(app)
+    as_program(lambda: command(app))

@@ -25,7 +25,7 @@ if __name__ == "__main__":  # before what takes a while to import
 import typer
 
 from bigqa import interrupts
-from bigqa.console import command
+from bigqa.console import as_program, command
 from bigqa.machine.heap import hold_tight
 from bigqa.run.options import given, train_signature
 
@@ -79,4 +79,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_program(main)

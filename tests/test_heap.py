@@ -1,10 +1,14 @@
 """What freed tensors leave behind: nothing at first, their memory where there is plenty. In processes of their own."""
 
+import gc
 import json
 import sys
 
 import pytest
 from commands import run
+
+from bigqa.engine.loop.fit import Training, fit
+from bigqa.machine import heap
 
 PROGRAM = """
 import json, os, sys
@@ -81,3 +85,22 @@ def test_what_was_kept_is_given_back_when_memory_runs_short() -> None:
     assert done.returncode == 0, done.stderr
     holes, later = (int(word) for word in done.stdout.split())
     assert holes > 0.9 * 32 * 4 * 2**20 and later > 0.9 * 32 * 6 * 2**20
+
+
+def test_what_is_imported_is_looked_at_seldom_and_a_steps_leftovers_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = gc.get_threshold()
+
+    class Seen(Exception):
+        pass
+
+    def num_steps(_: object) -> int:
+        raise Seen(gc.get_threshold())
+
+    monkeypatch.setattr(Training, "num_steps", property(num_steps))
+    monkeypatch.setattr(heap, "_set", lambda most: True)
+    monkeypatch.setattr(heap, "_ever", before)
+    heap.hold_tight()
+    assert gc.get_threshold()[0] == heap.SELDOM > before[0]
+    with pytest.raises(Seen) as seen:
+        fit(Training.__new__(Training))
+    assert seen.value.args[0] == before

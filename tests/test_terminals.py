@@ -188,3 +188,25 @@ def test_an_error_is_one_line_whatever_value_it_repeats() -> None:
     many = str(BigqaError(f"rows: {'word ' * 2000}; leave them out"))
     assert len(many) == LONGEST_LINE and many.endswith("word ; leave them out")
     assert str(BigqaError("id '\x1b[2Ja\u200b가\ud800'")) == r"id '\x1b[2Ja\u200b가\ud800'"
+
+
+LEAVES = """
+import atexit, os, sys, threading, time
+from bigqa import console
+atexit.register(lambda: os.write(1, b"registered "))
+class Kept:
+    def __del__(self):
+        os.write(1, b"taken apart ")
+kept = Kept()
+def app(**_):
+    threading.Thread(target=lambda: (time.sleep(0.1), os.write(1, b"thread "))).start()
+    print("said ", end="")
+    return 3
+console.as_program(lambda: console.command(app))
+"""
+
+
+def test_a_command_ends_in_order_and_takes_nothing_apart() -> None:
+    """Threads are waited for, what was registered for the end is done; torch's modules are left to the kernel."""
+    done = subprocess.run([sys.executable, "-c", LEAVES], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "said thread registered ", "")

@@ -146,7 +146,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from bigqa.console import quiet_libraries
+    from bigqa.console import as_program, quiet_libraries
 
     quiet_libraries()
-    main()
+    as_program(main)

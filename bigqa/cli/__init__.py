@@ -15,11 +15,11 @@ def main() -> None:
     interrupts.listen()  # before what takes a while to import
     interrupts.say_when_left("interrupted before anything was begun: there is nothing to save")
     from bigqa.cli.commands import app
-    from bigqa.console import command
+    from bigqa.console import as_program, command
     from bigqa.machine.heap import hold_tight
 
     hold_tight()
-    command(app)
+    as_program(lambda: command(app))
 
 
 def __getattr__(name: str) -> Any:

@@ -27,6 +27,7 @@ from bigqa.engine.optim.update import State
 from bigqa.engine.processes import Processes
 from bigqa.engine.recovery import OutOfMemory, is_out_of_memory, which_memory
 from bigqa.errors import BigqaError
+from bigqa.machine.heap import collect_as_ever
 from bigqa.settings import Settings
 from bigqa.tasks.base import Batch
 
@@ -96,6 +97,7 @@ class Outcome:
 
 def fit(training: Training, first_step: int = 0) -> Outcome:
     """Train from a step to the end, or until a stop is asked for."""
+    collect_as_ever()
     run, num_steps = training, training.num_steps
     run.recorder.start(first_step, num_steps)
     speed, steps = SpeedMeter(), first_step
