@@ -74,6 +74,11 @@ class Run:
         """Windows of a forward pass."""
         return self.axes.micro_batch or MICRO_BATCH
 
+    @property
+    def micro_batches(self) -> int:
+        """Forward passes of a step."""
+        return MICRO_BATCH * MICRO_BATCHES // self.micro_batch
+
     def options(self, out: Path, data: Path) -> dict[str, Any]:
         """Return what `bigqa train` is told."""
         return {
@@ -106,7 +111,7 @@ def wanted() -> Iterator[Run]:
     for name, row in rows_of("A100-40").items():
         if row.needs_deepspeed or name in ("plain", "recompute"):
             yield Run(name, gpus=2)
-    for name in ("plain", "qlora-recompute", "zero2-offload", "zero3"):
+    for name in ("plain", "qlora-recompute", "zero2-offload", "zero3", "stream"):
         yield Run(name, card="T4")
 
 
@@ -125,6 +130,7 @@ def predicted(run: Run) -> MemoryEstimate:
         run.micro_batch,
         SEQ_LEN,
         accumulating=True,
+        micro_batches=run.micro_batches,
         world_size=run.gpus,
         card=card_for(card.name, card.capability),
         whole=True,
@@ -208,11 +214,23 @@ def _error(least: int, most: int, found: int) -> float:
     return max(least, min(found, most)) / found - 1
 
 
-def counted(run: Run) -> dict[str, Any]:
+def judged(run: Run) -> dict[str, Any]:
     """Return the start that a prediction is held against."""
     start = run.starts[-1]
-    took_more = start.get("parts", {}).get("step") != start.get("parts", {}).get("score")
+    took_more = reserved_by(start, "step") != reserved_by(start, "score")
     return run.tight[-1] if took_more and not run.tight[-1]["code"] else start
+
+
+def reserved_by(start: dict[str, Any], part: str) -> int | None:
+    """Return the most that was reserved up to the end of a part of a run; none: it did not come so far."""
+    peaks = start.get("parts", {}).get(part)
+    return peaks and int(peaks[1])
+
+
+def counted(run: Run) -> dict[str, int]:
+    """Return what a run took, as a prediction has it: scores are made within what steps reserved."""
+    start = judged(run)
+    return {"allocated": start["parts"]["write"][0], "reserved": start["reserved"]}
 
 
 def _told(run: Run) -> str:
@@ -227,7 +245,7 @@ def _told(run: Run) -> str:
 
 def made_by(run: Run, figure: int) -> str:
     """Return the part of a run that its peak is of. `figure`: 0 allocated, 1 reserved."""
-    parts = counted(run)["parts"]
+    parts = judged(run)["parts"]
     most = max(peaks[figure] for peaks in parts.values())
     return next(part for part, peaks in parts.items() if peaks[figure] == most)
 

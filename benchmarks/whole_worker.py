@@ -23,6 +23,7 @@ from bigqa.engine.loop import fit
 from bigqa.engine.optim.update import Update
 from bigqa.engine.pinned import pinned_by_all
 from bigqa.engine.sharding import ShardedUpdate
+from bigqa.engine.stream.update import StreamedUpdate
 from bigqa.plan.ladder import AGAIN
 from bigqa.rehearse.own import answered_yes
 from bigqa.rehearse.run import INSIDE
@@ -37,8 +38,7 @@ PARTS: tuple[tuple[str, Any, str], ...] = (
     ("place", fine_tuning, "_training"),
     ("step", fit, "_one_step"),
     ("save", fit, "save"),
-    ("finish", Update, "finish"),
-    ("finish", ShardedUpdate, "finish"),
+    *(("finish", kind, "finish") for kind in (Update, ShardedUpdate, StreamedUpdate)),
     ("merge", delivery.adapters, "merge"),
     ("write", delivery, "_save_model"),
     ("score", delivery, "_score"),

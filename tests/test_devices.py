@@ -1,6 +1,10 @@
 """Several and unlike cards: CUDA's numbers are not NVML's, and what hangs on a card is decided alike on all."""
 
+import dataclasses
+import json
+import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -11,9 +15,12 @@ from null_gpu import on_null_gpu
 from bigqa.bench.meters import _Nvml
 from bigqa.engine.attention import kernels
 from bigqa.engine.build import choose_precision
+from bigqa.errors import BigqaError
 from bigqa.machine import devices
 from bigqa.machine.gpus import find_gpu
 from bigqa.machine.hardware import detect_gpus
+from bigqa.speed import calibration
+from bigqa.speed.throughput import Rates
 
 FIRST, SECOND = "11111111-1111-1111-1111-111111111111", "22222222-2222-2222-2222-222222222222"
 SLICE = "33333333-3333-3333-3333-333333333333"
@@ -196,8 +203,46 @@ print(json.dumps(sorted(seen)))
     assert on_null_gpu(program, count=2) == [1]
 
 
+RATES = Rates(
+    low_flops_per_s=1, fp32_flops_per_s=1, low_batched_flops_per_s=1, fp32_batched_flops_per_s=1, bytes_per_s=1,
+    link_bytes_per_s=1, launch_s=1, source="", error=0.1, adam_per_s=7,
+)  # fmt: skip
+
+
+def test_who_calibrates_has_each_card_measured_by_another_process(
+    nvml: Nvml, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A context would stay on the card, and be missing for what is measured or trained next."""
+    started: list[list[str]] = []
+
+    def run(command: list[str], **_: Any) -> Any:
+        started.append(command[1:])
+        told = json.dumps(dataclasses.asdict(RATES) | {"bytes_per_s": 5 + len(started)})
+        return SimpleNamespace(returncode=0, stdout=f"a library's word\n{told}\n", stderr="")
+
+    monkeypatch.setenv("BIGQA_CACHE", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: pytest.fail("CUDA is begun here"))
+    monkeypatch.setattr(calibration, "measure_cpu", lambda *_, **__: RATES)
+    monkeypatch.setattr(subprocess, "run", run)
+    here: Any = SimpleNamespace(
+        gpus=detect_gpus(), cpu=SimpleNamespace(name="a processor", cores=2), disk_write_bytes_per_s=None,
+        disk_read_bytes_per_s=None,
+    )  # fmt: skip
+    found = calibration.calibrate(here)
+    assert started == [["-m", "bigqa.speed.card", "0"], ["-m", "bigqa.speed.card", "1"]]
+    assert {name: one.bytes_per_s for name, one in found.items()} == {
+        "cpu": 1, "Tesla T4": 6, "NVIDIA A100-SXM4-80GB": 7,
+    }  # fmt: skip
+    monkeypatch.setattr(
+        subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1, stderr="a\nCUDA error: busy\n")
+    )
+    with pytest.raises(BigqaError, match=r"cuda:0.*CUDA error: busy"):
+        calibration.calibrate(here)
+
+
 @pytest.mark.nullgpu
-def test_who_calibrates_leaves_the_card_as_it_was() -> None:
+def test_who_calibrates_leaves_leaves_the_card_as_it_was() -> None:
     program = """
 import json, tempfile, os
 os.environ["BIGQA_CACHE"] = tempfile.mkdtemp()

@@ -120,6 +120,41 @@ def test_a_model_that_fp16_overflows_with_goes_on_in_fp32_and_says_so_once(monke
     model.to("cpu").train()  # and it can be used as any other
 
 
+def overflowing() -> tuple[Any, QuestionAnswering]:
+    model, task = made("bert")
+    with torch.no_grad():
+        model.qa_outputs.weight.copy_(torch.randn(2, 32, generator=torch.Generator().manual_seed(1)) * 10_000)
+    return model.half(), task
+
+
+def test_a_model_that_is_being_trained_is_given_back_where_it_lay() -> None:
+    """DeepSpeed steps the memory that it knows: weights elsewhere would never change again."""
+    model, task = overflowing()
+    before = [(name, one, one.data_ptr(), one.detach().clone()) for name, one in model.named_parameters()]
+    told: list[str] = []
+    options: dict[str, Any] = {"tell": told.append, "trains": True}
+    found = list(inference.window_logits(model, task, windows(), LENGTHS, torch.device("cpu"), **options))
+    assert len(told) == 1 and all(np.isfinite(one).all() for _, *logits in found for one in logits)
+    now = dict(model.named_parameters())
+    for name, parameter, address, value in before:
+        assert now[name] is parameter and parameter.data_ptr() == address and torch.equal(parameter, value), name
+    assert {buffer.dtype for buffer in model.buffers()} == {torch.int64}
+
+
+def test_a_lack_of_memory_to_widen_a_model_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of it is in fp32 then: fewer windows would not run either."""
+    model, task = overflowing()
+
+    def cast(model: Any, dtype: torch.dtype) -> None:
+        model.bert.embeddings.to(dtype)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(inference, "cast", cast)
+    with pytest.raises(torch.OutOfMemoryError):
+        list(inference.window_logits(model, task, windows(), LENGTHS, torch.device("cpu"), trains=True))
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float16}
+
+
 def test_a_model_within_fp16_stays_in_it() -> None:
     model, task = made("bert")
     told: list[str] = []

@@ -2,19 +2,22 @@
 
 import gc
 import mmap
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from null_gpu import on_null_gpu
 from torch import nn
 
-from bigqa.engine import pinned
+from bigqa.engine import offload, pinned
+from bigqa.engine.loop.step import Parts, accumulate
 from bigqa.engine.offload import MIN_BYTES, ON_THEIR_WAY, ActivationOffload
 from bigqa.engine.pinned import PinnedPool, whole_pages
 from bigqa.engine.recovery import OutOfMemory
+from bigqa.engine.stream import link
 
 PAGE = mmap.PAGESIZE
 
@@ -118,15 +121,51 @@ class Dead(torch.autograd.Function):
 
 def test_what_was_fetched_ahead_and_never_asked_for_is_let_go_of() -> None:
     x = torch.ones(MIN_BYTES // 4, requires_grad=True)
-    offload = ActivationOffload(nn.Module())
-    with offload.keeping():
+    sent = ActivationOffload(nn.Module())
+    with sent.keeping():
         y = Dead.apply(x, torch.ones(MIN_BYTES // 4))
         for _ in range(2 * ON_THEIR_WAY):
             y = y.sin()
     y.sum().backward()
-    assert any(kept.storage is not None for kept in offload._kept)
-    offload.settle()
-    assert all(kept.storage is None and kept.copied is None for kept in offload._kept)
+    assert any(kept.storage is not None for kept in sent._kept)
+    sent.settle()
+    assert all(kept.storage is None and kept.copied is None for kept in sent._kept)
+
+
+@pytest.mark.parametrize("passes", ["forward", "backward"])
+def test_a_pass_that_fails_leaves_nothing_on_the_device(passes: str) -> None:
+    """Saving comes next, and wants what is left of it; and copies into it may be on their way."""
+
+    class Failing(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            if passes == "forward":
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    class Sines(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(MIN_BYTES // 4))
+
+        def forward(self) -> torch.Tensor:
+            y = self.weight * 2
+            for number in range(4 * ON_THEIR_WAY):
+                y = y.sin() if number != 2 * ON_THEIR_WAY else Failing.apply(y)
+            return y.sum()
+
+    model = Sines()
+    sent = ActivationOffload(model)
+    task = SimpleNamespace(loss_sum=lambda model, batch: model())
+    update = SimpleNamespace(micro_batch=lambda **_: nullcontext(), backward=lambda loss: loss.backward())
+    parts = Parts(model=model, update=update, task=task, offload=sent)  # type: ignore[arg-type]
+    with pytest.raises(torch.OutOfMemoryError):
+        accumulate(parts, [{"input_ids": torch.zeros(1)}], 1)
+    assert sent.sent and all(kept.storage is None for kept in sent._kept)
 
 
 STEPS = """
@@ -183,6 +222,39 @@ def test_what_cannot_be_pinned_is_the_hosts_lack(
             pinning.pin(0, PAGE)
         assert getattr(caught.value, "where", "host") == "host"
     assert len(forgot) == (failed == 2)
+
+
+class FakeStream:
+    """Remembers that it was waited for."""
+
+    made: ClassVar[list["FakeStream"]] = []
+
+    def __init__(self, device: Any) -> None:
+        self.done = False
+        self.made.append(self)
+
+    def synchronize(self) -> None:
+        self.done = True
+
+
+@pytest.mark.parametrize("make", [offload._OnAStream, link._OnStreams])
+def test_pages_are_let_go_of_once_no_stream_copies_them(monkeypatch: pytest.MonkeyPatch, make: Any) -> None:
+    """Of every stream that there is: any of them may have a copy on its way."""
+    monkeypatch.setattr(FakeStream, "made", [])
+    monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
+    unpinned: list[list[bool]] = []
+    runtime = SimpleNamespace(
+        cudaHostRegister=lambda *_: 0,
+        cudaHostUnregister=lambda _: unpinned.append([one.done for one in FakeStream.made]) or 0,
+    )
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    monkeypatch.setattr(torch.cuda, "check_error", refuse)
+    copies = make(torch.device("cpu"))
+    pool = getattr(copies, "_pool", None) or PinnedPool(copies._pinning)
+    used(pool, [PAGE])
+    del pool, copies
+    gc.collect()
+    assert unpinned and all(all(done) for done in unpinned) and FakeStream.made
 
 
 def refuse(code: int) -> None:

@@ -1,6 +1,8 @@
 """Streamed layers: the same learning as plain training, what cannot be streamed, and masters in two parts."""
 
+import gc
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from transformers import (
     ModernBertConfig,
     T5Config,
 )
+from transformers.models.bert.modeling_bert import BertLayer
 
 from benchmarks.null_cells import source_of
 from bigqa.engine.build import build, not_together
@@ -232,6 +235,29 @@ def test_what_lies_in_no_list_of_its_own_is_refused_in_a_line(processes: Process
         with pytest.raises(BigqaError, match=why) as caught:
             parts_of(config, STREAM, processes)
         assert "\n" not in str(caught.value) and type(config).__name__[:2] in str(caught.value)
+
+
+def test_a_layer_that_writes_into_its_input_is_refused(processes: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of it to the host may be on its way, and the layer runs twice."""
+    forward = BertLayer.forward
+
+    def writes(self: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return forward(self, hidden_states.add_(0.0), *args, **kwargs)
+
+    monkeypatch.setattr(BertLayer, "forward", writes)
+    with pytest.raises(BigqaError, match="write into"):
+        parts_of(CONFIGS["bert"](), STREAM, processes)
+
+
+def test_the_places_of_layers_are_given_back_at_the_end(processes: Processes) -> None:
+    """The whole model is scored next, and wants the room."""
+    parts = parts_of(CONFIGS["bert"](), STREAM, processes)
+    places = [weakref.ref(one) for one in parts.passes.slots.places]  # type: ignore[union-attr]
+    learned(parts, CONFIGS["bert"](), 0, 1, packed=True)
+    update = parts.update  # a run holds it to its end
+    update.finish()
+    gc.collect()
+    assert len(places) == 2 and [one() for one in places] == [None, None]
 
 
 def test_axes_that_streaming_brings_itself_are_refused() -> None:

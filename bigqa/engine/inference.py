@@ -3,6 +3,7 @@
 Windows are packed end to end where the model takes them so, else padded among their like.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,24 +57,45 @@ def window_logits(
     *,
     packs: bool | None = None,
     tell: Callable[[str], None] | None = None,
+    trains: bool = False,
 ) -> Iterator[Logits]:
     """Yield (window, logits, ...) of every window, in order, as many as the task has, padding cut off; fp32.
 
     `packs`: whether the model takes packed windows, where that is known; else it is tried. `tell` is told, once, that a
     model in fp16 overflowed and goes on in fp32: trained in bf16 or fp32, it may know larger numbers than fp16 does.
+    `trains`: the model is being trained, and is given back in the memory that it lay in.
     """
     model.eval()
     if packs is None:
         packs = bool(lengths) and can_pack(model, task, max(lengths))
     inputs = Inputs(task, windows, lengths, device, packs, BATCH_TOKENS, tell)
-    for begin in range(0, len(lengths), CHUNK_WINDOWS):
-        chunk = range(begin, min(begin + CHUNK_WINDOWS, len(lengths)))
-        found: dict[int, Logits] = {}
-        for batch in _batches(inputs, chunk):
-            found |= _forward_in_parts(model, inputs, batch)
-            if on_progress is not None:
-                on_progress(begin + len(found), len(lengths))
-        yield from (found[window] for window in chunk)
+    with _as_it_was(model) if trains else contextlib.nullcontext():
+        for begin in range(0, len(lengths), CHUNK_WINDOWS):
+            chunk = range(begin, min(begin + CHUNK_WINDOWS, len(lengths)))
+            found: dict[int, Logits] = {}
+            for batch in _batches(inputs, chunk):
+                found |= _forward_in_parts(model, inputs, batch)
+                if on_progress is not None:
+                    on_progress(begin + len(found), len(lengths))
+            yield from (found[window] for window in chunk)
+
+
+@contextlib.contextmanager
+def _as_it_was(model: nn.Module) -> Iterator[None]:
+    """Put weights back where they lay before the block, if they were widened in it.
+
+    DeepSpeed steps memory that it knows: of weights that lie elsewhere it would step what nobody reads.
+    """
+    before = [(parameter, parameter.data) for parameter in model.parameters()]
+    buffers = [(module, name, one) for module in model.modules() for name, one in module._buffers.items()]
+    try:
+        yield
+    finally:
+        for parameter, data in before:
+            if parameter.dtype != data.dtype:
+                parameter.data = data
+        for module, name, buffer in buffers:
+            module._buffers[name] = buffer
 
 
 def _batches(inputs: Inputs, chunk: range) -> Iterator[list[int]]:
@@ -98,10 +120,12 @@ def _forward_in_parts(model: nn.Module, inputs: Inputs, chosen: list[int]) -> di
     """Run a batch, or its halves where memory does not reach for the whole."""
     if len(chosen) == 1 or inputs.tokens(chosen) <= inputs.room:
         try:
-            return _in_finite_precision(model, inputs, chosen)
+            found = _forward(model, inputs, chosen)
         except (RuntimeError, MemoryError) as error:
             if len(chosen) == 1 or not is_out_of_memory(error):
                 raise
+        else:
+            return _in_finite_precision(model, inputs, chosen, found)
         inputs.room = inputs.tokens(chosen) // 2
         if inputs.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -110,9 +134,13 @@ def _forward_in_parts(model: nn.Module, inputs: Inputs, chosen: list[int]) -> di
     return first | _forward_in_parts(model, inputs, chosen[half:])
 
 
-def _in_finite_precision(model: nn.Module, inputs: Inputs, chosen: list[int]) -> dict[int, Logits]:
-    """Run a batch; where fp16 overflows, widen the model to fp32, and run it again."""
-    found = _forward(model, inputs, chosen)
+def _in_finite_precision(
+    model: nn.Module, inputs: Inputs, chosen: list[int], found: dict[int, Logits]
+) -> dict[int, Logits]:
+    """Return what was found of a batch; where fp16 overflowed, widen the model to fp32, and run it again.
+
+    A lack of memory is the caller's: a model that is half in fp32 runs nowhere, with however few windows.
+    """
     if _is_fp16(model) and not all(np.isfinite(one).all() for logits in found.values() for one in logits[1:]):
         with torch.inference_mode(False), torch.no_grad():  # what is made in it can be used nowhere else
             cast(model, torch.float32)

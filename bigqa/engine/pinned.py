@@ -43,10 +43,10 @@ class Pinning(Protocol):
 
 
 class CudaPinning:
-    """By CUDA, for the copies of one stream."""
+    """By CUDA, for the copies of some streams."""
 
-    def __init__(self, stream: torch.cuda.Stream) -> None:
-        self.stream = stream
+    def __init__(self, *streams: torch.cuda.Stream) -> None:
+        self.streams = streams
 
     def pin(self, address: int, size_bytes: int) -> None:
         """Pin a range. Raises: OutOfMemory, of the host, where there is no memory left that may be pinned."""
@@ -57,8 +57,9 @@ class CudaPinning:
         torch.cuda.check_error(failed)
 
     def unpin(self, address: int) -> None:
-        """Wait for the stream, and let go."""
-        self.stream.synchronize()
+        """Wait for the streams, and let go."""
+        for stream in self.streams:
+            stream.synchronize()
         torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(address))
 
 

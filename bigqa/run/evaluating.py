@@ -42,7 +42,7 @@ def evaluation_of(training: Training, job: Job, model: Any, tokenizer: Any) -> E
     assert dev_file is not None
     answerer = Answerer(
         job.kind, job.kind.settled(job.options, [settings.train_file, dev_file]), model, tokenizer,
-        training.processes.device, training.packs, tell=training.recorder.say,
+        training.processes.device, training.packs, tell=training.recorder.say, trains=True,
     )  # fmt: skip
 
     def score() -> Mapping[str, Any]:

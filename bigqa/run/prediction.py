@@ -61,6 +61,8 @@ class Answerer:
     on_progress: Progress | None = None
     tell: Callable[[str], None] = tell
     """Is told what a person should know of it."""
+    trains: bool = False
+    """Whether the model is being trained."""
     _task: Any = field(default=None, repr=False)
 
     @property
@@ -93,8 +95,9 @@ class Answerer:
         if self.packs is None and lengths:
             self.packs = can_pack_here(self.model, task, max(lengths))
         return window_logits(
-            self.model, task, rows, lengths, self.device, self.on_progress, packs=self.packs, tell=self.tell
-        )
+            self.model, task, rows, lengths, self.device, self.on_progress, packs=self.packs, tell=self.tell,
+            trains=self.trains,
+        )  # fmt: skip
 
 
 def can_pack_here(model: Any, task: Any, longest: int) -> bool:

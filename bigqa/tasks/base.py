@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,18 @@ Ask = Callable[[Any, "Rows", Sequence[int]], Iterator[Answered]]
 """Takes a task, rows and the tokens of each; yields what a model says of each row, in order."""
 STANDS_FOR: ContextVar[int] = ContextVar("STANDS_FOR", default=1)
 """How often an operation on tensors without data is done: one window, or one piece, stands for all."""
+
+
+@contextmanager
+def standing_for(count: int) -> Iterator[None]:
+    """Let what is done in the block stand for so many times; a trace that fails in it leaves nothing behind."""
+    token = STANDS_FOR.set(count)
+    try:
+        yield
+    finally:
+        STANDS_FOR.reset(token)
+
+
 Facts = dict[str, Any]
 """What is learned from the training data and kept in the model's configuration: labels, for one."""
 Options = TypeVar("Options", bound=BaseModel)

@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from bigqa.engine.bits import draw_seed, dropping_signs
 from bigqa.tasks.base import STANDS_FOR as STANDS_FOR
+from bigqa.tasks.base import standing_for as standing_for
 
 ROW = 32
 """Windows are rounded up to multiples of this: softmax is half as fast on other rows, and products of sizes that come
@@ -177,9 +178,8 @@ def _windows(shape: Shape, kept: Tensor, heads: int) -> Iterator[tuple[int, int,
         rows = functools.partial(_part, begin=begin, heads=heads, row=row)
         weights_HRR = kept[place : place + heads * row**2].view(heads, row, row)
         if kept.is_meta:
-            token = STANDS_FOR.set(len(shape.lengths))
-            yield number, length, rows, weights_HRR
-            STANDS_FOR.reset(token)
+            with standing_for(len(shape.lengths)):
+                yield number, length, rows, weights_HRR
             return
         yield number, length, rows, weights_HRR
         begin, place = begin + heads * row, place + heads * row**2

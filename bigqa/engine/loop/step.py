@@ -5,6 +5,7 @@ Each micro-batch draws its random numbers from a seed of its own, so that anothe
 """
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -41,8 +42,8 @@ class Parts:
     """What takes all micro-batches through one layer after the other; none: each goes through all layers."""
 
     def let_go(self) -> None:
-        """Forget the wrapped model, with its buckets, and the offload, with pinned memory: no step comes any more."""
-        self.offload = None
+        """Forget what steps alone want: the wrapped model and its buckets, what moves tensors, and pinned memory."""
+        self.offload = self.passes = None
         self.model = nn.Module()
 
 
@@ -64,14 +65,25 @@ def accumulate(parts: Parts, batches: list[Batch], num_windows: int) -> Tensor:
     total, seed = torch.zeros((), device=batches[0]["input_ids"].device), torch.initial_seed()
     for index, batch in enumerate(batches):
         draw_for(index, seed)
-        with parts.update.micro_batch(is_last=index == len(batches) - 1):
+        with parts.update.micro_batch(is_last=index == len(batches) - 1), _settled(parts.offload):
             with contextlib.nullcontext() if parts.offload is None else parts.offload.keeping():
                 loss = part_of_loss(parts.task, parts.model, batch, num_windows)
             parts.update.backward(loss)
-            if parts.offload is not None:
-                parts.offload.settle()
         total += loss.detach()
     return total
+
+
+@contextlib.contextmanager
+def _settled(offload: ActivationOffload | None) -> Iterator[None]:
+    """Let the offload end with both passes, however they end: copies into memory that is let go of may be on their way.
+
+    A step that lacked memory is followed by saving, which wants what the offload still holds.
+    """
+    try:
+        yield
+    finally:
+        if offload is not None:
+            offload.settle()
 
 
 def draw_for(index: int, seed: int) -> None:

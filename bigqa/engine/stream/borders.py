@@ -43,6 +43,9 @@ class Borders:
         block = self.link.block(key, tensor.nbytes)
         self._on_host[key] = block, tensor.shape, tensor.dtype
         event = self.link.leave(block, tensor.view(-1).view(torch.uint8))
+        if key in self._here:  # of before, and perhaps on its way still
+            before = self._here.pop(key)
+            self.let_go(before.event, before.tensor)
         self._here[key] = _Here(tensor, event, fetched=False)
         while len(self._here) > ROOM:
             oldest = self._here.pop(next(iter(self._here)))

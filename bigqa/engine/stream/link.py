@@ -132,7 +132,7 @@ class _OnStreams(_Counting):
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
         self._weights, self._others = torch.cuda.Stream(device), torch.cuda.Stream(device)
-        self._pinning = CudaPinning(self._others)
+        self._pinning = CudaPinning(self._weights, self._others)
         self._pools: dict[Hashable, PinnedPool] = {}
         self._lent: dict[Hashable, Any] = {}
 

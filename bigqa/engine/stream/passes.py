@@ -119,9 +119,7 @@ class LayerPasses:
         for at, one in enumerate(running):
             hidden = self.borders.get((layer, one.number)).requires_grad_()
             outer = self.borders.get((GRADIENT, one.number))
-            following = running[at + 1].number if at + 1 < len(running) else running[0].number
-            self.borders.ahead((layer if at + 1 < len(running) else layer - 1, following))
-            self.borders.ahead((GRADIENT, following))
+            self._ahead_of_backward(layer, at, running)
             self._seek(one.drawn[layer + 1])
             call = one.calls[layer]
             leaves = {place: one.leaves[id(call.values[place])] for place in self.layers.sides[layer]}
@@ -130,6 +128,15 @@ class LayerPasses:
             torch.autograd.backward(result, outer)
             assert hidden.grad is not None
             self.borders.put((GRADIENT, one.number), hidden.grad)
+
+    def _ahead_of_backward(self, layer: int, at: int, running: list[_MicroBatch]) -> None:
+        """Begin to fetch what the next micro-batch wants, or after the last one the first, of the layer below."""
+        is_last = at + 1 == len(running)
+        following = running[0 if is_last else at + 1].number
+        if not is_last or layer > 0:
+            self.borders.ahead((layer - 1 if is_last else layer, following))
+        if len(running) > 1:  # else it is the one that is being made
+            self.borders.ahead((GRADIENT, following))
 
     def _before(self, one: _MicroBatch) -> None:
         """Hand the gradient on to what comes before the layers."""

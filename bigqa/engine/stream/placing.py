@@ -154,7 +154,8 @@ class Placed:
             for name, weight in unit_weights.items():
                 self._own(name, nn.Parameter(weight.exact().clone()))
                 self.weights.pop(name)
-        del self.slots, self.outer_place
+        self.slots.let_go()
+        del self.outer_place
         self.model.to("cpu")
         self.model.float()
         return self.model

@@ -50,5 +50,9 @@ class Slots:
         """Know that the host's weights have changed."""
         self._holds = [None] * len(self.places)
 
+    def let_go(self) -> None:
+        """Give the places back: no layer comes any more."""
+        self.places, self._holds, self._events = [], [], []
+
     def _place(self, layer: int) -> int:
         return layer % len(self.places)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bigqa.tasks.base import STANDS_FOR
+from bigqa.tasks.base import standing_for
 
 PIECE_ELEMENTS = 2**24
 """Logits that are there at once: 64 MiB in fp32, whatever the vocabulary."""
@@ -27,9 +27,8 @@ def pieces(rows: int, vocabulary: int, *, without_data: bool = False) -> Iterato
     """Yield parts of so many rows that their logits fit; of tensors without data, the first stands for all."""
     size = max(1, PIECE_ELEMENTS // vocabulary)
     if without_data and rows > size:
-        token = STANDS_FOR.set(-(-rows // size))
-        yield slice(0, size)
-        STANDS_FOR.reset(token)
+        with standing_for(-(-rows // size)):
+            yield slice(0, size)
         return
     yield from (slice(begin, min(begin + size, rows)) for begin in range(0, rows, size))
 
