@@ -23,7 +23,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from bigqa import interrupts, streams
-from bigqa.errors import BigqaError, in_a_line, one_line
+from bigqa.errors import BigqaError, UsageError, in_a_line, one_line
 
 DEBUG_VARIABLE = "BIGQA_DEBUG"
 INTERRUPTED = 130
@@ -135,6 +135,7 @@ def command(app: Callable[..., Any]) -> None:
         return
     try:
         try:
+            _refuse_empty_words(sys.argv[1:])
             code = app(standalone_mode=False)  # else the parser's own errors are told by it, in several lines
         finally:
             sys.stdout.flush()  # here, where a full disk behind a redirection is told in a line
@@ -152,6 +153,14 @@ def command(app: Callable[..., Any]) -> None:
         fail(f"{error.strerror or error}{where}", 1)
     except Exception as error:
         fail(f"{UNFORESEEN} {type(error).__name__}: {in_a_line(error)}{_kept_traceback(error)}", 1)
+
+
+def _refuse_empty_words(words: Sequence[str]) -> None:
+    """Refuse a word without a letter, as of a shell's variable that is not set: as a path it would be this folder."""
+    ours = words[: words.index("--")] if "--" in words else words  # behind it, another program's
+    if "" in ours:
+        before = f"after {ours[ours.index('') - 1]}" if ours.index("") else "at its start"
+        raise UsageError(f"the command has an empty word {before}: is a variable of the shell not set?")
 
 
 def _kept_traceback(error: Exception) -> str:

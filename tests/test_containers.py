@@ -263,6 +263,12 @@ def test_a_data_set_of_the_hub_is_its_id(hub: Path) -> None:
         data_files(Path("owner/lakes"), "data file")
 
 
+@pytest.mark.parametrize("address", ["https://example.org/train.json", "s3://bucket/train.json"])
+def test_an_address_is_no_file(address: str) -> None:
+    with pytest.raises(BigqaError, match="is an address, not a file"):
+        read_questions(Path(address), need_answers=True)
+
+
 def test_a_slip_of_the_pen_asks_no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "tests").mkdir()
     monkeypatch.chdir(tmp_path)

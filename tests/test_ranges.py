@@ -144,6 +144,16 @@ def test_a_word_that_no_command_knows_is_one_line() -> None:
     assert helped.returncode == 2 and "inspect" in helped.stderr + helped.stdout
 
 
+def test_an_empty_word_is_no_folder() -> None:
+    """Of a variable that is not set: as a path it was the folder that the command runs in."""
+    for words in (("data", "inspect", "", "tiny"), ("train", "--model", ""), ("",)):
+        done = here(*words)
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done
+        assert "empty word" in done.stderr and "variable" in done.stderr
+    assert train_here("--out", "").returncode == 2
+    assert "empty word" not in here("rehearse", "--gpu", "no-such-card", "--", "python", "").stderr
+
+
 def test_what_a_file_says_is_repeated_in_short(tmp_path: Path) -> None:
     config = tmp_path / "config.json"
     config.write_text(json.dumps({"x" * 3000: 1}), encoding="utf-8")

@@ -72,7 +72,8 @@ def resolve(name: str, *, tokenizer: str | None = None) -> ModelSource:
         kind: Kind = "enliple" if enliple.is_released(path) else "hf"
         return ModelSource(kind=kind, name=name, has_weights=True, tokenizer=tokenizer or name)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise BigqaError(f"no model {name}: it is no folder, no file, and no preset ({', '.join(preset_names())})")
+        presets = ", ".join(preset_names())
+        raise BigqaError(f"no model {name}: it is no folder, no file, no hub id (OWNER/NAME) and no preset ({presets})")
     return ModelSource(kind="hf", name=name, has_weights=True, tokenizer=tokenizer or name)
 
 

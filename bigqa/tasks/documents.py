@@ -4,6 +4,7 @@ Fields of what is held are read here too; what is not there, or of another kind,
 """
 
 import glob
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +20,8 @@ WANTED_NAMES = {dict: "an object", list: "a list", str: "text", int: "a whole nu
 FOUND_NAMES = {dict: "an object", list: "a list", str: "text", type(None): "null", bool: "true or false"}
 SEPARATED_SUFFIXES = (".tsv", ".csv")
 """Of tables of texts; of questions, what is in them is refused by its name."""
+ADDRESS = re.compile(r"(https?|ftp|s3|gs|hdfs|hf):/")
+"""How one begins; a path has one of its two strokes."""
 ADVICE = "is it KorQuAD or SQuAD data?"
 
 
@@ -115,6 +118,8 @@ def _of_one_split(files: list[Path], path: Path, role: str) -> list[Path]:
 
 
 def _of_hub(path: Path, role: str) -> list[Path]:
+    if ADDRESS.match(str(path)):
+        raise BigqaError(f"{role} is an address, not a file: {path}; fetch it first")
     if not is_hub_id(str(path)):
         raise BigqaError(f"{role} not found: {path}")
     return hub_files(str(path), role)
