@@ -24,6 +24,7 @@ from bigqa.files import read_json
 from bigqa.lock import check_free
 from bigqa.sample import FOLDER
 from bigqa.show.scores import figures_table, scores_table
+from bigqa.tasks.registry import DEFAULT
 from bigqa.units import format_seconds
 
 LEARNED_EM = 70.0
@@ -61,17 +62,17 @@ SAMPLES = {
 
 def run(
     out: Annotated[Path, typer.Option(help="A new folder, or that of an earlier demo, which goes.")] = Path("demo"),
-    task: Annotated[str, typer.Option(help="qa, classify or lm.")] = "qa",
+    task: Annotated[str, typer.Option(help="qa, classify or lm.")] = DEFAULT,
 ) -> None:
     """Plan, train, predict and score on an embedded sample, offline, in some minutes."""
     started = time.perf_counter()
-    if task != "qa" and task not in SAMPLES:
-        raise UsageError(f"there is no sample of --task {task}; choose one of qa, {', '.join(SAMPLES)}")
+    if task not in (DEFAULT, *SAMPLES):
+        raise UsageError(f"there is no sample of --task {task}; choose one of {DEFAULT}, {', '.join(SAMPLES)}")
     clear(out)
-    if task == "qa":
-        _questions(out)
-    else:
+    if task in SAMPLES:
         _other(out, task, SAMPLES[task])
+    else:
+        _questions(out)
     console.print(f"{format_seconds(time.perf_counter() - started)} in all; the run explains itself in {out}/run")
 
 

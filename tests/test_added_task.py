@@ -73,7 +73,9 @@ class Words(TaskKind[Options]):
         for _, logits in ask(task, rows, rows.lengths("input_ids")):
             yield {"long": bool(logits[1] > logits[0])}
 
-    def score(self, file: Path, tokenizer: Any, options: Options, config: Any, ask: Ask, task: Any) -> Scored:
+    def score(
+        self, file: Path, tokenizer: Any, options: Options, config: Any, ask: Ask, task: Any, limit: int | None = None
+    ) -> Scored:
         wanted = [" " in line for line in file.read_text(encoding="utf-8").splitlines()]
         found = [one["long"] for one in self.predict(file, tokenizer, options, config, ask, task)]
         right = sum(one == other for one, other in zip(wanted, found, strict=True))

@@ -249,7 +249,7 @@ def test_the_same_id_in_two_files_names_both(write: Write, tmp_path: Path) -> No
 def test_a_folder_without_golds(write: Write, tmp_path: Path) -> None:
     write("gold/readme.txt", "nothing")
     found = error_of(tmp_path / "gold", write("p.json", {}), "korquad2")
-    assert f"holds no data (.json, .jsonl, .ndjson, .parquet, .arrow, .zip): {tmp_path / 'gold'}" in found
+    assert f"holds no data (.json, .jsonl, .ndjson, .parquet, .arrow, .tsv, .csv, .zip): {tmp_path / 'gold'}" in found
 
 
 def test_bad_zips(write: Write, tmp_path: Path) -> None:
