@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.null_cells import CARDS, FOLDER, MODELS, WHAT, wanted
+from benchmarks.null_grade import beyond_bars
 from bigqa.models.sources import load_config, resolve
 from bigqa.plan.planner import estimator_for
 from bigqa.strategy import Strategy
@@ -40,6 +41,7 @@ def test_the_table_is_of_cells_evenly_drawn() -> None:
     assert all(abs(error.of["allocated"]) < ALONE["allocated"][1] for error in found)
     near = [replace(error, of={"allocated": 0.0005, "reserved": 0.001}) for error in found]
     short = replace(found[0], of={"allocated": -0.0011, "reserved": 0.0})
+    assert beyond_bars([*near, short]) == [f"{short.cell.name}: allocated -0.11%"]
     table = null_markdown(known, [*near, short])
     assert WHAT in table and f"3 of {len(known)} cells" in table
     assert [line.split("|")[-2].strip() for line in table.splitlines() if "without DeepSpeed" in line] == [

@@ -30,7 +30,7 @@ from bigqa.memory.stream import Shape, StreamedRuns
 from bigqa.memory.timeline import Timeline, timeline_of
 from bigqa.memory.trace import trace_step
 from bigqa.memory.traces import Keep, make_anew
-from bigqa.memory.whole import beside, whole_footprint
+from bigqa.memory.whole import beside, smallest_bytes, whole_footprint
 from bigqa.memory.zero.estimating import Peaks, ShardedRuns
 from bigqa.memory.zero.trace import MicroBatch, trace_micro_batch
 from bigqa.strategy import Strategy
@@ -137,12 +137,19 @@ class Estimator:
 
     def _whole(self, key: Key, micro_batch: int, card: Card, averaging: Averaging | None = None) -> Footprint:
         """Return the footprint of all layers traced at the micro-batch itself."""
-        strategy = key[0]
-        if (key, micro_batch) not in self._wholes:
-            stream = self._trace(key, depth_of(self.config), micro_batch)
-            self._wholes[key, micro_batch] = stream
-        stream, on_gpu = self._wholes[key, micro_batch], strategy.device == "cuda"
+        stream, on_gpu = self._whole_stream(key, micro_batch), key[0].device == "cuda"
         return whole_footprint(stream, made_on_host=on_gpu, card=card, averaging=averaging)
+
+    def _whole_stream(self, key: Key, micro_batch: int) -> Stream:
+        if (key, micro_batch) not in self._wholes:
+            self._wholes[key, micro_batch] = self._trace(key, depth_of(self.config), micro_batch)
+        return self._wholes[key, micro_batch]
+
+    def smallest_bytes(
+        self, strategy: Strategy, micro_batch: int, seq_len: int, *, accumulating: bool, card: Card
+    ) -> int:  # fmt: skip
+        """Return with how little for torch a step of one process without DeepSpeed still runs, at all layers."""
+        return smallest_bytes(self._whole_stream(self._key(strategy, seq_len, accumulating, card), micro_batch), card)
 
     def trace_ahead(self, wanted: Iterable[tuple[Strategy, int, bool]], card: Card = A100) -> None:
         """Make the traces of many (strategy, sequence length, accumulating) at once, on all cores."""

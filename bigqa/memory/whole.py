@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from bigqa.engine.pinned import whole_pages
+from bigqa.memory.allocator import MIB, OutOfMemory
 from bigqa.memory.cards import A100, Card
 from bigqa.memory.events import BEFORE, Event, Stream, find_peak, on_card, sizes_on
 from bigqa.memory.parallel import Averaging, with_buckets
@@ -47,6 +48,23 @@ def whole_footprint(
         managed_bytes=stream.managed_bytes,
         least=least,
     )
+
+
+def smallest_bytes(stream: Stream, card: Card) -> int:
+    """Return with how little of a card torch's allocator still gets through a step, to a MiB.
+
+    That is less than what it reserves where there is room: before it fails it gives back what is cached as a whole.
+    """
+    sizes = sizes_on(stream, card)
+    least, most = (size // MIB for size in peaks(stream, sizes))
+    while least < most:
+        middle = (least + most) // 2
+        try:
+            peaks(stream, sizes, limit_bytes=middle * MIB)
+            most = middle
+        except OutOfMemory:
+            least = middle + 1
+    return most * MIB
 
 
 def _ends(stream: Stream, sizes: Sequence[int], averaging: Averaging) -> tuple[tuple[int, int], tuple[int, int]]:
