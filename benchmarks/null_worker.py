@@ -26,7 +26,7 @@ from benchmarks.null_host import unfilled
 from bigqa.bench.report import Case
 from bigqa.bench.worker import model_of, settings_of, training_of
 from bigqa.console import quiet_libraries
-from bigqa.engine import build
+from bigqa.engine import build, recovery
 from bigqa.engine.attention.packing import can_pack
 from bigqa.engine.loop.fit import fit
 from bigqa.engine.loop.recorder import Silent
@@ -41,6 +41,7 @@ ANSWER = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_size_t)
 _yes = ANSWER(lambda size: 1)
 _models: dict[str, nn.Module] = {}
 _packs: dict[str, bool] = {}
+OUT_OF_MEMORY = (torch.OutOfMemoryError, recovery.OutOfMemory)
 MANAGED = 4
 """Of `null_kind`."""
 LAYERS_TRIED = 2
@@ -119,7 +120,7 @@ def in_a_fork(function: Callable[..., dict[str, Any]], *args: Any) -> dict[str, 
         try:
             found = function(*args)
         except BaseException as error:
-            is_short = isinstance(error, torch.OutOfMemoryError) or isinstance(error.__cause__, torch.OutOfMemoryError)
+            is_short = any(isinstance(one, OUT_OF_MEMORY) for one in (error, error.__cause__))
             found = {"outcome": "out of memory" if is_short else "failed", "traceback": traceback.format_exc()[-4000:]}
         with os.fdopen(writing, "w") as file:
             json.dump(found, file)

@@ -4,10 +4,13 @@ What torch must find there are facts of real cards: workspaces and attention ker
 optimizer's state, and figures that others measured on an A100 and an H100 (Liger Kernel's published benchmark).
 """
 
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import run_null_gpu
 
 from bigqa.errors import BigqaError, UsageError
 from bigqa.machine.chips import CHIPS, MULTIPROCESSORS
@@ -171,3 +174,21 @@ def test_the_environment_leads_to_the_null_gpu_and_to_no_other(tmp_path: Path) -
 
 
 # ---- the libraries by themselves, without torch ----
+
+
+def test_without_a_network_the_tests_of_the_null_gpu_are_passed_over(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And nothing else is: what cannot be built is an error."""
+
+    def pip(words: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(words, int("install" in words), "", "ERROR: no route to the index\n")
+
+    monkeypatch.setattr(run_null_gpu, "ask", lambda python: python_with("2.13.0+cpu"))
+    monkeypatch.setattr(torch_build, "folder", lambda: tmp_path)
+    monkeypatch.setattr(torch_build.subprocess, "run", pip)
+    assert run_null_gpu.main() == 0
+    said = capsys.readouterr()
+    assert "passed over" in said.out and "no route to the index" in said.out and len(said.out.splitlines()) == 1
+    monkeypatch.setattr(run_null_gpu, "ask", lambda python: python_with("2.4.0"))
+    assert run_null_gpu.main() == 2 and "2.4.0 cannot be rehearsed" in capsys.readouterr().err

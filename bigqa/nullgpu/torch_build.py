@@ -25,6 +25,10 @@ def folder() -> Path:
     return there if there.is_dir() else cache_folder() / "nullgpu"
 
 
+class NotInstalled(BigqaError):
+    """A package that could not be had: no network, or an index without it."""
+
+
 @contextlib.contextmanager
 def locked(place: Path) -> Iterator[None]:
     """Let one process at a time make what is in a folder."""
@@ -110,7 +114,7 @@ def install_package(requirement: str, place: Path, python: Interpreter) -> None:
 def run_pip(words: Sequence[str], python: Interpreter) -> None:
     """Run pip for a Python: its own, or the one of this Python.
 
-    Raises: BigqaError with the last line of what pip says.
+    Raises: NotInstalled with the last line of what pip says.
     """
     own = [str(python.executable), "-m", "pip"]
     if subprocess.run([*own, "--version"], capture_output=True, check=False).returncode:
@@ -120,4 +124,4 @@ def run_pip(words: Sequence[str], python: Interpreter) -> None:
         said = (
             [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines() or [""]
         )
-        raise BigqaError(f"pip cannot install {words[-1]}: {said[-1].removeprefix('ERROR: ')}")
+        raise NotInstalled(f"pip cannot install {words[-1]}: {said[-1].removeprefix('ERROR: ')}")
