@@ -9,11 +9,13 @@ keeps the folder. NFS passes it on to its server; but other network file systems
 machine or have none.
 
 `.owner`, what that cannot tell: host, process, since when, and which boot of which kernel; its owner sets its time
-every few seconds. Where flock was had and the owner is of this very boot, the owner is gone: flock has said so.
-Elsewhere the file's time tells, by the file system's own clock: one that is old, or that stands still while it is
+every few seconds. Where flock was had and the owner is of this very boot and mount, the owner is gone: flock has said
+so. Elsewhere the file's time tells, by the file system's own clock: one that is old, or that stands still while it is
 watched, is of a run that is gone. It also names the lock file that it goes with (by inode), which a copy of the folder
-does not have: a copy is free at once. An owner that finds another one's word there (it was suspended, and taken for
-dead) ends. Both files go when a run ends; what is left of a killed one is taken over.
+does not have: a copy is free at once. Where each mount numbers files anew (FUSE: sshfs, s3fs, rclone), a copy is told
+by its time as well; and flock says nothing there of another mount of the same folder, be it on the same machine.
+An owner that finds another one's word there (it was suspended, and taken for dead) ends. Both files go when a run ends;
+what is left of a killed one is taken over.
 """
 
 import contextlib
@@ -47,6 +49,7 @@ ENDS_S = 1.0
 """What an owner that has ended may leave behind for a moment: its threads and workers, which have its files open."""
 _here: list[int] = []
 """Lock files that this process holds."""
+MOUNTS = Path("/proc/self/mountinfo")
 NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -64,8 +67,10 @@ class Owner:
     started: float
     """When the process began, which tells it from a later one of that number."""
     inode: int
-    """Of the lock file."""
+    """Of the lock file; 0 where that is another one on each mount."""
     token: str
+    mount: int = 0
+    """The lock file's device: of its own for each mount of a network file system."""
 
     def __str__(self) -> str:
         return f"a run on {self.host}, process {self.pid}, since {self.since}"
@@ -95,10 +100,10 @@ class Held:
             if _token(self.folder) == self._token:
                 (self.folder / OWNER).unlink(missing_ok=True)
             (self.folder / LOCK).unlink(missing_ok=True)
-            for path in self._made:  # for a run that came to nothing
-                with contextlib.suppress(OSError):
-                    path.rmdir()
         os.close(self.file)
+        for path in self._made if self._own else ():  # for a run that came to nothing
+            with contextlib.suppress(OSError):  # after the file: NFS and FUSE keep an open one under another name
+                path.rmdir()
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT_S):
@@ -229,14 +234,28 @@ def _flocked(file: int) -> bool | None:
 
 def _lives(owner: Owner, folder: Path, file: int, is_flocked: bool, say: Callable[[str], None]) -> bool:
     """Say whether the owner that a folder names still runs, in that folder."""
-    if owner.inode != os.fstat(file).st_ino:
+    number = _number_of(file)
+    if owner.inode and number and owner.inode != number:
         return False  # a copy
     if owner.boot == _boot():
-        if is_flocked:
+        if is_flocked and owner.mount == os.fstat(file).st_dev:
             return False
         if owner.room == _room():
             return not _has_ended(owner)
     return _beats(owner, folder, say)
+
+
+def _number_of(file: int) -> int:
+    """Return a lock file's number on its file system; 0 where each mount, or each client, numbers files by itself."""
+    found = os.fstat(file)
+    device = f"{os.major(found.st_dev)}:{os.minor(found.st_dev)}"
+    with contextlib.suppress(OSError):
+        for line in MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines():
+            mount, _, kind = line.partition(" - ")
+            is_its_own = kind.startswith(("fuse ", "fuse.")) or "noserverino" in kind
+            if is_its_own and mount.split()[2] == device:
+                return 0
+    return found.st_ino
 
 
 def _has_ended(owner: Owner | None) -> bool:
@@ -289,8 +308,9 @@ def _write_owner(folder: Path, file: int, before: Owner | None) -> None:
         boot=_boot(),
         room=_room(),
         started=me.create_time(),
-        inode=os.fstat(file).st_ino,
+        inode=_number_of(file),
         token=uuid.uuid4().hex,
+        mount=os.fstat(file).st_dev,
     )
     there = read_owner(folder)
     if there is not None and (before is None or there.token != before.token):

@@ -176,14 +176,23 @@ def elsewhere(folder: Path, **changes: Any) -> None:
     (folder / OWNER).write_text(json.dumps(vars(other)), encoding="utf-8")
 
 
-@pytest.mark.parametrize("flock", [True, False])
+@pytest.fixture
+def fuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the temporary folder's file system be one that each mount numbers anew."""
+    device = tmp_path.stat().st_dev
+    line = f"40 1 {os.major(device)}:{os.minor(device)} / /mnt rw - fuse.sshfs host:/ rw\n"
+    (tmp_path / "mountinfo").write_text(f"39 1 0:9999 / / rw - ext4 /dev/sda rw\n{line}", encoding="utf-8")
+    monkeypatch.setattr(lock, "MOUNTS", tmp_path / "mountinfo")
+
+
+@pytest.mark.parametrize("how", ["flock", "no_flock", "fuse"])
 def test_an_owner_on_another_machine_is_known_by_its_beat(
-    tmp_path: Path, flock: bool, request: pytest.FixtureRequest
+    tmp_path: Path, how: str, request: pytest.FixtureRequest
 ) -> None:
-    """Whether or not flock was had: it may be this machine's alone."""
-    if not flock:
-        request.getfixturevalue("no_flock")
-    elsewhere(tmp_path)
+    """Whether or not flock was had, which may be this machine's alone; whatever number the file has from there."""
+    if how != "flock":
+        request.getfixturevalue(how)
+    elsewhere(tmp_path, **({"inode": 2} if how == "fuse" else {}))
     ended, said = threading.Event(), []
 
     def beat() -> None:
@@ -218,6 +227,47 @@ def test_of_an_owner_in_another_container_flock_tells(tmp_path: Path, monkeypatc
     elsewhere(tmp_path, boot=lock._boot(), room="another")
     with held(tmp_path):
         pass
+
+
+def test_of_an_owner_by_another_mount_flock_does_not_tell(tmp_path: Path) -> None:
+    """Two mounts of a folder by FUSE, on one machine: flock is each one's own, and the process can be seen."""
+    elsewhere(tmp_path, boot=lock._boot(), mount=1)
+    with pytest.raises(BigqaError, match="in use by a run on node7"):
+        held(tmp_path).__enter__()
+
+
+def test_numbers_that_last_are_told_from_a_mounts_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    with (tmp_path / "file").open("w") as file:
+        assert lock._number_of(file.fileno()) == os.fstat(file.fileno()).st_ino
+        request.getfixturevalue("fuse")
+        assert lock._number_of(file.fileno()) == 0
+        text = lock.MOUNTS.read_text(encoding="utf-8")
+        lock.MOUNTS.write_text(text.replace("fuse.sshfs", "fuseblk"), encoding="utf-8")  # a disk
+        assert lock._number_of(file.fileno()) == os.fstat(file.fileno()).st_ino
+        monkeypatch.setattr(lock, "MOUNTS", tmp_path / "no-such-file")
+        assert lock._number_of(file.fileno()) == os.fstat(file.fileno()).st_ino
+
+
+def test_an_open_file_that_is_kept_under_another_name_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As NFS and FUSE do: it goes when it is closed."""
+    kept, unlink, close = tmp_path / "run" / ".nfs0001", Path.unlink, os.close
+
+    def renamed(path: Path, missing_ok: bool = False) -> None:
+        path.rename(kept) if path.name == LOCK else unlink(path, missing_ok=missing_ok)
+
+    def closed(file: int) -> None:
+        close(file)
+        unlink(kept, missing_ok=True)
+
+    with held(tmp_path / "run"):
+        monkeypatch.setattr(Path, "unlink", renamed)
+        monkeypatch.setattr(lock.os, "close", closed)
+    monkeypatch.undo()
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_owner_that_was_silent_for_long_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
