@@ -81,7 +81,7 @@ class Bench:
         assert worker.stdin is not None and worker.stdout is not None
         case = json.loads(cell.case().model_dump_json())
         asked = {"case": case, "gpus": cell.gpus, "packs": self.packs.get(cell.model)}
-        asked |= {} if gpu is None else {"card": gpu.description()}
+        asked |= {} if gpu is None else {"environment": gpu.variables()}
         print(json.dumps(asked), file=worker.stdin, flush=True)
         answer = json.loads(worker.stdout.readline() or "{}")
         is_there = bool(answer)
@@ -92,7 +92,7 @@ class Bench:
         return answer, is_there
 
     def cap(self, cells: list[Cell], file: Path) -> None:
-        """Run cells of one kind of card on cards of the predicted size, and write down what became of them."""
+        """Run cells on cards of the predicted size, and write down what became of them: one process for all cards."""
         with self._worker(cells[0]) as worker:
 
             def run(cell: Cell, gpu: NullGpu) -> str:
@@ -147,9 +147,8 @@ def run_capped(limit: int | None, file: Path = null_caps.FILE) -> None:
     """Run cells on cards of the predicted size, those that are missing; print how they ended."""
     there = {one.cell for one in null_caps.read_capped(file)}
     left = [cell for cell in null_caps.drawn() if cell.key not in there][:limit]
-    bench = Bench(FOLDER)
-    for kind in dict.fromkeys((cell.card, cell.gpus) for cell in left):
-        bench.cap([cell for cell in left if (cell.card, cell.gpus) == kind], file)
+    if left:
+        Bench(FOLDER).cap(sorted(left, key=lambda cell: MODELS.index(cell.model)), file)
     print(null_caps.told(null_caps.read_capped(file)))
 
 

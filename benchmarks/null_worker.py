@@ -52,10 +52,9 @@ LONGEST_S = 600
 """Of a cell, which takes a second: what hangs is no cell for ever."""
 
 
-def measure(case: Case, gpus: int, card: str | None = None) -> dict[str, Any]:
-    """Train a case's steps in this process; return its peaks in bytes. `card`: another than that of the environment."""
-    if card is not None:
-        os.environ["BIGQA_NULL_CARD"] = card
+def measure(case: Case, gpus: int, cards: dict[str, str]) -> dict[str, Any]:
+    """Train a case's steps in this process; return its peaks in bytes. `cards`: not those of the environment."""
+    os.environ |= cards
     library = ctypes.CDLL("libcuda.so.1")
     if not case.axes.needs_deepspeed:  # which asks whether there was an overflow: zeros say no
         library.null_on_read(_yes)  # whether a norm is finite, as fp16 asks
@@ -172,7 +171,7 @@ def main() -> None:
         case = Case.model_validate(cell["case"])
         try:
             prepare(case, cell["packs"])
-            found = in_a_fork(measure, case, cell["gpus"], cell.get("card"))
+            found = in_a_fork(measure, case, cell["gpus"], cell.get("environment", {}))
         except Exception:  # of making the model
             found = {"outcome": "failed", "traceback": traceback.format_exc()[-4000:]}
         print(json.dumps(found | {"packs": _packs.get(case.model)}), file=answers, flush=True)

@@ -14,6 +14,7 @@ from bigqa.engine.optim.optimizers import make_optimizer
 from bigqa.engine.optim.pieces import PIECE, pieces_of
 from bigqa.engine.quantized import QuantizedLinear
 from bigqa.errors import BigqaError
+from bigqa.memory.optimizers import StandIn, state_tensors
 from bigqa.strategy import Strategy
 
 STRATEGIES = {
@@ -126,3 +127,15 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
         adapters.apply(nn.Linear(2, 2), "lora")
     with pytest.raises(BigqaError, match=r"pip install 'bigqa\[deepspeed\]'"):
         sharding._deepspeed("cpu")
+
+
+def test_a_trace_has_the_states_that_bitsandbytes_makes_and_codes_ahead_of_them() -> None:
+    parameters = [nn.Parameter(torch.zeros(size)) for size in (100, 5000, 4096)]
+    library = pytest.importorskip("bitsandbytes.optim").AdamW8bit(parameters)
+    for place, parameter in enumerate(parameters):
+        library.init_state(library.param_groups[0], parameter, 0, place)
+    made = {one.data_ptr(): one.nbytes for one in state_tensors(library)}
+    strategy = Strategy(precision="bf16", device="cuda", optimizer="adamw8bit")
+    ours = [(one.dtype, one.nbytes) for one in state_tensors(StandIn([{"params": parameters}], strategy))]
+    assert sorted(size for _, size in ours) == sorted(made.values())
+    assert [size for _, size in ours[:5]] == [400, 400, 1024, 1024, 5000]  # codes come with the first of 8 bits

@@ -47,18 +47,12 @@ class StandIn(torch.optim.Optimizer):
         self.kind = strategy.optimizer
         self.unpacks = strategy.optimizer != "adamw"
         self.managed_bytes = 0
-        # What codes mean, once for each moment (bitsandbytes, `Optimizer2State.init_state`).
-        has_codes = self.unpacks and strategy.device == "cuda"
-        self.codes = [self._first().new_zeros(256, dtype=torch.float32) for _ in range(2)] if has_codes else []
+        self.lacks_codes = self.unpacks and strategy.device == "cuda"
         self.kept_elsewhere = strategy.offload_optimizer != "none"
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.requires_grad:
                     self.state[parameter] = dict(self._state(parameter))
-
-    def _first(self) -> Tensor:
-        parameter: Tensor = self.param_groups[0]["params"][0]
-        return parameter
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Hold what each parameter's step holds; the state is there."""
@@ -78,6 +72,10 @@ class StandIn(torch.optim.Optimizer):
             for name in ("exp_avg", "exp_avg_sq"):
                 yield name, torch.zeros_like(parameter, dtype=dtype)
         else:
+            # What codes mean, once for each moment, ahead of the first parameter's (`Optimizer2State.init_state`).
+            for number in ("1", "2") if self.lacks_codes else ():
+                yield f"qmap{number}", parameter.new_zeros(256, dtype=torch.float32)
+            self.lacks_codes = False
             for number in ("1", "2"):
                 if self.kind == "paged-adamw8bit" and parameter.numel() >= SMALLEST_PAGED:
                     self.managed_bytes += parameter.numel()

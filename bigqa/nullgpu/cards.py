@@ -14,6 +14,8 @@ Bound = Literal["least", "most"]
 
 
 AS_KNOWN = -1
+SIGN, COUNT = "BIGQA_NULL_CARD", "BIGQA_NULL_COUNT"
+"""Set where a program runs on a null GPU: the card, and how many there are."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,10 @@ class NullGpu:
     def free_bytes(self) -> int:
         """What is left of it for torch."""
         return self.total_bytes - self.context_bytes
+
+    def variables(self) -> dict[str, str]:
+        """Return the environment variables that say so."""
+        return {SIGN: self.description(), COUNT: str(self.count)}
 
     def description(self) -> str:
         """Return what `src/card.c` reads."""

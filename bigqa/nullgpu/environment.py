@@ -8,10 +8,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from bigqa.nullgpu.cards import NullGpu
+from bigqa.nullgpu.cards import SIGN, NullGpu
 
-SIGN = "BIGQA_NULL_CARD"
-"""Set where a program runs on a null GPU."""
 DROPPED = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "DS_ACCELERATOR")
 """What they say of this machine's own GPUs is not meant for one that is not there."""
 
@@ -35,8 +33,7 @@ def variables(
     found = {name: value for name, value in inherited.items() if name not in DROPPED}
     preloaded = ":".join(sorted(file.name for file in libraries.glob("lib*.so.*")))
     found |= {
-        SIGN: gpu.description(),
-        "BIGQA_NULL_COUNT": str(gpu.count),
+        **gpu.variables(),
         "BIGQA_NULL_BOUND": gpu.bound,
         "DS_ACCELERATOR": "cuda",  # DeepSpeed looks for /dev/nvidiactl
         "LD_PRELOAD": _before(preloaded, found.get("LD_PRELOAD")),
