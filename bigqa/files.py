@@ -87,6 +87,18 @@ def write_error(path: Path, error: OSError) -> BigqaError:
     return BigqaError(f"cannot write {path}: {advice}")
 
 
+def check_outputs(*paths: Path | None) -> None:
+    """Refuse files that could not be written, before minutes are spent on what they should hold. Raises: BigqaError."""
+    for path in filter(None, paths):
+        if path.is_dir():
+            raise BigqaError(f"cannot write {path}: it is a folder")
+        there = next(parent for parent in path.absolute().parents if parent.exists())
+        if not there.is_dir():
+            raise write_error(path, NotADirectoryError(errno.ENOTDIR, ""))
+        if not os.access(there, os.W_OK):
+            raise write_error(path, PermissionError(errno.EACCES, ""))
+
+
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` when the block ends well, else remove it."""

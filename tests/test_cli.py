@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -144,6 +145,27 @@ def test_a_model_of_another_task_is_refused(tmp_path: Path) -> None:
     (folder / "vocab.txt").write_bytes((FOLDER / "vocab.txt").read_bytes())
     assert_one_line(here("predict", folder, FOLDER / "dev.json", tmp_path / "out"), "mlm")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("bigqa.plan.probe.probe", ("probe", "tiny", "--gpu", "T4", "--out")),
+        ("bigqa.plan.probe.probe", ("probe", "tiny", "--gpu", "T4", "--html")),
+        ("bigqa.run.prediction.load_for_prediction", ("predict", "model", FOLDER / "dev.json")),
+        ("bigqa.run.prediction.load_for_prediction", ("generate", "model", FOLDER / "dev.json")),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_it_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, words: tuple[str | Path, ...]
+) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError(command)
+
+    monkeypatch.setattr(command, never)
+    (tmp_path / "file").touch()
+    assert_one_line(here(*words, tmp_path), "it is a folder")
+    assert_one_line(here(*words, tmp_path / "file" / "out"), "a part of that path is a file")
 
 
 def test_a_traceback_is_shown_on_request(tmp_path: Path) -> None:

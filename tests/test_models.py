@@ -102,6 +102,32 @@ def test_a_preset_without_vocabulary_asks_for_one() -> None:
         load_tokenizer(resolve("enliple-small"))
 
 
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ([], "m holds no config.json: it is no model's folder"),
+        (["adapter_config.json"], "it holds an adapter: merge it into its model first"),
+        (["m.gguf"], "GGUF files are of llama.cpp"),
+        (["checkpoint-5/config.json"], "checkpoint-5 does: name that"),
+        (["config.json", "model/config.json"], r"m/config.json is not a model's config: .*; .*m/model does: name that"),
+    ],
+)
+def test_a_folder_that_is_no_models_says_what_to_name(tmp_path: Path, files: list[str], said: str) -> None:
+    for name in ("m/", *(f"m/{file}" for file in files)):
+        path = tmp_path / name
+        path.mkdir(parents=True) if name.endswith("/") else path.parent.mkdir(exist_ok=True)
+        if not name.endswith("/"):
+            path.write_text("{}", encoding="utf-8")
+    with pytest.raises(BigqaError, match=said):
+        load_config(resolve(str(tmp_path / "m")))
+
+
+def test_a_file_of_weights_is_no_config(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(BigqaError, match="is a file of weights: name the folder"):
+        resolve(str(tmp_path / "model.safetensors"))
+
+
 def test_an_unknown_name_lists_the_presets() -> None:
     with pytest.raises(BigqaError, match="enliple-large-v2"):
         resolve("enliple-huge")

@@ -109,6 +109,13 @@ def test_missing_ids_count(write: Write) -> None:
     assert score.f1 == pytest.approx(100 * (1 + 0 + 1 + 2 / 3) / 4)
 
 
+def test_answers_of_other_data_are_refused(write: Write) -> None:
+    gold = write("gold.json", gold1(a=["서울"]))
+    with pytest.raises(BigqaError, match=r"no question of .*gold\.json is in .*p\.json, whose first is 'data'"):
+        evaluate_files(gold, write("p.json", {"data": []}), "korquad1")
+    assert evaluate_files(gold, write("p.json", {}), "korquad1").missing == 1
+
+
 def test_xquad_is_read_as_korquad_1(shared: Path, write: Write) -> None:
     score = evaluate_files(shared / "data/squad_like/xquad.en.json", write("p.json", {}), "korquad1")
     assert score == Score(0.0, 0.0, 1190, 1190)

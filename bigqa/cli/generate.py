@@ -20,9 +20,11 @@ def generate(
     ] = "auto",
 ) -> None:
     """Answer prompts, the likeliest token each time."""
+    from bigqa.files import check_outputs
     from bigqa.run.generation import generated
     from bigqa.run.prediction import load_for_prediction, said_where_memory_runs_out
 
+    check_outputs(output_file)
     answerer = load_for_prediction(str(model_dir), device, None, precision, "lm")
     with said_where_memory_runs_out():
         count = answerer.kind.write(generated(answerer, input_file, max_new_tokens), output_file, {})

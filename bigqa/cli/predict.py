@@ -40,10 +40,12 @@ def predict(
     ] = None,
 ) -> None:
     """Answer the questions of a file, or label texts: `tail -f comments | bigqa predict MODEL - | grep ^hate`."""
+    from bigqa.files import check_outputs
     from bigqa.run.prediction import load_for_prediction, said_where_memory_runs_out
 
     if input_file != STREAM and output_file == STREAM and nbest is not None:
         raise UsageError("--nbest wants OUTPUT to be a file too")
+    check_outputs(nbest, None if output_file == STREAM else Path(output_file))
     asked = {"text": text, "text_pair": text_pair, "null_threshold": null_threshold}
     answerer = load_for_prediction(str(model_dir), device, seq_len, precision, task, **asked)
     if STREAM in (input_file, output_file) and not answerer.kind.reads_lines:

@@ -79,13 +79,14 @@ def _need(question: Any, *, as_json: bool) -> None:
 
 def _probe(question: Any, *, show_all: bool, as_json: bool, out: Path | None, html: Path | None, **_: Any) -> None:
     from bigqa.console import console, tell
-    from bigqa.files import write_text
+    from bigqa.files import check_outputs, write_text
     from bigqa.plan.files import write_plan
     from bigqa.plan.probe import probe
     from bigqa.show.as_json import probe_json
     from bigqa.show.page import probe_page
     from bigqa.show.probe import show_probe
 
+    check_outputs(out, html)
     found = probe(question)
     if as_json:
         print(probe_json(found))

@@ -54,13 +54,14 @@ def rehearse(
 ) -> None:
     """Run a training command on a GPU that is not there, and say whether it fits."""
     from bigqa.console import console, say
-    from bigqa.files import write_text
+    from bigqa.files import check_outputs, write_text
     from bigqa.rehearse.page import rehearsal_page
     from bigqa.rehearse.planned import plan_lines
     from bigqa.rehearse.render import show_rehearsals
     from bigqa.rehearse.run import rehearse as run
     from bigqa.rehearse.run import set_stage, with_bound
 
+    check_outputs(html, snapshot)
     planned = _planned(plan, train_file, command)
     card = gpu_of(gpu, gpus, gpu_memory, planned)
     words = command or ["bigqa", "train", "--plan", str(plan), "--train-file", str(train_file)]

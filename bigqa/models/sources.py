@@ -23,6 +23,8 @@ from bigqa.models.weights import Loaded, load_checkpoint
 from bigqa.sample import FOLDER as SAMPLE
 from bigqa.tasks.heads import HEADS, SPANS, Head
 
+WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".onnx", ".msgpack"}
+"""Endings of files that hold a model's weights, or all of it in another program's form."""
 Kind = Literal["hf", "enliple", "config", "preset"]
 
 
@@ -66,6 +68,8 @@ def resolve(name: str, *, tokenizer: str | None = None) -> ModelSource:
         is_file, is_folder = path.is_file(), path.is_dir()
     except (OSError, ValueError) as error:  # a name that is too long, or has a null byte
         raise BigqaError(f"no model {name}: {in_a_line(error)}") from None
+    if is_file and path.suffix.lower() in WEIGHTS:
+        raise BigqaError(f"{name} is a file of weights: name the folder that it lies in, with its config.json")
     if is_file:
         return ModelSource(kind="config", name=name, has_weights=False, tokenizer=tokenizer or str(path.parent))
     if is_folder:
@@ -103,8 +107,24 @@ def plain_config(source: ModelSource) -> Any:
         said = read_json(file, "the model's config")
         if not isinstance(said, dict):
             raise BigqaError(f"the model's config is no JSON object: {file}")
+        if "model_type" not in said and "architectures" not in said:
+            raise BigqaError(f"{file} is not a model's config: it has no model_type{_instead(path)}")
+    elif path.is_dir():
+        raise BigqaError(f"{path} holds no config.json: it is no model's folder{_instead(path)}")
     with _loading("model", source.name):
         return AutoConfig.from_pretrained(source.name, trust_remote_code=False)
+
+
+def _instead(path: Path) -> str:
+    """Say what a folder without a model's configuration holds, and what to name."""
+    if (path / "adapter_config.json").is_file():
+        return "; it holds an adapter: merge it into its model first"
+    if any(path.glob("*.gguf")):
+        return "; GGUF files are of llama.cpp: name the model that they were made of"
+    if path.is_dir():
+        inner = next((one for one in sorted(path.iterdir()) if (one / "config.json").is_file()), None)
+        return "" if inner is None else f"; {inner} does: name that"
+    return ""
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ def kind_of(name: str) -> TaskKind[Any]:
     name = OLDER.get(name, name)
     if name in _added:
         return _added[name]
-    if not name.isidentifier() or not (FOLDER / name / "kind.py").is_file():
+    if name not in names():
         raise UsageError(f"no task {name}; choose one of {', '.join(names())}")
     found: TaskKind[Any] = importlib.import_module(f"bigqa.tasks.{name}.kind").KIND
     return found

@@ -42,6 +42,9 @@ def evaluate_files(gold: Path, predictions: Path, metric: str) -> Score:
         raise UsageError(f"unknown metric {metric!r}; choose one of {', '.join(METRICS)}")
     answers = _read_predictions(predictions)
     golds = read_golds(gold, metric)
+    if answers and not golds.keys() & answers.keys():
+        name = next(iter(answers))
+        raise BigqaError(f"no question of {gold} is in {predictions}, whose first is {name!r}: is it of other data?")
     try:
         return METRICS[metric].score(golds, answers)
     except BigqaError as error:  # a score knows the question, only we know the files
