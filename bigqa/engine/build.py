@@ -69,16 +69,14 @@ def not_together(strategy: Strategy, world_size: int = 1) -> str | None:
     if strategy.zero_stage == 3 and strategy.recompute == "selective":
         # DeepSpeed's `LinearFunctionForZeroStage3`: recomputing would add the bias to the kept result once more.
         return "ZeRO-3 adds biases in place to results that selective recomputation keeps; use full recomputation"
-    if strategy.stream and _beside_streaming(strategy, world_size):
-        return _beside_streaming(strategy, world_size)
+    if strategy.stream and _beside_streaming(strategy):
+        return _beside_streaming(strategy)
     if strategy.needs_deepspeed and (strategy.optimizer != "adamw" or strategy.adapters != "none"):
         return "8-bit states and adapters do not go with ZeRO here"
     return None
 
 
-def _beside_streaming(strategy: Strategy, world_size: int) -> str | None:
-    if world_size > 1:
-        return "layers are streamed in one process"
+def _beside_streaming(strategy: Strategy) -> str | None:
     if strategy.needs_deepspeed or strategy.adapters != "none":
         return "streamed layers go with neither ZeRO nor adapters"
     if strategy.recompute != "none" or strategy.activation_offload or strategy.release:
@@ -168,7 +166,8 @@ def build(model: nn.Module, task: TrainedTask, settings: Settings, processes: Pr
     if strategy.stream:
         change_modules(model, strategy)
         rates = streaming.Rates(eps=settings.adam_eps, clip=settings.clip, weight_decay=settings.weight_decay)
-        passes, streamed = streaming.streamed(model, task, strategy, processes.device, rates)
+        group = processes.host_group()
+        passes, streamed = streaming.streamed(model, task, strategy, processes.device, rates, group)
         return Parts(model=model, update=streamed, task=task, packs=packs, passes=passes)
     weights = change(model, strategy, frozen=settings.freeze_layers)
     shares = None if settings.layer_decay is None else rate_shares(model, settings.layer_decay)

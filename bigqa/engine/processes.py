@@ -4,6 +4,7 @@ import gc
 import os
 import zlib
 from datetime import timedelta
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -121,6 +122,13 @@ class Processes:
             return value
         total: Tensor = self.accelerator.reduce(value, reduction="sum")
         return total
+
+    def host_group(self) -> Any:
+        """Make a group of the processes for tensors in host memory; one process needs none. All must call."""
+        if self.world_size == 1:
+            return None
+        LEFT.append(torch.distributed.new_group(backend="gloo", timeout=LONGEST_WAIT))
+        return LEFT[-1]
 
     def agree(self, value: object, on: str) -> None:
         """Make sure that all processes have the same value. Raises: BigqaError, on all of them, where they have not.

@@ -194,7 +194,7 @@ class Estimator:
         """
         if strategy.needs_deepspeed and strategy.device == "cuda":
             return self._of_sharded(strategy, micro_batch, seq_len, accumulating, world_size, card, whole)
-        averaging = self._averaging(strategy) if world_size > 1 and strategy.device == "cuda" else None
+        averaging = None if strategy.stream or world_size < 2 or strategy.device == "cpu" else self._averaging(strategy)
         if whole and not strategy.stream:
             found = self._whole(self._key(strategy, seq_len, accumulating, card), micro_batch, card, averaging)
         else:

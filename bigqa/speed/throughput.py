@@ -25,6 +25,8 @@ STALE_S = 2.0
 kernel's mm/page_reporting.c, PAGE_REPORTING_DELAY."""
 MASTERS_IN_PARTS = 4.0
 """Times that an AdamW on the host takes longer where fp32 masters are put together of two parts, and taken apart."""
+SUMMED_BYTES_PER_S = 1e9
+"""Sent and received by a process that adds host tensors up with others (gloo). Assumed, not measured."""
 CPU_ADAM_PARAMETERS_PER_S = 2.5e8
 """Of an fp32 AdamW on the host, per core, where it was not measured. From DeepSpeed's documentation."""
 
@@ -109,7 +111,7 @@ def speed_of(work: Footprint, strategy: Strategy, rates: Rates, shape: Shape) ->
     micro_s = _micro_batch_s(work, strategy, rates, shape) + _gathering_s(strategy, rates, shape)
     passes_s = shape.num_micro_batches * micro_s
     if strategy.stream:
-        passes_s = max(passes_s, link_s(work, strategy, rates))
+        passes_s = max(passes_s, link_s(work, strategy, rates), _summed_s(strategy, shape))
     step_s = passes_s + _update_s(work, strategy, rates, shape)
     return Speed(step_s, shape.world_size * shape.micro_batch * shape.num_micro_batches / step_s)
 
@@ -119,6 +121,13 @@ def link_s(work: Footprint, strategy: Strategy, rates: Rates) -> float:
     if strategy.device == "cpu":
         return 2 * (work.arriving_bytes + work.leaving_bytes) / rates.bytes_per_s
     return max(work.arriving_bytes, work.leaving_bytes) / rates.link_bytes_per_s
+
+
+def _summed_s(strategy: Strategy, shape: Shape) -> float:
+    """Return how long several processes add up streamed gradients on the host, beside their passes."""
+    if shape.world_size == 1:
+        return 0.0
+    return 2 * (4 if strategy.precision == "fp32" else 2) * shape.num_parameters / SUMMED_BYTES_PER_S
 
 
 def _micro_batch_s(work: Footprint, strategy: Strategy, rates: Rates, shape: Shape) -> float:

@@ -2,6 +2,7 @@
 
 `layers` finds a model's layers and runs what is around them, `store` keeps weights and states, `link` moves what comes
 and goes, `tables` looks embeddings up on the host, `borders` keeps activations between layers, `passes` is the step,
-`update` steps on the host. Imports: errors, strategy, tasks.base, engine.attention, engine.layers, engine.lazy,
-engine.loop.order, engine.loop.step, engine.modules, engine.optim, engine.pinned. Never: accelerate, deepspeed.
+`sums` adds up over processes, `update` steps on the host, `beside` has it done beside the computation. Imports: errors,
+strategy, tasks.base, engine.attention, engine.layers, engine.lazy, engine.loop.order, engine.loop.step, engine.modules,
+engine.optim, engine.pinned. Never: accelerate, deepspeed.
 """

@@ -1,6 +1,7 @@
 """Puts the streamed step together, for the trainer and for the predictor. In: a model. Out: passes and an update."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from bigqa.engine.stream.layers import Layers
 from bigqa.engine.stream.link import link_to
 from bigqa.engine.stream.passes import LayerPasses
 from bigqa.engine.stream.placing import Placed
+from bigqa.engine.stream.sums import Sums
 from bigqa.engine.stream.update import StreamedUpdate
 from bigqa.strategy import Strategy
 from bigqa.tasks.base import Task
@@ -28,10 +30,11 @@ class Rates:
 
 
 def streamed(
-    model: nn.Module, task: Task, strategy: Strategy, device: torch.device, rates: Rates
+    model: nn.Module, task: Task, strategy: Strategy, device: torch.device, rates: Rates, group: Any = None
 ) -> tuple[LayerPasses, StreamedUpdate]:
     """Take a model in host memory apart, whose modules have been changed.
 
+    `group`: of several processes, for tensors in host memory; this is the first thing that they do with it.
     Raises: BigqaError where it cannot be streamed.
     """
     if hasattr(model.config, "use_cache"):  # a cache would grow once more in every recomputation
@@ -43,7 +46,10 @@ def streamed(
     for weight in placed.weights.values():
         steps.make_states(weight)
     passes = LayerPasses(model, layers, placed.slots, placed.tables, placed.backward_of)
+    sums = placed.tables.sums = Sums(group)
     placed.let_go = passes.borders.let_go
     scaler = LossScaler() if strategy.precision == "fp16" else None
-    update = StreamedUpdate(placed, passes, steps, clip=rates.clip, weight_decay=rates.weight_decay, scaler=scaler)
+    update = StreamedUpdate(
+        placed, passes, steps, clip=rates.clip, weight_decay=rates.weight_decay, scaler=scaler, sums=sums
+    )
     return passes, update

@@ -4,7 +4,7 @@ On a GPU weights come on one stream, and what the step keeps goes and comes on a
 host memory is pinned page by page. On a CPU everything is a copy. Without data, as in a trace, bytes are counted.
 """
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any, Protocol
 
 import torch
@@ -46,6 +46,9 @@ class Link(Protocol):
     def land(self) -> None:
         """Wait on the host until everything has arrived and left."""
 
+    def mark(self) -> Callable[[], None]:
+        """Return what waits on the host until everything has left that was told to by now."""
+
 
 def link_to(device: torch.device) -> Link:
     """Return what moves tensors to a device and back."""
@@ -70,6 +73,9 @@ class _Counting:
 
     def land(self) -> None:
         """Nothing is on its way."""
+
+    def mark(self) -> Callable[[], None]:
+        return self.land
 
 
 class _InPlace(_Counting):
@@ -181,3 +187,8 @@ class _OnStreams(_Counting):
     def land(self) -> None:
         self._weights.synchronize()
         self._others.synchronize()
+
+    def mark(self) -> Callable[[], None]:
+        event = torch.cuda.Event()
+        event.record(self._others)
+        return event.synchronize

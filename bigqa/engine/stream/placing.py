@@ -91,11 +91,8 @@ class Placed:
         count = len(units) if self.waits else min(PLACES, len(units))
         flats = [self.link.pinned(units[index].flat.numel() if self.waits else most, dtype) for index in range(count)]
         for index, unit in enumerate(units):
-            for name, weight in unit.weights.items():
-                weight.gradient = flats[index % count][unit.places[name]]
-        flat = self.link.pinned(self.outer.flat.numel(), dtype)
-        for name, weight in self.outer.weights.items():
-            weight.gradient = flat[self.outer.places[name]]
+            _give(unit, flats[index % count])
+        _give(self.outer, self.link.pinned(self.outer.flat.numel(), dtype))
 
     def _hook(self, layer: int, weight: Weight) -> Callable[[Tensor], None]:
         def leave(parameter: Tensor) -> None:
@@ -150,6 +147,8 @@ class Placed:
         for weight in self.weights.values():
             weight.gradient = None
         for unit in self.units:
+            unit.gradient = unit.rest = None
+        for unit in self.units:
             unit_weights, unit.weights = unit.weights, {}
             for name, weight in unit_weights.items():
                 self._own(name, nn.Parameter(weight.exact().clone()))
@@ -167,6 +166,13 @@ class Placed:
     def _own(self, name: str, parameter: nn.Parameter) -> None:
         for module, own in self.owners[name]:
             module._parameters[own] = parameter
+
+
+def _give(unit: Unit, flat: Tensor) -> None:
+    """Give the gradients of a unit their place."""
+    unit.gradient = flat[: unit.flat.numel()]
+    for name, weight in unit.weights.items():
+        weight.gradient = unit.gradient[unit.places[name]]
 
 
 def _owners(model: nn.Module) -> Owners:

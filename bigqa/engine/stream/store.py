@@ -97,8 +97,8 @@ class Weight:
 
 def joined(low: Tensor, rest: Tensor) -> Tensor:
     """Return fp32 masters of bf16 weights and what they are off by, in the last 16 bits."""
-    bits = low.view(torch.int16).to(torch.int32)
-    return bits.bitwise_left_shift_(16).add_(rest).view(torch.float32)
+    bits = low.view(torch.int16).to(torch.int32).mul_(2**16)
+    return bits.add_(rest.to(torch.int32)).view(torch.float32)  # of one type: mixed, it is added one by one
 
 
 def split(master: Tensor, low: Tensor, rest: Tensor) -> None:
@@ -108,9 +108,8 @@ def split(master: Tensor, low: Tensor, rest: Tensor) -> None:
     difference then always has a place in 16 bits.
     """
     bits = master.contiguous().view(torch.int32)
-    high = bits.add(HALF).bitwise_right_shift_(16)
-    low.view(torch.int16).copy_(high)
-    rest.copy_(bits.sub(high.bitwise_left_shift_(16)))
+    rest.copy_(bits)  # the last 16 bits, which as a number are the difference
+    low.view(torch.int16).copy_(bits.add(HALF).bitwise_right_shift_(16))
 
 
 @dataclass
@@ -121,6 +120,10 @@ class Unit:
     flat: Tensor
     """All of them end to end."""
     places: dict[str, slice]
+    rest: Tensor | None = None
+    """What fp32 has more, likewise."""
+    gradient: Tensor | None = None
+    """Of all of them, likewise; none of an embedding."""
 
 
 def make_unit(
@@ -143,7 +146,7 @@ def make_unit(
         weight.rest = None if rest is None else rest[place]
         if not value.is_meta:
             take(weight, value)
-    return Unit(weights, flat, places)
+    return Unit(weights, flat, places, rest)
 
 
 def take(weight: Weight, value: Tensor) -> None:

@@ -14,6 +14,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from bigqa.engine.stream.link import Link
+from bigqa.engine.stream.sums import Sums
 
 
 @dataclass
@@ -76,6 +77,7 @@ class Tables:
     link: Link
     by_parameter: Mapping[int, Table]
     """By the identity of what stands for it in the model."""
+    sums: Sums = field(default_factory=Sums)
     seen: dict[int, list[_LookUp]] = field(default_factory=dict)
     """What each micro-batch looked up, in order."""
 
@@ -107,7 +109,7 @@ class Tables:
             if self.link.device.type == "meta":
                 self.link.kept_bytes += min(count, len(table.weight)) * width * torch.float32.itemsize
             elif ids:
-                rows = torch.cat(ids).unique()
+                rows = self.sums.rows(torch.cat(ids), len(table.weight))
                 table.gradient = RowGradient(table.weight.numel(), width, rows, torch.zeros(len(rows), width))
 
     def collect(self, micro_batch: int) -> None:

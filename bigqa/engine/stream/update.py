@@ -1,8 +1,9 @@
 """The update on the host, unit by unit. In: units with their gradients. Out: an `Update` with the canonical state.
 
-Where all gradients wait on the host, the global norm is known before the first weight changes, as in the plain update.
-Where they do not wait, as with random rounding, each unit is stepped once its gradients are there, clipped by the norm
-of the step before, as `engine.optim.release` does it.
+Gradients are added up over the processes, and their norms taken, as they leave, beside the backward pass of the layers
+below. Where all wait on the host, the global norm is known before the first weight changes, as in the plain update.
+Where they do not wait, as with random rounding, each unit is stepped then as well, clipped by the norm of the step
+before, as `engine.optim.release` does it.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,11 +16,14 @@ from bigqa.engine.lazy import Lazy
 from bigqa.engine.optim.moments import NAMES
 from bigqa.engine.optim.scaling import LossScaler
 from bigqa.engine.optim.update import State, Update
+from bigqa.engine.stream.beside import Beside
 from bigqa.engine.stream.host_steps import HostSteps
 from bigqa.engine.stream.link import Link
 from bigqa.engine.stream.passes import LayerPasses
 from bigqa.engine.stream.placing import Placed
 from bigqa.engine.stream.store import Unit, Weight, take
+from bigqa.engine.stream.sums import Sums
+from bigqa.engine.stream.tables import RowGradient
 
 
 class StreamedUpdate(Update):
@@ -27,15 +31,20 @@ class StreamedUpdate(Update):
 
     def __init__(
         self, placed: Placed, passes: LayerPasses, steps: HostSteps, *, clip: float, weight_decay: float,
-        scaler: LossScaler | None,
+        scaler: LossScaler | None, sums: Sums,
     ) -> None:  # fmt: skip
         self._start(placed.model, scaler=scaler)
-        self.placed, self.passes, self.steps = placed, passes, steps
+        self.placed, self.passes, self.steps, self.sums = placed, passes, steps, sums
         self.link: Link = passes.link
         self.clip, self.weight_decay = clip, weight_decay
         self.lr = 0.0
         self._last_norm: Tensor | None = None
-        self._norms: list[Tensor] = []
+        self._norms: dict[str, Tensor] = {}
+        """Of this step, by name."""
+        # Where gradients do not wait, two layers' have places: one is stepped while the next one's come.
+        self.beside = Beside(threaded=self.link.device.type == "cuda", ahead=None if steps.waits else 1)
+        for unit in placed.units:
+            sums.from_first((unit.flat, unit.rest))
         self._begin_passes()
         placed.on_gradient = self._leave
         placed.bring_outer()
@@ -58,24 +67,26 @@ class StreamedUpdate(Update):
         if self.link.device.type == "meta":
             norm = torch.zeros((), device="meta")
         else:
+            for unit in self.placed.others:
+                self._leave(unit)
+            self.beside.done()
             self.link.land()
             norm = self._step_all() if self.steps.waits else self._end_of_steps()
         self._end()
         return norm
 
     def _step_all(self) -> Tensor:
-        touched = [one for one in self.placed.weights.values() if one.is_touched]  # in the plain update's order
-        norms = torch.stack([one.gradient_of_step().norm() for one in touched])
         scale = 1.0 / (self.scaler.scale if self.scaler is not None else 1.0)
-        norm = torch.linalg.vector_norm(norms, 2.0) * scale
+        norm = self._norm() * scale
         finite = self.scaler is None or bool(torch.isfinite(norm))
         if self.scaler is not None:
             self.scaler.update(finite=finite)
         if finite:
             self._change()
             factor = torch.clamp(self.clip / (norm + 1e-6), max=1.0) * scale
-            for one in touched:
-                self._step_one(one, factor)
+            for one in self.placed.weights.values():
+                if one.is_touched:
+                    self._step_one(one, factor)
         return norm
 
     def _change(self) -> None:
@@ -85,25 +96,38 @@ class StreamedUpdate(Update):
         self.changing = True
 
     def _leave(self, unit: Unit) -> None:
-        """Step a unit whose gradients are whole, where they do not wait for the others'."""
-        if self.steps.waits or self.link.device.type == "meta":
+        """Take the gradients of a unit, which are whole, beside the backward pass of the layers below."""
+        if self.link.device.type == "meta":
             return
-        self.link.land()
-        self._change()
+        if not self.steps.waits:
+            self._change()
+        landed = self.link.mark()
+        self.beside.begin(lambda: self._take(unit, landed))
+
+    def _take(self, unit: Unit, landed: Callable[[], None]) -> None:
+        """Add the gradients up, note their norms, and step where they do not wait for the others'."""
+        landed()
+        if unit.gradient is not None:
+            self.sums.add(unit.gradient)
         for one in unit.weights.values():
-            if one.is_touched:
-                norm = one.gradient_of_step().norm()
-                self._norms.append(norm)
+            if not one.is_touched:
+                continue
+            if isinstance(one.gradient, RowGradient):
+                self.sums.add(one.gradient.values)
+            norm = self._norms[one.name] = one.gradient_of_step().norm()
+            if not self.steps.waits:
                 known = norm if self._last_norm is None else self._last_norm
                 self._step_one(one, torch.clamp(self.clip / (known + 1e-6), max=1.0))
-                one.is_touched = False
 
     def _end_of_steps(self) -> Tensor:
-        for unit in self.placed.others:
-            self._leave(unit)
-        self._last_norm = torch.linalg.vector_norm(torch.stack(self._norms), 2.0)
-        self._norms = []
+        self._last_norm = self._norm()
         return self._last_norm
+
+    def _norm(self) -> Tensor:
+        """Return the global norm, of all weights' in the plain update's order."""
+        return torch.linalg.vector_norm(
+            torch.stack([self._norms[n] for n in self.placed.weights if n in self._norms]), 2.0
+        )
 
     def _step_one(self, weight: Weight, factor: Tensor) -> None:
         decay = self.weight_decay if weight.decays else 0.0
@@ -124,9 +148,10 @@ class StreamedUpdate(Update):
 
     def forget_gradients(self) -> None:
         """Drop the gradients of a step that is not finished."""
+        self.beside.drop()
         self.placed.forget_gradients()
         self.passes.forget()
-        self._norms = []
+        self._norms = {}
 
     def names(self) -> set[str]:
         """Return the names of all trained parameters."""
