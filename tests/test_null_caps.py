@@ -6,7 +6,8 @@ from benchmarks.null_caps import Capped, drawn, measure, told
 from benchmarks.null_cells import MODELS, Cell
 from bigqa.memory.allocator import CachingAllocator, OutOfMemory
 from bigqa.memory.cards import Card
-from bigqa.memory.events import Event, Stream
+from bigqa.memory.events import Event, Stream, sizes_on
+from bigqa.memory.replay import peaks
 from bigqa.memory.whole import smallest_bytes
 from bigqa.nullgpu.cards import NullGpu
 from bigqa.units import MIB
@@ -55,3 +56,29 @@ def test_a_step_gets_by_with_less_than_it_reserves_with_room() -> None:
         else:
             with pytest.raises(OutOfMemory):
                 allocator.allocate(2, sizes[2])
+
+
+def test_a_step_ends_as_on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch recorded it: three figures, the micro-batch freed, the next one made, behind the first step's state."""
+    log: list[str] = []
+
+    class Logging(CachingAllocator):
+        def allocate(self, key: int, size_bytes: int, stream: int = 0) -> None:
+            log.append(f"+{size_bytes}")
+            super().allocate(key, size_bytes, stream)
+
+        def free(self, key: int) -> None:
+            super().free(key)
+            log.append("-")
+
+    monkeypatch.setattr("bigqa.memory.replay.CachingAllocator", Logging)
+    events = [
+        Event(1, 100, "model", ""),
+        Event(2, 30, "ready", ""),
+        Event(3, 7, "forward", ""),
+        Event(3, 0, "clip", ""),
+    ]
+    stream = Stream(events=events, batch=(2,))
+    peaks(stream, sizes_on(stream, Card()))
+    step = ["+7", "-", "+8", "+8", "+8", "-", "-", "-", "-", "+30"]
+    assert log == ["+100", "+30", *step, *step]

@@ -60,6 +60,8 @@ class Stream:
     """Event before which an optimizer steps, and the storages of its states: a first step makes them there."""
     placed: tuple[int, ...] = ()
     """Storages of the model, in the order in which it is placed on a GPU."""
+    batch: tuple[int, ...] = ()
+    """Storages of a step's micro-batches, which the next step has anew."""
     added_to: dict[int, int] = field(default_factory=dict)
     """Storage of a gradient -> that of the gradient of an earlier micro-batch that it is added to."""
 

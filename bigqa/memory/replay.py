@@ -13,6 +13,8 @@ from bigqa.memory.events import BEFORE, Event, Stream
 from bigqa.memory.parallel import SENT_AT_ONCE, Averaging
 
 WORKSPACE = "workspace"
+FIGURES, FIGURE_BYTES = 3, 8
+"""Of a step, summed over processes as it ends (`engine.loop.fit`): the loss and whether to stop, in three tensors."""
 
 
 def peaks(
@@ -65,9 +67,18 @@ class _Run:
             if self.gradients:
                 self._first_micro_batch()
             self._through(self.begin, len(self.events), makes_states=step == 0)
-            for storage in set(self.keys) - kept - {one for made in self.states.values() for one in made}:
-                self._free(storage)
+            self._end_step(kept | {one for made in self.states.values() for one in made})
         return self.allocator.peak_allocated_bytes, self.allocator.peak_reserved_bytes
+
+    def _end_step(self, kept: set[int]) -> None:
+        """Sum the step's figures up, let go of the rest and of its micro-batches, and take the next step's."""
+        figures = self._blocks([FIGURE_BYTES] * FIGURES)
+        for storage in [*(set(self.keys) - kept), *self.stream.batch]:
+            self._free(storage)
+        for key in figures:
+            self.allocator.free(key)
+        for storage in self.stream.batch:
+            self._allocate(storage)
 
     def _place(self) -> None:
         """Place what is there before the first step: weights, then masters."""

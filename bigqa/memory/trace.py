@@ -82,16 +82,16 @@ def trace_step(
         parts = Parts(model=model, update=update, task=task, offload=offload)
         gc.collect()
         with torch.device("meta"):
-            batch = make_batch()
             # All of a step's are on a GPU from its start.
-            _others = [make_batch()] if accumulating and recorder.on_gpu else []
+            batches = [make_batch() for _ in range(2 if accumulating and recorder.on_gpu else 1)]
+        taken = tuple(dict.fromkeys(recorder.numbers(one for batch in batches for one in batch.values())))
         micro_work = recorder.work = Work()
         recorder.phase = "forward" if recorder.on_gpu else recorder.phase  # the loss is made before the pass begins
         with phases_of(recorder, parts), states_of(recorder, optimizers):
-            train_step(parts, [batch], 1)
+            train_step(parts, batches[:1], 1)
         recorder.closed = True
     stream = recorder.stream(micro_work)
-    stream.placed = placed
+    stream.placed, stream.batch = placed, taken
     stream.offloaded_bytes = 0 if offload is None else offload.host_bytes
     stream.offloaded = () if offload is None else offload.sent
     stream.managed_bytes = sum(getattr(optimizer, "managed_bytes", 0) for optimizer in optimizers)
