@@ -1,5 +1,6 @@
 """What a run or a measurement depends on, in versions. In: nothing. Out: names and versions, and this code's commit."""
 
+import functools
 import hashlib
 import importlib.metadata
 import platform
@@ -15,6 +16,11 @@ PACKAGES_IF_THERE = ("deepspeed", "bitsandbytes", "peft")
 
 def versions() -> dict[str, str]:
     """Return the versions that a run depends on."""
+    return dict(_versions())
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
     found = {"bigqa": __version__, "python": platform.python_version(), "platform": sys.platform}
     found |= {name: importlib.metadata.version(name) for name in PACKAGES}
     for name in PACKAGES_IF_THERE:
@@ -25,6 +31,7 @@ def versions() -> dict[str, str]:
     return found
 
 
+@functools.cache
 def code() -> str:
     """Return a digest of this package's own code, wherever it is installed, changed by hand or not."""
     folder, digest = Path(__file__).parent, hashlib.blake2b(digest_size=6)

@@ -4,6 +4,7 @@ A process that a test starts ends with the test; see `leftovers`.
 """
 
 import contextlib
+import gc
 import os
 import shutil
 import tempfile
@@ -49,6 +50,12 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         os.environ.pop(CACHE)
         if found[1] is not None:
             os.environ[CACHE] = found[1]
+
+
+def pytest_collection_finish() -> None:
+    """What the tests import stays: no collection looks at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,5 @@
 """Work in forked processes that make up one run. In: a function of `Processes`. Out: what it gave in each of them."""
 
-import gc
 import os
 import socket
 from collections.abc import Callable
@@ -49,10 +48,8 @@ def in_processes(work: Callable[[Processes], Any], world_size: int = 2, device: 
         for rank in range(world_size)
     ]
     try:
-        gc.freeze()  # a collection in a fork would copy all that is here
         for worker in workers:
             worker.start()
-        gc.unfreeze()
         found = [_heard(receiver, workers) for receiver, _ in pipes]
         assert [_heard(receiver, workers) for receiver, _ in pipes] == [False] * world_size  # the group is left
         for worker in workers:

@@ -61,7 +61,7 @@ def test_what_was_traced_is_not_traced_again_and_gives_the_same(monkeypatch: pyt
 
 
 def _other_code(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(kept, "_code", lambda: "another")
+    patch.setattr(kept, "code", lambda: "another")
 
 
 def _other_versions(patch: pytest.MonkeyPatch) -> None:

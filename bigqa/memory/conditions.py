@@ -35,10 +35,12 @@ def collected_on_demand() -> Iterator[None]:
     """Keep Python's collector from freeing at a moment of its own: two traces of one step must be alike."""
     was_enabled = gc.isenabled()
     gc.disable()
-    gc.freeze()  # what is there already is none of the trace's, and would make its one collection slow
+    # What is there already, imports for the most part, is none of the trace's, and would make every collection slow: it
+    # is looked at for the last time.
+    gc.collect()
+    gc.freeze()
     try:
         yield
     finally:
-        gc.unfreeze()
         if was_enabled:
             gc.enable()

@@ -73,10 +73,7 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 def _world() -> list[str]:
     """Return what traces hang on beside what is asked."""
     torch_now = [torch.cuda.is_available(), torch.are_deterministic_algorithms_enabled(), torch.get_default_dtype()]
-    return [_code(), json.dumps(versions(), sort_keys=True), *map(str, torch_now)]
-
-
-_code = functools.cache(code)
+    return [code(), json.dumps(versions(), sort_keys=True), *map(str, torch_now)]
 
 
 def _digest(parts: list[str]) -> str:
