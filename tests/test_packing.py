@@ -220,6 +220,23 @@ def test_the_gradient_of_attention_is_that_of_its_formula(shape: Shape, dropout:
         assert (weights == 0).float().mean().item() == pytest.approx(dropout, abs=0.05)
 
 
+@pytest.mark.parametrize("form", [{}, {"causal": True}, {"span": 8}, {"causal": True, "span": 3}])
+def test_windows_that_go_together_are_those_that_go_alone(form: dict[str, Any]) -> None:
+    """Of sizes that share rows and that do not, more of one size than go together, in any order."""
+    torch.manual_seed(0)
+    lengths = (33, 5, 64, 1, 12, 40, 250, 32, 31, *[9] * 70)
+    query, key, value = (torch.randn(2, sum(lengths), 4, requires_grad=True) for _ in range(3))
+    outer = torch.randn(sum(lengths), 2, 4)
+    found = attend(query, key, value, Shape(lengths, **form), 0.0, 0.3)
+    gradients = torch.autograd.grad(found, (query, key, value), outer)
+    parts = zip(*(one.split(lengths, dim=1) for one in (query, key, value)), strict=True)
+    alone = [attend(*part, Shape((length,), **form), 0.0, 0.3) for length, part in zip(lengths, parts, strict=True)]
+    expected = torch.cat(alone)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    for one, other in zip(gradients, torch.autograd.grad(expected, (query, key, value), outer), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
 def test_tanh_gelu_is_the_librarys() -> None:
     holder = nn.Sequential(AutoModelForQuestionAnswering.from_config(model_of("bert").config).bert.encoder.layer[0])
     modules.swap(holder, "cuda")

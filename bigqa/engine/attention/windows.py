@@ -1,17 +1,19 @@
 """Attention within each window of a packed batch, on a CPU, dropout kept. In: queries, keys, values. Out: the context.
 
-One window at a time: what passes between its products fits the processor's cache. Probabilities are kept for the
-backward pass in the precision of the weights, what was dropped by their sign: probabilities have none of their own.
+One window at a time, or several short ones of one size: what passes between products fits the processor's cache, and
+calls are as few as that allows. Probabilities are kept for the backward pass in the precision of the weights, what was
+dropped by their sign: probabilities have none of their own.
 
 Queries, keys and values are laid out anew once, for all windows: the rows of a window lie together, head by head, and
 are rounded up. So products read and write them where they are, with few small operations between the large ones.
 
 T: tokens of all windows. H: heads. D: size of a head. S: a window's tokens. R: its rows, the tokens rounded up.
-L: rows of all windows and heads.
+L: rows of all windows and heads. N: windows that go together. G: their heads, N * H.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +28,10 @@ from bigqa.tasks.base import standing_for as standing_for
 ROW = 32
 """Windows are rounded up to multiples of this: softmax is half as fast on other rows, and products of sizes that come
 again find their kernels made."""
+
+
+TOGETHER = 256**2
+"""Probabilities of one head: short windows go together until they are as many."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +74,14 @@ class _Attention(torch.autograd.Function):
         query_LD *= scale
         context_LD = torch.empty_like(query_LD)
         kept = query_HTD.new_empty(heads * sum(_row(length) ** 2 for length in shape.lengths))
-        for number, length, rows, weights_HRR in _windows(shape, kept, heads):
+        for group, rows, weights_GRR in _windows(shape, kept, heads):
             query, key, value, context = (rows(one) for one in (query_LD, key_LD, value_LD, context_LD))
-            _probabilities(query, key, shape, length, weights_HRR)
-            used = weights_HRR
+            _probabilities(query, key, group.closed, weights_GRR)
+            used = weights_GRR
             if dropout:
-                signs = dropping_signs(weights_HRR.shape, dropout, (seed, number), like=weights_HRR)
-                torch.copysign(weights_HRR, signs.view(weights_HRR.dtype), out=weights_HRR)
-                used = functional.relu(weights_HRR)
+                signs = dropping_signs(weights_GRR.shape, dropout, (seed, group.number), like=weights_GRR)
+                torch.copysign(weights_GRR, signs.view(weights_GRR.dtype), out=weights_GRR)
+                used = functional.relu(weights_GRR)
             torch.bmm(used, value, out=context)
         if dropout:
             context_LD *= 1.0 / (1.0 - dropout)
@@ -93,11 +99,11 @@ class _Attention(torch.autograd.Function):
         if dropout:
             outer_LD *= 1.0 / (1.0 - dropout)
         d_query_LD, d_key_LD, d_value_LD = (torch.empty_like(query_LD) for _ in range(3))
-        for _, _, rows, weights_HRR in _windows(shape, kept, heads):
+        for _, rows, weights_GRR in _windows(shape, kept, heads):
             query, key, value, outer = (rows(one) for one in (query_LD, key_LD, value_LD, outer_LD))
-            used = functional.relu(weights_HRR) if dropout else weights_HRR
+            used = functional.relu(weights_GRR) if dropout else weights_GRR
             torch.bmm(used.transpose(1, 2), outer, out=rows(d_value_LD))
-            d_scores = _scores_gradient(torch.bmm(outer, value.transpose(1, 2)), weights_HRR, dropout)
+            d_scores = _scores_gradient(torch.bmm(outer, value.transpose(1, 2)), weights_GRR, dropout)
             torch.bmm(d_scores, key, out=rows(d_query_LD))
             torch.bmm(d_scores.transpose(1, 2), query, out=rows(d_key_LD))
         d_query_LD *= scale
@@ -105,24 +111,21 @@ class _Attention(torch.autograd.Function):
         return *(one.view(tokens, heads, size).transpose(0, 1) for one in gradients), None, None, None
 
 
-def _probabilities(query: Tensor, key: Tensor, shape: Shape, length: int, out_HRR: Tensor) -> None:
-    """Write softmax(Q K^T), zero for the keys beyond the window."""
-    scores_HRR = torch.bmm(query, key.transpose(1, 2))
-    if length < scores_HRR.shape[-1]:
-        scores_HRR[:, :, length:].fill_(float("-inf"))
-    closed = shape.closed(length, query.device)
+def _probabilities(query: Tensor, key: Tensor, closed: Tensor | None, out_GRR: Tensor) -> None:
+    """Write softmax(Q K^T), zero for what is closed."""
+    scores_GRR = torch.bmm(query, key.transpose(1, 2))
     if closed is not None:
-        scores_HRR[:, :length, :length].masked_fill_(closed, float("-inf"))
-    if not out_HRR.is_meta:  # without data, torch takes the shape to be another
-        torch.softmax(scores_HRR, dim=-1, out=out_HRR)
+        scores_GRR.view(len(closed), -1, *scores_GRR.shape[1:]).masked_fill_(closed, float("-inf"))
+    if not out_GRR.is_meta:  # without data, torch takes the shape to be another
+        torch.softmax(scores_GRR, dim=-1, out=out_GRR)
 
 
-def _scores_gradient(d_used_HRR: Tensor, weights_HRR: Tensor, dropout: float) -> Tensor:
+def _scores_gradient(d_used_GRR: Tensor, weights_GRR: Tensor, dropout: float) -> Tensor:
     """Return softmax's gradient; what was dropped, by the sign of its probability, has handed nothing on."""
     if dropout:
-        d_used_HRR = torch.ops.aten.threshold_backward(d_used_HRR, weights_HRR, 0)
-        weights_HRR = weights_HRR.abs()
-    gradient: Tensor = torch.ops.aten._softmax_backward_data(d_used_HRR, weights_HRR, -1, weights_HRR.dtype)
+        d_used_GRR = torch.ops.aten.threshold_backward(d_used_GRR, weights_GRR, 0)
+        weights_GRR = weights_GRR.abs()
+    gradient: Tensor = torch.ops.aten._softmax_backward_data(d_used_GRR, weights_GRR, -1, weights_GRR.dtype)
     return gradient
 
 
@@ -149,13 +152,23 @@ _NOWHERE = torch.empty(1, dtype=torch.long, device="meta")
 
 @functools.lru_cache(maxsize=2)
 def _places_of(lengths: tuple[int, ...], heads: int) -> _Places:
-    head, tokens, own, begin, place = torch.arange(heads), [], [], 0, 0
-    for length in lengths:
+    """Windows lie by their size, those of one size in their own order."""
+    head, begins = torch.arange(heads), [0, *itertools.accumulate(lengths)]
+    tokens: list[Tensor] = []
+    own: dict[int, Tensor] = {}
+    place = 0
+    for number in _by_size(lengths):
+        length = lengths[number]
         row = torch.arange(_row(length))
-        tokens.append((begin + row.clamp(max=length - 1)) * heads + head[:, None])
-        own.append(place + head * len(row) + row[:length, None])
-        begin, place = begin + length, place + len(row) * heads
-    return _Places(*(torch.cat([part.flatten() for part in parts]) for parts in (tokens, own)))
+        tokens.append((begins[number] + row.clamp(max=length - 1)) * heads + head[:, None])
+        own[number] = place + head * len(row) + row[:length, None]
+        place += len(row) * heads
+    parts = (tokens, [own[number] for number in range(len(lengths))])
+    return _Places(*(torch.cat([one.flatten() for one in part]) for part in parts))
+
+
+def _by_size(lengths: tuple[int, ...]) -> list[int]:
+    return sorted(range(len(lengths)), key=lambda number: _row(lengths[number]))
 
 
 def _laid_out(one_HTD: Tensor, places: _Places) -> Tensor:
@@ -167,24 +180,70 @@ def _row(length: int) -> int:
     return -(-length // ROW) * ROW
 
 
-def _windows(shape: Shape, kept: Tensor, heads: int) -> Iterator[tuple[int, int, Callable[[Tensor], Tensor], Tensor]]:
-    """Yield each window's number, tokens, its part of rows, and probabilities.
+@dataclass(frozen=True)
+class _Group:
+    """Windows of one size that go together."""
+
+    number: int
+    """Of the first of them."""
+    count: int
+    row: int
+    closed: Tensor | None
+    """[N, 1, R, R] or [N, 1, 1, R]; none: nothing is closed to any of them."""
+
+
+@functools.lru_cache(maxsize=4)
+def _groups_of(shape: Shape) -> tuple[_Group, ...]:
+    """Return the windows in the order in which they lie; layers of one micro-batch share it."""
+    found: list[_Group] = []
+    for row, numbers in itertools.groupby(_by_size(shape.lengths), key=lambda number: _row(shape.lengths[number])):
+        same, most = list(numbers), max(1, TOGETHER // row**2)
+        for begin in range(0, len(same), most):
+            found.append(_group(shape, same[begin : begin + most], torch.device("cpu")))
+    return tuple(found)
+
+
+def _group(shape: Shape, numbers: Sequence[int], device: torch.device) -> _Group:
+    lengths = [shape.lengths[number] for number in numbers]
+    row = _row(lengths[0])
+    closed = [_closed(shape, length, row, device) for length in lengths]
+    if all(one is None for one in closed):
+        return _Group(numbers[0], len(numbers), row, None)
+    nothing = torch.zeros(1, row, dtype=torch.bool, device=device)
+    stacked = torch.stack([nothing if one is None else one for one in closed])
+    return _Group(numbers[0], len(numbers), row, stacked[:, None])
+
+
+def _closed(shape: Shape, length: int, row: int, device: torch.device) -> Tensor | None:
+    """Return what the rows of a window may not look at, [R, R] or [1, R]; none: nothing.
+
+    Keys beyond the window, for all; rows beyond it look at all others, so that none looks at nothing.
+    """
+    beyond = (torch.arange(row, device=device) >= length)[None]
+    closed = shape.closed(length, device)
+    if closed is None:
+        return beyond if length < row else None
+    return functional.pad(closed, (0, row - length, 0, row - length)) | beyond
+
+
+def _windows(shape: Shape, kept: Tensor, heads: int) -> Iterator[tuple[_Group, Callable[[Tensor], Tensor], Tensor]]:
+    """Yield windows that go together, their part of rows, and probabilities.
 
     Of tensors without data, the first window stands for all.
     """
     begin = place = 0
-    for number, length in enumerate(shape.lengths):
-        row = _row(length)
-        rows = functools.partial(_part, begin=begin, heads=heads, row=row)
-        weights_HRR = kept[place : place + heads * row**2].view(heads, row, row)
+    for group in (_group(shape, [0], kept.device),) if kept.is_meta else _groups_of(shape):
+        many, row = group.count * heads, group.row
+        rows = functools.partial(_part, begin=begin, heads=many, row=row)
+        weights_GRR = kept[place : place + many * row**2].view(many, row, row)
         if kept.is_meta:
             with standing_for(len(shape.lengths)):
-                yield number, length, rows, weights_HRR
+                yield group, rows, weights_GRR
             return
-        yield number, length, rows, weights_HRR
-        begin, place = begin + heads * row, place + heads * row**2
+        yield group, rows, weights_GRR
+        begin, place = begin + many * row, place + many * row**2
 
 
 def _part(rows_LD: Tensor, begin: int, heads: int, row: int) -> Tensor:
-    """Return a window's rows: [L, D] -> [H, R, D]."""
+    """Return the rows of windows: [L, D] -> [G, R, D]."""
     return rows_LD[begin : begin + heads * row].view(heads, row, -1)
