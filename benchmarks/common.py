@@ -69,6 +69,17 @@ def speeds(seconds: Sequence[float], windows: Sequence[int], tokens: Sequence[in
     }
 
 
+def later_speed(clock: Sequence[float], processor: Sequence[float], tokens: Sequence[int]) -> dict[str, float]:
+    """Return the real tokens of a second, by the clock and by the processor, after the first quarter of the steps.
+
+    Where other work takes the machine, what the processor was busy with is all that can be compared.
+    """
+    first = len(clock) // 4
+    done = sum(tokens[first:])
+    rates = {"tokens_per_s": done / sum(clock[first:]), "tokens_per_processor_s": done / sum(processor[first:])}
+    return rates | {"steps": len(clock) - first}
+
+
 def spread(values: Sequence[float], form: str = ".3g") -> str:
     """Return the median, with the least and the most."""
     return f"{statistics.median(values):{form}} ({min(values):{form}}-{max(values):{form}})"

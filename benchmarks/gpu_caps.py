@@ -11,12 +11,13 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu_session import OUT_OF_TIME, REPORTS
-from bigqa.bench.command import line_of, parse_caps
+from bigqa.bench.command import line_of
 from bigqa.bench.predict import Predictor
 from bigqa.bench.report import Case, RunReport, read_reports
 from bigqa.bench.sweep import Limits, sweep
 from bigqa.machine.hardware import detect
 from bigqa.plan.machine import HEADROOM
+from bigqa.ranges import sizes
 from bigqa.speed.calibration import calibrate, kept_rates
 
 MARGIN = 1.02
@@ -52,7 +53,7 @@ def main() -> None:
     parser.add_argument("--reports", type=Path, default=REPORTS, help="a folder of reports: more are put beside them")
     options = parser.parse_args()
     reports = read_reports([options.reports])
-    cases = at_prediction(reports) if options.at_prediction else list(chosen_at(reports, parse_caps(options.caps)))
+    cases = at_prediction(reports) if options.at_prediction else list(chosen_at(reports, sizes("--caps")(options.caps)))
     hardware = detect()
     rates = kept_rates(hardware) or calibrate(hardware)
     gpu = hardware.gpus[0]

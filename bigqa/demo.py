@@ -54,7 +54,7 @@ SAMPLES = {
         ("macro_f1", 1.2),
     ),
     "lm": Sample(
-        FOLDER / "chats", "jsonl", "--lr 2e-3 --epochs 5", "generate", ("loss", "perplexity", "right", "tokens"),
+        FOLDER / "chats", "jsonl", "--lr 2e-3 --epochs 3", "generate", ("loss", "perplexity", "right", "tokens"),
         ("perplexity", 0.1),
     ),
 }  # fmt: skip

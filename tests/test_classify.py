@@ -243,10 +243,13 @@ def test_scores_of_pairs_are_learned(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     scores = json.loads((out / "report.json").read_text())["scores"]
     assert scores["pearson"] > 80 and f"Spearman {scores['spearman']:.2f} on 36 texts" in done.stdout
-    done = here("predict", out / "model", data)
+    done = here("predict", out / "model", data, "--precision", "fp32")
     assert done.returncode == 0, done.stderr
     found = [float(line.split("\t")[0]) for line in done.stdout.splitlines()]
     assert len(found) == 36 and found[0] > 0.5 > found[1]
+    asked = pipeline("text-classification", str(out / "model"))
+    pairs = [{"text": one["sentence1"], "text_pair": one["sentence2"]} for one in values]
+    assert [one["score"] for one in map(asked, pairs)] == pytest.approx(found[:9], abs=1e-4)
 
 
 def test_a_score_that_is_no_number_is_one_line(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ import torch
 from benchmarks.common import speeds
 from bigqa.engine.loop.meter import MemoryMeter
 from bigqa.engine.loop.order import DataOrder
+from bigqa.files import cache_folder
 from bigqa.models.sources import load_config, load_model, load_tokenizer, resolve
-from bigqa.run.prediction import cache_folder
 from bigqa.tasks.features import build_features, window_lengths
 from bigqa.tasks.qa.task import COLUMNS
 from bigqa.tasks.windows import Lengths
