@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bigqa.memory.cards import card_for
-from bigqa.memory.scratch import Freed, Scratch, ahead, beside
+from bigqa.memory.scratch import Freed, Scratch, ahead, beside, of_some_cards
 
 EMBEDDING, INDEXING = torch.ops.aten.embedding_dense_backward.default, torch.ops.aten.index_put_.default
 CARDS = {"T4": (7, 5), "A100-40": (8, 0), "L4": (8, 9), "H100": (9, 0)}
@@ -55,3 +55,31 @@ def test_adding_at_places(card: str, count: int, rows: int, recorded: list[int])
     args = (of(rows, 16), [of(count, dtype=torch.int64)], of(count, 16), True)
     assert sizes(beside(INDEXING, args, None), card) == recorded
     assert sizes(beside(INDEXING, args[:3], None), card) == []  # nothing is added: nothing is sorted
+
+
+def test_a_card_without_flash_attention_copies_the_gradient_first_and_draws_on_the_host() -> None:
+    tokens, heads, size = 100, 4, 32
+    query, ends = of(tokens, heads, size), of(3, dtype=torch.int32)
+    numbers = of(2, dtype=torch.int64)
+    args = (
+        of(tokens, heads, size),
+        query,
+        query,
+        query,
+        query,
+        numbers,
+        ends,
+        ends,
+        50,
+        50,
+        0.1,
+        False,
+        numbers,
+        numbers,
+    )
+    held = ahead(torch.ops.aten._flash_attention_backward.default, args)
+    assert sizes(held, "T4") == [2 * tokens * heads * size] and sizes(held, "L4") == [] and held[1] == Freed(0)
+    forward = (query, query, query, ends, ends, 50, 50, 0.1)
+    drawn = of_some_cards(torch.ops.aten._flash_attention_forward.default, forward, numbers)
+    assert drawn is not None and sizes([drawn], "T4") == [] and sizes([drawn], "L4") == [16]
+    assert of_some_cards(torch.ops.aten._flash_attention_forward.default, forward, query) is None

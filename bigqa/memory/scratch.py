@@ -23,6 +23,8 @@ WORKSPACE_BYTES = 8_519_680
 WORKSPACE_HOPPER_BYTES = 32 * MIB
 CHUNK = 65536
 """Elements of a block of torch's multi-tensor kernels (`MultiTensorApply.cuh`, `kChunkSize`)."""
+DRAWN = 2
+"""Numbers that flash attention keeps of the draws of its dropout."""
 TURN_COLUMNS, TURN_LOCK_BYTES = 64, 16
 """Of what blocks of queries add to by turns: fp32 values, 64 of a head, and a lock and a counter."""
 
@@ -195,6 +197,22 @@ def _turn_bytes(dtype: torch.dtype, parts: int, longest: int, size: int) -> int:
     return blocks * (4 * rows * TURN_COLUMNS + TURN_LOCK_BYTES)
 
 
+def of_some_cards(func: Any, args: tuple[Any, ...], made: Tensor) -> Scratch | None:
+    """Return the rule of a result that only some cards make: the draws of flash attention, elsewhere the host's."""
+    if func is not torch.ops.aten._flash_attention_forward.default or made.numel() > DRAWN:
+        return None
+    return Scratch("flash", (made.nbytes, args[0].shape[-1], int(args[7] > 0)))
+
+
+def _ahead_of_packed_backward(args: tuple[Any, ...]) -> Steps:
+    """Return the gradient as the memory-efficient kernel has it, a batch of one: its own is let go of then.
+
+    Source: torch, `FunctionsManual.cpp`, `select_backward`: what `engine.attention` takes the row out with.
+    """
+    always = int(args[1].dtype == torch.float32)
+    return [Scratch("efficient", (args[0].nbytes, always, args[1].shape[-1], int(args[10] > 0))), Freed(0)]
+
+
 def _sorted_for_embedding(args: tuple[Any, ...]) -> Steps:
     """Return the indices and their places, sorted, and the places as they were."""
     indices, rows = args[1].numel(), args[2]
@@ -251,6 +269,7 @@ def _of_softmax_backward(args: tuple[Any, ...], result: Any) -> Steps:
 _AHEAD: dict[Any, Callable[[tuple[Any, ...]], Steps]] = {
     torch.ops.aten._foreach_norm.Scalar: _of_norms,
     torch.ops.aten.embedding_dense_backward.default: _sorted_for_embedding,
+    torch.ops.aten._flash_attention_backward.default: _ahead_of_packed_backward,
 }
 _OF: dict[Any, Callable[[tuple[Any, ...], Any], Steps]] = {
     torch.ops.aten.sum.dim_IntList: _of_sum,

@@ -150,7 +150,7 @@ class Recorder(TorchDispatchMode):
             func = self._as_without_a_mode(func, args)
         early = self._run_scratch(scratch.ahead(func, args), func, []) if self.on_gpu else []
         result, key = shapes.run(func, args, kwargs or {})
-        made = sum(self._see(tensor, func) for tensor in self._in_order(func, result))
+        made = sum(self._see(tensor, func, args) for tensor in self._in_order(func, result))
         self.work.add(func, key, args, result, made)
         if self.on_gpu:
             if func is torch.ops.aten.add_.Tensor and self._gradients:
@@ -197,7 +197,7 @@ class Recorder(TorchDispatchMode):
             added_to=self._added_to,
         )
 
-    def _see(self, tensor: Tensor, func: Any) -> int:
+    def _see(self, tensor: Tensor, func: Any, args: tuple[Any, ...]) -> int:
         if self.on_gpu and not tensor.is_meta:
             return 0  # made in host memory, as modules are that a model makes when it sees its first batch
         storage = tensor.untyped_storage()
@@ -210,7 +210,8 @@ class Recorder(TorchDispatchMode):
         self._count += 1
         number = self._known[key] = self._count
         name, times = func.overloadpacket.__name__, STANDS_FOR.get()
-        self.events.append(Event(number, size_bytes, self.phase, name, times, self.updating))
+        rule = scratch.of_some_cards(func, args, tensor) if self.on_gpu else None
+        self.events.append(Event(number, size_bytes, self.phase, name, times, self.updating, rule))
         # Half the price of `weakref.finalize`; the reference must be kept for its callback to come.
         self._alive[number] = weakref.ref(storage, lambda _: self._end(key, number))
         return size_bytes
