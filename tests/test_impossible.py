@@ -52,6 +52,11 @@ def test_scores_are_those_of_the_official_scripts(
         assert (found.exact_match, found.f1) == (100 * exact, 100 * overlap), metric.__name__
 
 
+def test_an_article_leaves_a_blank() -> None:
+    """As the official script has it: what stood on both sides does not grow together."""
+    assert squad2.normalize("x—the—y") == "x— —y"
+
+
 CONTEXT = "한강은 서울을 지나 서해로 흐른다. 길이는 494킬로미터이다."
 ANSWERED = {"question": "길이는?", "answers": [{"text": "494킬로미터", "answer_start": 24}], "is_impossible": False}
 PLAUSIBLE = [{"text": "서해", "answer_start": 11}]

@@ -9,6 +9,7 @@ import pytest
 from transformers import BertTokenizerFast
 
 from bigqa.errors import BigqaError
+from bigqa.files import atomic_folder, atomic_path, read_json
 from bigqa.models.sources import load_tokenizer, resolve
 from bigqa.tasks import download, features
 from bigqa.tasks.inspection import inspect_file
@@ -133,3 +134,26 @@ def test_a_short_context_is_the_tokenizers_own_pair(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(BigqaError, match=r"cannot read .*: Is a directory"):
         download._sha256(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("1" * 5000, "has a number that cannot be read"),
+        ("[" * 100_000, "is nested too deep to be read"),
+        ('{"a": 1', "is cut short"),
+        ("{'a': 1}", "is in Python's notation"),
+    ],
+)
+def test_json_that_cannot_be_read_is_a_line(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "a.json").write_text(text, encoding="utf-8")
+    with pytest.raises(BigqaError, match=f"the file {said}"):
+        read_json(tmp_path / "a.json", "the file")
+
+
+@pytest.mark.parametrize("atomic", [atomic_path, atomic_folder])
+def test_what_breaks_off_leaves_nothing(tmp_path: Path, atomic: Any) -> None:
+    with pytest.raises(ZeroDivisionError), atomic(tmp_path / "out") as made:
+        (made / "part" if made.is_dir() else made).write_text("half", encoding="utf-8")
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
