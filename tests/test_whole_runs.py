@@ -30,6 +30,7 @@ def test_every_strategy_of_a_gpu_was_run_whole() -> None:
     on_t4 = [run for run in runs().values() if run.card == "T4"]
     assert {run.strategy for run in on_t4} == {"plain", "qlora-recompute", "zero2-offload", "zero3", "stream"}
     assert all(not run.axes.precision.startswith("bf16") for run in on_t4)
+    assert f"and {len(runs())} whole\n" in (FILE.parents[2] / "README.md").read_text(encoding="utf-8")
     head = FILE.read_text(encoding="utf-8").splitlines()[0]
     assert WHAT in head and '"torch"' in head and '"commit"' in head
 
