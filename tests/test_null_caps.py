@@ -10,6 +10,7 @@ from bigqa.memory.events import Event, Stream, sizes_on
 from bigqa.memory.replay import peaks
 from bigqa.memory.whole import smallest_bytes
 from bigqa.nullgpu.cards import NullGpu
+from bigqa.tasks.qa.task import QuestionAnswering
 from bigqa.units import MIB
 
 
@@ -82,3 +83,14 @@ def test_a_step_ends_as_on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
     peaks(stream, sizes_on(stream, Card()))
     step = ["+7", "-", "+8", "+8", "+8", "-", "-", "-", "-", "+30"]
     assert log == ["+100", "+30", *step, *step]
+
+
+def test_an_example_has_the_order_of_a_micro_batch_of_rows() -> None:
+    """In which they come to the device: where a small block lies decides on segments."""
+    row = {"input_ids": [1] * 8, "token_type_ids": [0] * 8, "start": 1, "end": 3}
+    for takes_types in (True, False):
+        task = QuestionAnswering(0, takes_types)
+        for packed, made in ((True, task.pack([row])), (False, task.collate([row]))):
+            example = task.example(1, 8, packed=packed)
+            assert list(example) == list(made)
+            assert [one.dtype for one in example.values()] == [one.dtype for one in made.values()]

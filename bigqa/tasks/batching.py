@@ -47,17 +47,21 @@ class Batcher:
         return batch | self.targets(rows)
 
     def example(self, micro_batch: int, seq_len: int, *, packed: bool = False) -> Batch:
-        """Return a full micro-batch on the current device, for shapes alone."""
+        """Return a full micro-batch on the current device, for shapes alone: in the order of a real one."""
         shape = (1, micro_batch * seq_len) if packed else (micro_batch, seq_len)
-        batch = {"input_ids": torch.full(shape, EXAMPLE_TOKEN)}
-        names = [*(["token_type_ids"] if self.takes_token_types else []), *(["position_ids"] if packed else [])]
-        batch |= {name: torch.zeros(shape, dtype=torch.long) for name in names}
-        if not packed:
-            batch["attention_mask"] = torch.ones(shape, dtype=torch.long)
+        tokens = {"input_ids": torch.full(shape, EXAMPLE_TOKEN)}
+        if packed:
+            tokens = {
+                "position_ids": torch.zeros(shape, dtype=torch.long),
+                "cu_seq_lens_q": torch.zeros(micro_batch + 1, dtype=torch.int32),
+                "places": torch.zeros(micro_batch, seq_len, dtype=torch.long),
+                **tokens,
+            }
         else:
-            batch["cu_seq_lens_q"] = torch.zeros(micro_batch + 1, dtype=torch.int32)
-            batch["places"] = torch.zeros(micro_batch, seq_len, dtype=torch.long)
-        return batch | self.example_targets(micro_batch, seq_len)
+            tokens["attention_mask"] = torch.ones(shape, dtype=torch.long)
+        if self.takes_token_types:
+            tokens["token_type_ids"] = torch.zeros(shape, dtype=torch.long)
+        return tokens | self.example_targets(micro_batch, seq_len)
 
     def targets(self, rows: list[Row]) -> Batch:
         """Return what is to be learned of rows; nothing where they do not tell."""
