@@ -20,6 +20,8 @@ from transformers import (
     BertForQuestionAnswering,
     BertModel,
     DebertaV2ForMaskedLM,
+    DistilBertConfig,
+    DistilBertForQuestionAnswering,
     ElectraForPreTraining,
     GPT2LMHeadModel,
     T5ForConditionalGeneration,
@@ -142,6 +144,19 @@ def test_names_of_tensorflow_are_mapped(folder: Path, tmp_path: Path, prefix: st
     assert_same(found.model, state)
     found.model.save_pretrained(tmp_path / "saved")
     assert set(weights(tmp_path / "saved")) == set(state)
+
+
+def test_names_of_tensorflow_that_the_library_does_not_know_are_mapped(tmp_path: Path) -> None:
+    """It maps those of `LayerNorm` by itself; DistilBERT's normalizations have other names."""
+    sizes = {"vocab_size": 60, "dim": 16, "hidden_dim": 24, "n_layers": 1, "n_heads": 2}
+    DistilBertForQuestionAnswering(DistilBertConfig(**sizes)).save_pretrained(tmp_path)
+    state = weights(tmp_path)
+
+    def old(name: str) -> str:
+        return name.replace("norm.weight", "norm.gamma").replace("norm.bias", "norm.beta")
+
+    change(tmp_path, lambda now: {old(key): value for key, value in now.items()})
+    assert_same(loaded(tmp_path).model, state)
 
 
 def test_shards_and_pickles_are_read_whole(folder: Path, tmp_path: Path) -> None:
