@@ -1,7 +1,9 @@
 """Traces kept between commands: what changes makes them anew, and what cannot be kept is none the worse."""
 
 import copy
+import importlib
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -131,3 +133,28 @@ def test_a_probe_that_is_asked_again_traces_nothing(monkeypatch: pytest.MonkeyPa
     assert [line for line in first.stdout.splitlines() if "recompute" in line] == [
         line for line in second.stdout.splitlines() if "recompute" in line
     ]
+
+
+@pytest.mark.parametrize("keeps_traces", [True, False])
+def test_a_trace_in_which_a_library_is_imported_is_made_again(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, keeps_traces: bool
+) -> None:
+    """Here on the second of four: what it makes of its own, kept, would be taken for what grows with the batch."""
+    plain = estimator_for(config_of()).estimate(STRATEGIES["plain"], 8, 32, accumulating=False)
+    cache.mkdir()
+    (cache / "a_library_of_this_test.py").write_text("import torch\nTABLE = torch.empty(2**22, device='meta')\n")
+    monkeypatch.syspath_prepend(str(cache))
+    estimator = keeping(config_of()) if keeps_traces else estimator_for(config_of())
+    make, calls, made_before = estimator.make_model, list[Any](), 0
+
+    def make_model(config: Any) -> Any:
+        calls.append(config)
+        if made_before and len(calls) == made_before + 2:
+            importlib.import_module("a_library_of_this_test")
+        return make(config)
+
+    estimator.make_model = make_model
+    estimator.prepare()
+    made_before = len(calls)
+    assert estimator.estimate(STRATEGIES["plain"], 8, 32, accumulating=False) == plain
+    assert sys.modules.pop("a_library_of_this_test")

@@ -4,7 +4,7 @@ A stream of events does not change with the micro-batch, and the size of each st
 what a phase holds at its peak is a line in the number of layers. Both were checked against whole traces, see the tests.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,8 +133,7 @@ class Scaling:
             self._phase_peak(low, high, phase) for phase in high.phases if not (self.made_on_host and phase in BEFORE)
         )
         low_categories, high_categories = (_categories(p, at) for p, at in ((low, low_at), (high, high_at)))
-        work = (self._line(a, b) for a, b in zip(low.work, high.work, strict=True))
-        flops, moved, operations, step_bytes, offloaded, batched, drawn, pinned, managed, swing, *fresh = work
+        work = done_by(self._line(a, b) for a, b in zip(low.work, high.work, strict=True))
         if self.made_on_host:
             allocated += max(low.unsplit, high.unsplit)
         return Footprint(
@@ -144,18 +143,7 @@ class Scaling:
             phase=phase,
             by_category={name: self._line(low_categories[name], high_categories[name]) for name in CATEGORIES},
             largest=_largest(high, high_at),
-            flops=flops,
-            moved_bytes=moved,
-            operations=operations,
-            step_bytes=step_bytes,
-            offloaded_bytes=offloaded,
-            pinned_bytes=pinned,
-            managed_bytes=managed,
-            batched_flops=batched,
-            drawn=drawn,
-            swing_bytes=swing,
-            fresh=(fresh[0], fresh[1]),
-            step_fresh=(fresh[2], fresh[3]),
+            **work,
         )
 
     def _phase_peak(self, low: _Point, high: _Point, phase: str) -> tuple[int, str, int, int]:
@@ -186,12 +174,32 @@ class Scaling:
         return low + (high - low) * self._steps()
 
 
+def done_by(work: Iterable[int]) -> dict[str, Any]:
+    """Return what a point's work is in a `Footprint`."""
+    flops, moved, operations, step_bytes, offloaded, batched, drawn, pinned, managed, swing, *fresh = work
+    return {
+        "flops": flops,
+        "moved_bytes": moved,
+        "operations": operations,
+        "step_bytes": step_bytes,
+        "offloaded_bytes": offloaded,
+        "pinned_bytes": pinned,
+        "managed_bytes": managed,
+        "batched_flops": batched,
+        "drawn": drawn,
+        "swing_bytes": swing,
+        "fresh": (fresh[0], fresh[1]),
+        "step_fresh": (fresh[2], fresh[3]),
+    }
+
+
+def work_of(stream: Stream, card: Card) -> dict[str, Any]:
+    """Return what one trace comes to beside its peaks, as a `Footprint` has it."""
+    return done_by(_point([stream, stream], BATCHES[0], card, replayed=False).work)
+
+
 def _pair(trace: Trace, layers: int) -> list[Stream]:
-    streams = [trace(layers, batch) for batch in BATCHES]
-    if len(streams[0].events) != len(streams[1].events):
-        # The first trace of a process may import a library that makes tensors of its own.
-        streams = [trace(layers, batch) for batch in BATCHES]
-    return streams
+    return [trace(layers, batch) for batch in BATCHES]
 
 
 def _common(one: list[Any], other: list[Any]) -> int:

@@ -195,7 +195,7 @@ class StreamedRuns:
 
 def _footprint(traced: Traced, card: Card, *, on_gpu: bool) -> Footprint:
     found = whole_footprint(traced.stream, made_on_host=on_gpu, card=card)
-    return replace(found, drawn=traced.stream.drawn, **traced.host)
+    return replace(found, **traced.host)
 
 
 def _lines(one: Footprint, other: Footprint, names: tuple[str, ...], times: int) -> dict[str, Any]:

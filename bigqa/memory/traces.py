@@ -1,5 +1,6 @@
 """Where traces come from: whoever estimates may keep them. In: the name of a trace. Out: it."""
 
+import sys
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
@@ -14,6 +15,13 @@ class Keep(Protocol):
         ...
 
 
+def settled(make: Callable[[], T]) -> T:
+    """Make a trace in which no library is imported for the first time: that may make tensors of its own."""
+    before = len(sys.modules)
+    made = make()
+    return made if len(sys.modules) == before else make()
+
+
 def make_anew(kind: type[T], what: tuple[Any, ...], make: Callable[[], T]) -> T:
     """Keep nothing."""
-    return make()
+    return settled(make)

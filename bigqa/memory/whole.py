@@ -7,13 +7,12 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
-from bigqa.engine.pinned import whole_pages
 from bigqa.memory.allocator import MIB, OutOfMemory
 from bigqa.memory.cards import A100, Card
 from bigqa.memory.events import BEFORE, Event, Stream, find_peak, on_card, sizes_on
 from bigqa.memory.parallel import Averaging, with_buckets
 from bigqa.memory.replay import peaks
-from bigqa.memory.scaling import Footprint
+from bigqa.memory.scaling import Footprint, work_of
 
 
 def whole_footprint(
@@ -38,15 +37,8 @@ def whole_footprint(
         phase=peak.phase,
         by_category=by_category,
         largest=peak.largest,
-        flops=stream.flops,
-        batched_flops=stream.batched_flops,
-        moved_bytes=stream.moved_bytes,
-        operations=stream.operations,
-        step_bytes=stream.step_bytes,
-        offloaded_bytes=stream.offloaded_bytes,
-        pinned_bytes=sum(map(whole_pages, stream.offloaded)),
-        managed_bytes=stream.managed_bytes,
         least=least,
+        **work_of(stream, card),
     )
 
 

@@ -21,6 +21,7 @@ from pydantic import TypeAdapter
 
 from bigqa.errors import BigqaError
 from bigqa.files import atomic_path, cache_folder
+from bigqa.memory.traces import settled
 from bigqa.tasks.base import TaskKind
 from bigqa.versions import code, versions
 
@@ -44,7 +45,7 @@ class Kept:
         with contextlib.suppress(OSError, ValueError, zlib.error):
             kept: T = adapter.validate_json(zlib.decompress(file.read_bytes()))
             return kept
-        made = make()
+        made = settled(make)
         with contextlib.suppress(OSError, BigqaError), atomic_path(file) as temporary:
             temporary.write_bytes(zlib.compress(adapter.dump_json(made), 1))
         return made
