@@ -53,7 +53,7 @@ def task_of(config: Any) -> QuestionAnswering:
 def parts_of(config: Any, strategy: Strategy, processes: Processes) -> Parts:
     torch.manual_seed(processes.rank)  # of several, the first one's weights are taken
     model = AutoModelForQuestionAnswering.from_config(config, dtype=torch.float32)
-    precision = "fp32" if strategy.precision == "fp32" else "bf16"
+    precision = "bf16" if strategy.precision == "bf16-sr" else strategy.precision
     lengths = {"seq_len": 48, "doc_stride": 8, "max_query_length": 8}
     options: dict[str, Any] = {"model": "x", "train_file": Path("x"), "out": Path("x"), "device": "cpu", **lengths}
     settings = make_settings(**options, strategy=strategy, precision=precision, clip=0.5)

@@ -69,6 +69,20 @@ def test_in_bf16_masters_are_fp32(processes: Processes) -> None:
     assert any((value.bfloat16() == before[name].bfloat16()).any() for name, value in after.items())
 
 
+def test_in_fp16_what_overflows_is_skipped_and_scaled_down_as_in_plain_training(processes: Processes) -> None:
+    """As a T4 trains: masters apart, and a loss scale that begins too high."""
+    config, axes = CONFIGS["bert"](), {"precision": "fp16"}
+    plain, streamed = (parts_of(config, one.model_copy(update=axes), processes) for one in (PLAIN, STREAM))
+    for parts in (plain, streamed):
+        parts.update.scaling.scale = 2.0**24
+        parts.update.load(parts.update.state(), 0)  # whose scale the passes take up
+    expected, found = (learned(parts, config, 0, 12, packed=True) for parts in (plain, streamed))
+    assert 0 < streamed.update.skipped == plain.update.skipped < 12
+    assert streamed.update.scaling == plain.update.scaling
+    assert off(found[:, 0], expected[:, 0]) < 0.01
+    assert off(found[-1:, 1], expected[-1:, 1]) < 0.05  # the norm is that of gradients, not of scaled ones
+
+
 def test_a_run_goes_on_streamed_and_streaming_goes_on_plain(processes: Processes, tmp_path: Path) -> None:
     config = CONFIGS["bert"]()
     unbroken = learned(parts_of(config, PLAIN, processes), config, 0, 6, packed=True)
