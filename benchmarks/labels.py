@@ -20,9 +20,9 @@ HELD_OUT = 5
 """Every such question of an article is held out."""
 CASES: dict[str, dict[str, Any]] = {
     "comments-random": {
-        "model": "enliple-small", "label": "hate", "seq_len": 128, "epochs": 3, "lr": 3e-4, "global_batch": 32,
+        "model": "enliple-small", "label": "hate", "seq_len": 128, "epochs": 2, "lr": 5e-4, "global_batch": 32,
     },
-    "questions-pretrained": {"label": "title", "seq_len": 64, "epochs": 10, "lr": 2e-4, "global_batch": 32},
+    "questions-pretrained": {"label": "title", "seq_len": 64, "epochs": 6, "lr": 3e-4, "global_batch": 32},
 }  # fmt: skip
 """Three kinds of comments; and of which article a question is asked, 48 of them, 20 questions of each in training."""
 SHOWN = ("accuracy", "macro_f1")

@@ -3,9 +3,10 @@
 Run: `python -m bigqa.sample.make_texts [--out DIR]`. In: nothing. Out: folders `comments` and `chats`, each with a
 training and a dev file, and a vocabulary; the same bytes on every run.
 
-A comment judges a person and a thing. Whether it attacks hangs on which of them is called what, and so on the order of
-its words: which words occur tells little. A request is to shorten a date, to make a sentence polite, or to say where
-something was; dates and places of the dev file never occur in training, so that they have to be copied.
+A comment judges a person or a thing. Nouns and adjectives are the same in both files, but half of those in the dev file
+end in what no training text has: who counts whole words does not know them, who reads pieces of words does. A request
+is to shorten a date, to make a sentence polite, or to say where something was; dates and places of the dev file never
+occur in training, so that they have to be copied.
 """
 
 import argparse
@@ -20,13 +21,15 @@ from bigqa.sample import FOLDER
 from bigqa.sample.make_sample import ADJECTIVES, THINGS, particle, pools
 
 SEED = 20201130
-COMMENTS, CHATS = {"train": 2400, "dev": 240}, {"train": 2400, "dev": 120}
+COMMENTS, CHATS = {"train": 1600, "dev": 240}, {"train": 2400, "dev": 120}
 PEOPLE = ("배우", "감독", "기자", "가수", "사장", "작가", "선수", "의원", "사회자", "진행자", "제작자", "평론가")
 WORKS = ("노래", "영화", "무대", "기사", "연출", "대본", "경기", "정책", "음식", "화면", "줄거리", "결말")
 GOOD = ("훌륭하", "대단하", "멋지", "뛰어나", "따뜻하", "알차", "반듯하", "믿음직하")
 BAD = ("한심하", "형편없", "뻔뻔하", "답답하", "지루하", "엉망이", "초라하", "못나")
 ADVERBS = ("", "", "정말 ", "너무 ", "솔직히 ", "오늘도 ", "언제나 ")
-ENDINGS = ("다.", "네요.", "네요!", "지요.")
+OPENINGS = ("", "", "뉴스를 보니 ", "다시 봐도 ", "친구 말로는 ", "기사를 읽어 보니 ", "처음부터 끝까지 ")
+ENDINGS = {"train": ("다.", "네요.", "네요!", "지요."), "dev": ("더라.", "군요!", "구나.", "거든요.")}
+PARTICLES = {"train": (("은", "는"), ("도", "도")), "dev": (("이", "가"), ("조차", "조차"))}
 SPECIAL = ("<pad>", "<unk>", "<end>", "<user>", "<assistant>")
 TEMPLATE = (
     "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}<end>{% endfor %}"
@@ -36,20 +39,15 @@ Chat = tuple[str, str]
 """What is asked, and the answer."""
 
 
-def comment(numbers: random.Random) -> tuple[str, str]:
-    """Return a comment and its label."""
-    judged = [(numbers.choice(PEOPLE), numbers.random() < 0.5), (numbers.choice(WORKS), numbers.random() < 0.5)]
-    label = "attack" if not judged[0][1] else "praise" if judged[1][1] else "criticism"
-    numbers.shuffle(judged)
-    (first, first_good), (second, second_good) = judged
-    turn = "고" if first_good == second_good else "지만"
-    parts = [_clause(first, first_good, turn, numbers), _clause(second, second_good, numbers.choice(ENDINGS), numbers)]
-    return " ".join(parts), label
-
-
-def _clause(noun: str, good: bool, ending: str, numbers: random.Random) -> str:
-    stem = numbers.choice(GOOD if good else BAD)
-    return f"{noun}{particle(noun, '은', '는')} {numbers.choice(ADVERBS)}{stem}{ending}"
+def comment(split: str, numbers: random.Random) -> tuple[str, str]:
+    """Return a comment and its label; of the dev file's, half of the forms are its own."""
+    is_person, is_good = numbers.random() < 0.5, numbers.random() < 0.4
+    label = "praise" if is_good else "attack" if is_person else "criticism"
+    noun, stem = numbers.choice(PEOPLE if is_person else WORKS), numbers.choice(GOOD if is_good else BAD)
+    forms = [numbers.choice(("train", split)) for _ in range(2)]
+    closed, opened = numbers.choice(PARTICLES[forms[0]])
+    words = f"{noun}{particle(noun, closed, opened)} {numbers.choice(ADVERBS)}{stem}{numbers.choice(ENDINGS[forms[1]])}"
+    return numbers.choice(OPENINGS) + words, label
 
 
 def chat(values: dict[str, str], numbers: random.Random) -> Chat:
@@ -75,11 +73,14 @@ def comments() -> dict[str, list[tuple[str, str]]]:
     """Return both splits; no comment is in them twice."""
     numbers = random.Random(SEED)
     found: dict[str, str] = {}
-    while len(found) < sum(COMMENTS.values()):
-        text, label = comment(numbers)
-        found.setdefault(text, label)
-    rows = list(found.items())
-    return {"train": rows[: COMMENTS["train"]], "dev": rows[COMMENTS["train"] :]}
+    splits = {}
+    for split, size in COMMENTS.items():
+        before = len(found)
+        while len(found) < before + size:
+            text, label = comment(split, numbers)
+            found.setdefault(text, label)
+        splits[split] = list(found.items())[before:]
+    return splits
 
 
 def chats() -> dict[str, list[Chat]]:
@@ -129,7 +130,9 @@ def write_comments(out: Path) -> None:
         write_text(out / f"{name}.tsv", "".join(f"{text}\t{label}\n" for text, label in [("text", "label"), *rows]))
     found = [one for one in characters(text for rows in splits.values() for text, _ in rows) if not one.isspace()]
     words = sorted({*PEOPLE, *WORKS, *GOOD, *BAD, *map(str.strip, ADVERBS)} - {""})
-    ends = sorted({"는", "은", "고", "지만", *(ending.rstrip(".!") for ending in ENDINGS)})
+    ends = sorted(
+        {ending.rstrip(".!") for ending in ENDINGS["train"]} | {one for pair in PARTICLES["train"] for one in pair}
+    )
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *dict.fromkeys([*words, *found])]
     pieces += dict.fromkeys(f"##{one}" for one in [*ends, *found])
     write_text(out / "vocab.txt", "\n".join(pieces) + "\n")
