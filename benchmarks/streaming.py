@@ -1,0 +1,91 @@
+"""What streaming costs on a CPU, where it gains nothing: steps in turns with those of plain training that recomputes.
+
+In: a model and the shape of a step. Out: a table, and a report in `benchmarks/runs/streaming`. Both are trained in one
+process, step by step in turns, so that whatever else the machine does meets both alike. Processor time is what counts
+where it does other things; the clock is there too.
+
+    python -m benchmarks.streaming MODEL --seq-len 384 --micro-batch 4 --micro-batches 4 --turns 5
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bigqa.bench import worker
+from bigqa.bench.cases import rows_on
+from bigqa.bench.report import Case
+from bigqa.engine.loop.recorder import Silent
+from bigqa.engine.loop.step import Parts, train_step
+from bigqa.engine.processes import Processes
+from bigqa.files import write_text
+
+RUNS = Path(__file__).parent / "runs" / "streaming"
+ROWS = ("cpu-recompute", "stream")
+WARM_UP = 1
+
+
+def parts_of(row: str, asked: argparse.Namespace, processes: Processes, folder: Path) -> tuple[Parts, list[Any]]:
+    """Return what a step of a row works on, and its micro-batches."""
+    axes = rows_on("cpu", asked.precision, (row,))[row]
+    case = Case(
+        model=asked.model, strategy=row, axes=axes, seq_len=asked.seq_len, micro_batch=asked.micro_batch,
+        global_batch=asked.micro_batch * asked.micro_batches, steps=1,
+    )  # fmt: skip
+    training = worker.training_of(case, worker.settings_of(case, folder), processes, Silent())
+    training.parts.model.train()
+    return training.parts, training.feed().take(0)
+
+
+def measured(asked: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
+    """Return each row's steps: seconds of processor time and by the clock."""
+    processes, found = Processes("cpu"), {row: [] for row in ROWS}  # type: ignore[var-annotated]
+    with tempfile.TemporaryDirectory() as folder:
+        rows = {row: parts_of(row, asked, processes, Path(folder)) for row in ROWS}
+        for turn in range(WARM_UP + asked.turns):
+            for row in ROWS if turn % 2 else reversed(ROWS):
+                parts, batches = rows[row]
+                parts.update.set_rate(1e-5)
+                parts.update.begin(turn, 0)
+                torch.manual_seed(turn)
+                processor, clock = time.process_time(), time.perf_counter()
+                train_step(parts, batches, asked.micro_batch * asked.micro_batches)
+                if turn >= WARM_UP:
+                    found[row].append(
+                        {"processor_s": time.process_time() - processor, "clock_s": time.perf_counter() - clock}
+                    )
+    return found
+
+
+def main() -> None:
+    """Measure, print, and keep."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("--seq-len", type=int, default=384)
+    parser.add_argument("--micro-batch", type=int, default=4)
+    parser.add_argument("--micro-batches", type=int, default=4)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    parser.add_argument("--out", type=Path, default=RUNS)
+    asked = parser.parse_args()
+    found = measured(asked)
+    medians = {
+        row: {kind: statistics.median(step[kind] for step in steps) for kind in steps[0]}
+        for row, steps in found.items()
+    }
+    for kind in medians[ROWS[0]]:
+        plain, streamed = (medians[row][kind] for row in ROWS)
+        print(f"{kind}: {ROWS[0]} {plain:.3f}, {ROWS[1]} {streamed:.3f}, {streamed / plain - 1:+.1%}")
+    words = {name: value for name, value in vars(asked).items() if name != "out"}
+    name = f"{asked.model}-{asked.precision}-{asked.micro_batch}x{asked.seq_len}x{asked.micro_batches}.json"
+    report = words | {"threads": torch.get_num_threads(), "medians": medians, "steps": found}
+    write_text(asked.out / name, json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
