@@ -1,11 +1,11 @@
 """Traces kept between commands: what changes makes them anew, and what cannot be kept is none the worse."""
 
 import copy
-import importlib
 import os
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,6 +15,8 @@ from transformers import AutoConfig
 
 from bigqa.memory import estimate
 from bigqa.memory.estimate import Estimator, MemoryEstimate
+from bigqa.memory.events import Stream
+from bigqa.memory.traces import make_anew
 from bigqa.plan import kept, planner
 from bigqa.plan.kept import MODELS, Kept, keeps
 from bigqa.plan.planner import estimator_for
@@ -135,26 +137,18 @@ def test_a_probe_that_is_asked_again_traces_nothing(monkeypatch: pytest.MonkeyPa
     ]
 
 
-@pytest.mark.parametrize("keeps_traces", [True, False])
-def test_a_trace_in_which_a_library_is_imported_is_made_again(
-    cache: Path, monkeypatch: pytest.MonkeyPatch, keeps_traces: bool
-) -> None:
-    """Here on the second of four: what it makes of its own, kept, would be taken for what grows with the batch."""
-    plain = estimator_for(config_of()).estimate(STRATEGIES["plain"], 8, 32, accumulating=False)
-    cache.mkdir()
-    (cache / "a_library_of_this_test.py").write_text("import torch\nTABLE = torch.empty(2**22, device='meta')\n")
-    monkeypatch.syspath_prepend(str(cache))
-    estimator = keeping(config_of()) if keeps_traces else estimator_for(config_of())
-    make, calls, made_before = estimator.make_model, list[Any](), 0
+@pytest.mark.parametrize("keep", [make_anew, None], ids=["anew", "kept"])
+def test_a_trace_in_which_a_library_is_imported_is_made_again(keep: Any) -> None:
+    """What a library makes of its own as it is imported is none of the step's, and must not be kept as a part of it."""
+    name, calls = "a_library_of_this_test", []
 
-    def make_model(config: Any) -> Any:
-        calls.append(config)
-        if made_before and len(calls) == made_before + 2:
-            importlib.import_module("a_library_of_this_test")
-        return make(config)
+    def make() -> Stream:
+        calls.append(sys.modules.setdefault(name, ModuleType(name)))
+        return Stream(flops=len(calls))
 
-    estimator.make_model = make_model
-    estimator.prepare()
-    made_before = len(calls)
-    assert estimator.estimate(STRATEGIES["plain"], 8, 32, accumulating=False) == plain
-    assert sys.modules.pop("a_library_of_this_test")
+    try:
+        keep = keep or Kept(config_of(), kind_of("qa"))
+        assert keep(Stream, ("a step",), make).flops == len(calls) == 2
+        assert keep(Stream, ("another",), make).flops == len(calls) == 3
+    finally:
+        del sys.modules[name]
