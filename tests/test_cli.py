@@ -42,7 +42,7 @@ def test_help_names_the_commands() -> None:
 
 def test_predict_answers_every_question_with_text_of_its_context(model_folder: Path, tmp_path: Path) -> None:
     out, nbest = tmp_path / "answers.json", tmp_path / "nbest.json"
-    done = bigqa("predict", model_folder, FOLDER / "dev.json", out, "--nbest", nbest)
+    done = here("predict", model_folder, FOLDER / "dev.json", out, "--nbest", nbest)
     assert done.returncode == 0, done.stderr
     answers = json.loads(out.read_text())
     candidates = json.loads(nbest.read_text())

@@ -26,7 +26,7 @@ SHORT = (0.001, 0.005)
 PINNED = 0.02
 PINNED_BYTES = 25 * MIB
 """Batches and figures are pinned too, half a MiB."""
-MANY = {"enliple-small": 8, "bert-base": 3}
+MANY = {"enliple-small": 6, "bert-base": 2}
 """Models of which more than one cell is replayed: a whole trace of a large one takes a second."""
 
 
