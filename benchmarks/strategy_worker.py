@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import cpuinfo
+from torch import distributed
 
 from benchmarks.built import watched
 from bigqa.console import quiet_libraries
@@ -36,6 +37,9 @@ def main() -> None:
             for later in sorted((out / "checkpoints").iterdir())[1:]:
                 shutil.rmtree(later)
         settings = settings_from(options, out) if source else settings_from(options | {"out": out}, None)
+        if distributed.is_initialized():
+            # As where a group is made: nobody looks at a folder any more when the first process takes it.
+            distributed.barrier()
         with watched() as starts:
             fine_tune(settings, resume=bool(source))
         (out / f"built-{os.environ.get('RANK', '0')}.json").write_text(json.dumps(starts[-1].facts), encoding="utf-8")
