@@ -86,7 +86,7 @@ def test_a_suite_that_leaves_nothing_passes(tmp_path: Path) -> None:
     assert done.returncode == 0 and "left running" not in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("flags", [["-n1"]], ids=["workers"])
+@pytest.mark.parametrize("flags", [["-p", "no:xdist"], ["-n1"]], ids=["alone", "workers"])
 def test_where_pytest_is_killed_its_processes_end(tmp_path: Path, flags: list[str]) -> None:
     command = suite(tmp_path, "def test_a():\n    start('runs').wait()\n")
     pytest_itself = subprocess.Popen([*command, *flags], cwd=tmp_path, stdout=subprocess.DEVNULL)
