@@ -1,11 +1,12 @@
-"""What the benchmarks share: reports with their machine, modules in processes of their own, and figures as text."""
+"""What the benchmarks share: options, reports with their machine, modules in their own processes, figures as text."""
 
+import argparse
 import json
 import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,15 @@ REPORTS = Path(__file__).parent / "runs"
 SEEDS = (42, 43, 44)
 WARM_UP_S = 15.0
 """Of training, not counted: a process meets sizes for the first time, and memory that nobody has used yet."""
+
+
+def parser_of(description: str, name: str, parts: Iterable[str]) -> argparse.ArgumentParser:
+    """Return the options of a benchmark whose reports lie in a folder of its name. `parts`: those that run alone."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--out", type=Path, default=REPORTS / name)
+    parser.add_argument("--only", choices=list(parts))
+    parser.add_argument("--table", action="store_true", help="run nothing; write benchmarks/README.md from the reports")
+    return parser
 
 
 def write_report(file: Path, case: dict[str, Any], found: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import REPORTS, read_report, train, write_report
+from benchmarks.common import parser_of, read_report, train, write_report
 from benchmarks.tables import put_between
 from bigqa.files import read_json, write_text
 from bigqa.tasks.registry import kind_of
@@ -78,14 +78,11 @@ def table(folder: Path) -> str:
 
 def main() -> None:
     """Run what is missing, or write the table."""
-    parser = argparse.ArgumentParser(description="Labels learned, beside a bag of words.")
+    parser = parser_of("Labels learned, beside a bag of words.", NAME, CASES)
     parser.add_argument("--comments", type=Path, help="folder of train.tsv and dev.tsv with comments and labels")
     parser.add_argument("--tokenizer", type=Path, help="vocab.txt for the comments")
     parser.add_argument("--questions", type=Path, help="JSON of SQuAD's form, in English")
     parser.add_argument("--pretrained", type=Path, help="folder of a pretrained English encoder")
-    parser.add_argument("--out", type=Path, default=REPORTS / NAME)
-    parser.add_argument("--only", choices=list(CASES))
-    parser.add_argument("--table", action="store_true", help="run nothing; write benchmarks/README.md from the reports")
     options = parser.parse_args()
     if options.table:
         put_between(NAME, table(options.out))

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import REPORTS, later_speed, machine, read_report, spread
+from benchmarks.common import later_speed, machine, parser_of, read_report, spread
 from benchmarks.tables import put_between
 from bigqa.files import write_json, write_text
 from bigqa.models.sources import load_config, load_model, load_tokenizer, resolve
@@ -121,14 +121,11 @@ def table(folder: Path) -> str:
 
 def main() -> None:
     """Run what is missing, or write the table."""
-    parser = argparse.ArgumentParser(description="bigqa beside transformers' Trainer and TRL.")
+    parser = parser_of("bigqa beside transformers' Trainer and TRL.", NAME, CASES)
     parser.add_argument("--comments", type=Path, help="folder of train.tsv and train.news_title.txt")
     parser.add_argument("--tokenizer", type=Path, help="vocab.txt")
-    parser.add_argument("--out", type=Path, default=REPORTS / NAME)
-    parser.add_argument("--only", choices=list(CASES))
     parser.add_argument("--threads", type=int, default=1, help="of each row; several spin where others take the cores")
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--table", action="store_true", help="run nothing; write benchmarks/README.md from the reports")
     options = parser.parse_args()
     if options.table:
         put_between(NAME, table(options.out))

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import REPORTS, read_report, run_module, spread, train, write_report
+from benchmarks.common import parser_of, read_report, run_module, spread, train, write_report
 from benchmarks.prediction_rows import ROWS, features, kept_logits
 from benchmarks.tables import put_between
 from bigqa.files import write_json
@@ -101,15 +101,12 @@ def _answer_cells(row: str, report: dict[str, Any] | None) -> list[str]:
 
 def main() -> None:
     """Run what is missing, or write the table."""
-    parser = argparse.ArgumentParser(description="Prediction beside a padded loop: speed and answers.")
+    parser = parser_of("Prediction beside a padded loop: speed and answers.", NAME, ("speed", "answers"))
     parser.add_argument("--tokenizer", type=Path, help="vocab.txt")
     parser.add_argument("--data-file", type=Path, help="KorQuAD's dev JSON")
     parser.add_argument("--work", type=Path, default=Path("runs") / NAME, help="model and logits")
-    parser.add_argument("--out", type=Path, default=REPORTS / NAME)
-    parser.add_argument("--only", choices=["speed", "answers"])
     parser.add_argument("--windows", type=int, default=192, help="windows of a turn's row; 192: about 40 s of the loop")
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--table", action="store_true", help="run nothing; write benchmarks/README.md from the reports")
     options = parser.parse_args()
     if options.table:
         put_between(NAME, table(options.out))

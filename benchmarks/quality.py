@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import REPORTS, SEEDS, read_report, spread, take_first_questions, train, write_report
+from benchmarks.common import SEEDS, parser_of, read_report, spread, take_first_questions, train, write_report
 from benchmarks.tables import put_between
 from bigqa.sample import FOLDER
 
@@ -54,12 +54,9 @@ def table(folder: Path) -> str:
 
 def main() -> None:
     """Run what is missing, or write the table."""
-    parser = argparse.ArgumentParser(description="Scores of the main job over three seeds.")
+    parser = parser_of("Scores of the main job over three seeds.", NAME, CASES)
     parser.add_argument("--tokenizer", type=Path, help="vocab.txt")
     parser.add_argument("--data-file", type=Path, help="KorQuAD's dev JSON")
-    parser.add_argument("--out", type=Path, default=REPORTS / NAME)
-    parser.add_argument("--only", choices=list(CASES))
-    parser.add_argument("--table", action="store_true", help="run nothing; write benchmarks/README.md from the reports")
     options = parser.parse_args()
     if options.table:
         put_between(NAME, table(options.out))

@@ -5,13 +5,12 @@ without dropout; its figure is the largest relative difference of a step's loss 
 Scores are those of held-out questions after the sample's recipe, for the strategies that are not exact.
 """
 
-import argparse
 import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import REPORTS, SEEDS, read_report, write_report
+from benchmarks.common import SEEDS, parser_of, read_report, write_report
 from benchmarks.strategy_jobs import (
     ADAPTERS,
     EXACT,
@@ -118,13 +117,10 @@ def _score_cells(found: dict[int, dict[str, Any]], plain: dict[int, dict[str, An
 
 def main() -> None:
     """Run what is missing, or write the table."""
-    parser = argparse.ArgumentParser(description="Loss curves and scores of every strategy that a CPU can run.")
-    parser.add_argument("--out", type=Path, default=REPORTS / NAME)
-    parser.add_argument("--only", choices=["curves", "scores"])
+    parser = parser_of("Loss curves and scores of every strategy that a CPU can run.", NAME, ("curves", "scores"))
     parser.add_argument("--part", choices=list(PARTS), help="of the curves")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--epochs", type=float, default=8.0, help="of the runs that are scored")
-    parser.add_argument("--table", action="store_true", help="run nothing; write benchmarks/README.md from the reports")
     options = parser.parse_args()
     if options.table:
         put_between(NAME, table(options.out))
