@@ -1,12 +1,14 @@
 """DeepSpeed's events as they are replayed, against figures worked out by hand and DeepSpeed's own arithmetic."""
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers import LlamaConfig
 
 from bigqa.engine.zero import LEAST_IN_A_BUCKET, MOST_IN_A_BUCKET, Buckets, buckets_of
 from bigqa.memory.allocator import MIB, CachingAllocator
@@ -21,7 +23,8 @@ from bigqa.memory.zero.gathering import Gathering
 from bigqa.memory.zero.layout import Layout, layout_of, partitions_of
 from bigqa.memory.zero.marks import LinearOfShardedWeights, watch_modules
 from bigqa.memory.zero.third import ShardedWeights, ThirdStage
-from bigqa.strategy import Strategy
+from bigqa.plan.planner import estimator_for
+from bigqa.strategy import STRATEGIES, Strategy
 
 MILLION = 2**20
 
@@ -174,6 +177,50 @@ def test_a_weight_gathered_alone_is_not_copied() -> None:
     weights.wait(0)
     assert device.allocator.allocated_bytes == 2 * MIB
     assert device.allocator.peak_allocated_bytes == 2 * MIB + MIB // 2  # and this process's part, on its way
+
+
+def test_what_is_sent_stays_until_it_is_waited_for() -> None:
+    device = Device()
+    weights = ShardedWeights(device, layout(MILLION), 4, on_host=True)
+    weights.gather([0])
+    assert device.allocator.allocated_bytes == 2 * MIB + MIB // 2
+    weights.wait(0)
+    assert device.allocator.allocated_bytes == 2 * MIB
+
+
+def test_what_a_recomputation_holds_is_there_beside_the_weight_that_is_gathered_anew() -> None:
+    device = Device()
+    weights = ShardedWeights(device, layout(MILLION), 1, on_host=True)
+    there = []
+    for call in (weights.gather, weights.hold, weights.release, weights.gather, weights.hold, weights.let_go,
+                 weights.let_go, weights.release):  # fmt: skip
+        call([0] if call == weights.gather else 0)  # type: ignore[operator]
+        there.append(device.allocator.allocated_bytes // MIB)
+    # Detached once by the recomputation, and once more when autograd takes it: both are of the first block.
+    assert there == [2, 2, 2, 4, 4, 4, 2, 0]
+    weights.gather([0])
+    weights.hold(0)
+    weights.let_go(0)  # before it is released
+    weights.release(0)
+    assert device.allocator.allocated_bytes == 0
+
+
+def test_a_recomputation_holds_each_weight_until_its_products_are_made() -> None:
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2
+    )
+    estimator = estimator_for(config)
+    traced = estimator._trace_micro_batch(STRATEGIES["zero3-offload"], 1, 16)
+    kinds = {kind: Counter(mark.number for mark in traced.marks if mark.kind == kind) for kind in ("hold", "let-go")}
+    assert kinds["hold"] == kinds["let-go"] and sum(kinds["hold"].values()) > 2 * 2 * 7  # linear layers, detached twice
+    events = traced.stream.events
+    for number, numel in enumerate(traced.layout.numels):
+        if numel != 64 * 32 or not kinds["hold"][number]:  # no layer's of the feed-forward part
+            continue
+        *_, hold = (mark for mark in traced.marks if mark.number == number and mark.kind == "hold")
+        *_, end = (mark for mark in traced.marks if mark.number == number and mark.kind == "let-go")
+        made = [event.operation for event in events[hold.before : end.before] if event.size_bytes]
+        assert made.count("mm") == 2  # of the layer's input, and of its weight
 
 
 def early(stage: int, world_size: int, *, offload: str = "none") -> tuple[Device, EarlyStages]:

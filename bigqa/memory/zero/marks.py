@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-Kind = Literal["gradient", "forward", "forward-end", "backward", "backward-end"]
+Kind = Literal["gradient", "forward", "forward-end", "backward", "backward-end", "hold", "let-go"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,7 +81,13 @@ class _Run:
         if mark.kind == "gradient":
             if stage.gradient(mark.number, self.blocks.get(mark.storage, 0)):
                 self.blocks.pop(mark.storage, None)
-        elif isinstance(stage, ThirdStage):
+        elif not isinstance(stage, ThirdStage):
+            pass
+        elif mark.kind == "hold":
+            stage.weights.hold(mark.number)
+        elif mark.kind == "let-go":
+            stage.weights.let_go(mark.number)
+        else:
             forward = mark.kind in ("forward", "forward-end")
             if mark.kind in ("forward", "backward"):
                 stage.gathering.fetch(mark.number, forward=forward)

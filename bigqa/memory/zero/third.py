@@ -3,6 +3,7 @@
 Source: DeepSpeed 0.19, `runtime/zero/stage3.py` and `partition_parameters.py`; methods say what they follow there.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from bigqa.engine.zero import NORMED_AT_ONCE, PERSISTENT, Buckets
@@ -34,6 +35,11 @@ class ShardedWeights:
         """Their buffers, by the list of them."""
         self.complete: set[int] = set()
         """Those lists whose weights are copied out already."""
+        self.sent: dict[int, list[int]] = {}
+        """What is sent for a parameter, which NCCL's work holds until it is waited for."""
+        self.held: dict[int, int] = {}
+        """Blocks that a recomputation holds, by parameter."""
+        self.holds: Counter[int] = Counter()
 
     def part(self, number: int) -> int:
         """Return the elements of a process's part, padding included."""
@@ -45,7 +51,9 @@ class ShardedWeights:
             for number in numbers:
                 self._copy(number, GATHERING)
         elif len(numbers) == 1:
-            self.whole[numbers[0]] = self._alone(numbers[0], GATHERING)
+            number = numbers[0]
+            self.whole[number] = self._room(number, GATHERING)
+            self.sent[number] = self._parts(numbers, GATHERING)
         else:
             size = sum(map(self.part, numbers)) * self.world_size * self.low
             buffer = self.device.new(size, "weights", "gathered", GATHERING)
@@ -56,6 +64,7 @@ class ShardedWeights:
 
     def wait(self, number: int) -> None:
         """`AllGatherCoalescedHandle.wait`: each weight is copied out of the buffer, which stays until all are taken."""
+        self.device.free(*self.sent.pop(number, []))
         members = self.together.pop(number, None)
         if members is None:
             return
@@ -69,8 +78,24 @@ class ShardedWeights:
             self.device.free(self.buffers.pop(id(members)))
 
     def release(self, number: int) -> None:
-        """`free_param`."""
-        self.device.free(self.whole.pop(number, 0))
+        """`free_param`. What is held stays until it is let go of."""
+        block = self.whole.pop(number, 0)
+        if block != self.held.get(number):
+            self.device.free(block)
+
+    def hold(self, number: int) -> None:
+        """Keep a whole weight as a recomputation does for its backward pass, which may hold it several times."""
+        if not self.holds[number]:
+            self.held[number] = self.whole.get(number, 0)
+        self.holds[number] += 1
+
+    def let_go(self, number: int) -> None:
+        """End a hold."""
+        self.holds[number] -= 1
+        if not self.holds[number]:
+            block = self.held.pop(number)
+            if block != self.whole.get(number, 0):
+                self.device.free(block)
 
     def gather_persistent(self, numbers: Sequence[int]) -> None:
         """`_allgather_params_coalesced`, on the main stream, after a step."""
@@ -86,12 +111,11 @@ class ShardedWeights:
 
     def gather_for_a_moment(self, number: int) -> None:
         """`_allgather_params_sequential`, as where hooks are put."""
-        self.device.free(self._alone(number, MAIN))
+        block = self._room(number, MAIN)
+        self.device.free(*self._parts([number], MAIN), block)
 
-    def _alone(self, number: int, stream: int) -> int:
-        block = self.device.new(self.part(number) * self.world_size * self.low, "weights", "gathered", stream)
-        self.device.free(*self._parts([number], stream))
-        return block
+    def _room(self, number: int, stream: int) -> int:
+        return self.device.new(self.part(number) * self.world_size * self.low, "weights", "gathered", stream)
 
     def _parts(self, numbers: Sequence[int], stream: int) -> list[int]:
         if not self.on_host:

@@ -6,6 +6,7 @@ states are kept, and none of the trace does.
 
 import contextlib
 import gc
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,6 +40,48 @@ class MicroBatch:
     """Storages of the micro-batch itself."""
 
 
+class _Recorder(Recorder):
+    """Writes down marks too, and which weights a recomputation holds for its backward pass.
+
+    It holds them detached (`torch.utils.checkpoint`), so that what DeepSpeed lets go of stays until autograd has used
+    it: the weight is then there twice, since its module's backward pass gathers it once more.
+    """
+
+    def __init__(self, *, on_gpu: bool) -> None:
+        super().__init__(on_gpu=on_gpu)
+        self.marks: list[Mark] = []
+        self.weights: dict[int, int] = {}
+        """Storage -> number of the parameter."""
+        self._held: dict[int, weakref.ref[Tensor]] = {}
+        self._holds = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run an operation, and look at whether it detaches a weight."""
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        if func is torch.ops.aten.detach.default and self.phase == "backward":
+            for storage in self.numbers(args[:1]):
+                if storage in self.weights:
+                    self._hold(self.weights[storage], result)
+        return result
+
+    def note(self, kind: Kind, number: int, storage: int = 0) -> None:
+        """Write down a mark."""
+        self.marks.append(Mark(len(self.events), kind, number, storage))
+
+    def _hold(self, number: int, detached: Tensor) -> None:
+        self._holds += 1
+        hold = self._holds
+        self.note("hold", number)
+
+        def let_go(_: Any) -> None:
+            del self._held[hold]
+            self.note("let-go", number)
+
+        self._held[hold] = weakref.ref(detached, let_go)
+
+
 class _Backward:
     """The part of DeepSpeed's update that a micro-batch meets: the loss is scaled by the processes, and for fp16."""
 
@@ -57,7 +100,7 @@ def trace_micro_batch(
     make_model: Callable[[], nn.Module], task: Task, make_batch: Callable[[], Batch], strategy: Strategy
 ) -> MicroBatch:
     """Trace a forward and a backward pass; each gradient is let go of as it is complete."""
-    recorder = Recorder(on_gpu=strategy.device == "cuda")
+    recorder = _Recorder(on_gpu=strategy.device == "cuda")
     linear = sharded_linear() if strategy.zero_stage == 3 else contextlib.nullcontext()
     with collected_on_demand(), attention.standing_in_for(strategy.device), dropout_of(strategy.device), recorder:
         with torch.device("meta"):
@@ -68,15 +111,12 @@ def trace_micro_batch(
         trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         groups = parameter_groups(trained, undecayed, 0.01)
         layout = layout_of(model, groups, next(model.parameters()).element_size())
-        marks: list[Mark] = []
-
-        def note(kind: Kind, number: int, gradient: Tensor | None = None) -> None:
-            storage = recorder.numbers([gradient])[0] if gradient is not None else 0
-            marks.append(Mark(len(recorder.events), kind, number, storage))
-
-        watch_gradients(model, lambda number, gradient: note("gradient", number, gradient))
+        note, marks = recorder.note, recorder.marks
+        watch_gradients(model, lambda number, gradient: note("gradient", number, recorder.numbers([gradient])[0]))
         if strategy.zero_stage == 3:
             watch_modules(model, note)
+            weights = list(model.parameters())
+            recorder.weights = dict(zip(recorder.numbers(weights), range(len(weights)), strict=True))
         recorder.mark("weights", [*model.parameters(), *model.buffers()])
         gc.collect()
         recorder.phase = "ready"
