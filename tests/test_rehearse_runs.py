@@ -162,3 +162,28 @@ hidden.sum().backward()
     run = rehearsed(["python", "wide.py"], tmp_path, "--gpu", "T4", "--gpu-memory", "400MiB", exit_code=3)["runs"][0]
     assert run["shortage"]["message"].startswith("CUDA out of memory. Tried to allocate 16.00 MiB")
     assert run["shortage"]["phase"] == "backward"
+
+
+SHARDED = """
+import deepspeed, torch
+deepspeed.init_distributed()
+model = torch.nn.Sequential(*(torch.nn.Linear(1024, 1024, bias=False) for _ in range(4)))
+settings = {"train_micro_batch_size_per_gpu": 4, "bf16": {"enabled": True}, "zero_optimization": {"stage": 3}}
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+for _ in range(50):
+    engine.backward(engine(torch.ones(4, 1024, device=engine.device, dtype=torch.bfloat16)).square().mean())
+    engine.step()
+raise SystemExit("was not ended")
+"""
+
+
+@pytest.mark.nullgpu
+def test_sharded_weights_of_two_processes_pass_deepspeeds_own_checks(tmp_path: Path) -> None:
+    """Before its second pass it compares the order of modules by a broadcast, which carries nothing here."""
+    (tmp_path / "sharded.py").write_text(SHARDED)
+    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "sharded.py"]
+    (run,) = rehearsed(words, tmp_path, "--gpu", "T4", "--gpus", "2")["runs"]
+    assert run["fits"] and run["steps"] == 3 and len(run["other_processes"]) == 1
+    part = 4 * 1024 * 1024 // 2
+    assert run["by_kind"]["optimizer"] >= 3 * 4 * part  # masters and two moments of its own part

@@ -102,6 +102,26 @@ class Recorder:
 
         DeepSpeedEngine._take_model_step = take_watched
 
+    def on_deepspeed_checks(self) -> None:
+        """Let DeepSpeed's checks pass that all processes have the same list: no card carries the first one's to them.
+
+        They ask all the same, for what asking takes is the command's.
+        """
+        from deepspeed.runtime.zero import utils
+
+        ask, compare_lengths = utils.get_lst_from_rank0, utils.assert_lst_len_same_as_other_ranks
+
+        def ask_and_return_own(own: list[int]) -> list[int]:
+            ask(own)
+            return own
+
+        def compare_lengths_in_vain(own: list[int]) -> None:
+            with contextlib.suppress(RuntimeError):
+                compare_lengths(own)
+
+        utils.get_lst_from_rank0 = ask_and_return_own
+        utils.assert_lst_len_same_as_other_ranks = compare_lengths_in_vain
+
     def _write_before(self, end: Callable[[int], Any]) -> None:
         """A program may end without Python's own end: it is written down all the same."""
 

@@ -42,6 +42,10 @@ def start() -> None:
     """Watch this process, and none that it forks: those that it starts anew watch themselves."""
     settings: dict[str, Any] = json.loads(os.environ["BIGQA_REHEARSE"])
     recorder = Recorder(settings["folder"], settings["steps"], settings["true"], settings["known"])
-    finder = After({"torch": recorder.on_torch, "deepspeed.runtime.engine": recorder.on_deepspeed})
-    sys.meta_path.insert(0, finder)
+    hooks = {
+        "torch": recorder.on_torch,
+        "deepspeed.runtime.engine": recorder.on_deepspeed,
+        "deepspeed.runtime.zero.utils": recorder.on_deepspeed_checks,
+    }
+    sys.meta_path.insert(0, After(hooks))
     os.register_at_fork(after_in_child=recorder.disable)
