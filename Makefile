@@ -9,7 +9,7 @@ PYTHON  := $(VENV)/bin/python
 STAMP   := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-comments demo-lm test coverage check slow mutants test-null-gpu gpu bench dist clean
+.PHONY: help install demo demo-comments demo-lm test coverage check slow messages mutants test-null-gpu gpu bench dist clean
 
 help:  ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-14s %s\n' "$$name" "$$text"; done
@@ -50,6 +50,9 @@ check: install  ## ruff, its formatter, mypy
 
 slow: install  ## run the tests that take minutes
 	@$(PYTHON) -m pytest -m slow
+
+messages: install  ## bring the Korean catalogue up to date with the texts of the code, and name what it lacks
+	@$(PYTHON) tests/messages.py
 
 mutants: install  ## break the code in small ways, see that tests fail; resumable (MODULE=bigqa/tasks SAMPLE=20 SEED=2 AGAIN=1)
 	@$(PYTHON) -c 'import cosmic_ray, coverage, pytest_timeout' 2>/dev/null || $(PYTHON) -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[mutants]'

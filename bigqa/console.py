@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import copy
 import logging
 import os
 import signal
@@ -22,14 +23,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 from rich.text import Text
 
-from bigqa import interrupts, streams
+from bigqa import arguments, interrupts, language, streams
 from bigqa.errors import BigqaError, UsageError, in_a_line, one_line
+from bigqa.language import joined, put, shown, tr
 
 DEBUG_VARIABLE = "BIGQA_DEBUG"
 INTERRUPTED = 130
 PARSER_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 """What the command line's parser raises: click's UsageError, be it click's own or the copy within typer."""
-UNFORESEEN = "unforeseen"
+UNFORESEEN = tr("unforeseen")
 """How a line begins about an error that is bigqa's own to mend."""
 PIPE_COLUMNS = 120
 """Of a table where no terminal says how wide it is, nor COLUMNS."""
@@ -48,12 +50,12 @@ stderr = Console(stderr=True)
 
 def say(text: str) -> None:
     """Print a line as it is: nothing in it is markup, and no line is broken."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(shown(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def tell(text: str) -> None:
     """Print a line beside the output: on standard error."""
-    stderr.print(text, markup=False, highlight=False, soft_wrap=True)
+    stderr.print(shown(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def show(table: Table, where: Console = console, spare: Sequence[str] = ()) -> None:
@@ -62,12 +64,14 @@ def show(table: Table, where: Console = console, spare: Sequence[str] = ()) -> N
     `spare`: columns that may be left out before it comes to lines, the one that is missed least first.
     """
     for count in range(len(spare) + 1):
-        narrow = _without(table, spare[:count]) if count else table
+        narrow = in_language(_without(table, spare[:count]) if count else table)
         if _columns_of(narrow) <= where.width:
             where.print(narrow)
             if count:
-                note(f"Left out, for a wider terminal or a pipe: {', '.join(spare[:count])}.", where)
+                left_out = joined(", ", spare[:count])
+                note(tr("Left out, for a wider terminal or a pipe: {left_out}.", left_out=left_out), where)
             return
+    table = in_language(table)
     if table.title:
         where.print(Text(str(table.title), style="italic"))
     heads = [str(column.header) for column in table.columns]
@@ -78,9 +82,25 @@ def show(table: Table, where: Console = console, spare: Sequence[str] = ()) -> N
         where.print(Padding(Text(", ".join(named), style=row.style or ""), (0, 0, 0, 2)))
 
 
+def in_language(table: Table) -> Table:
+    """Return a table whose title, headings and cells are in the language of this process."""
+    if language.spoken() == language.LANGUAGES[0]:
+        return table
+    table = copy.deepcopy(table)
+    table.title = _in_language(table.title)
+    for column in table.columns:
+        column.header = _in_language(column.header)
+        column._cells = list(map(_in_language, column._cells))
+    return table
+
+
+def _in_language(cell: Any) -> Any:
+    return shown(cell) if isinstance(cell, str) else cell
+
+
 def note(text: str, where: Console = console) -> None:
     """Print a remark below a table: in a pipe as one line, on a terminal broken between words."""
-    where.print(text, markup=False, highlight=False, soft_wrap=not where.is_terminal)
+    where.print(shown(text), markup=False, highlight=False, soft_wrap=not where.is_terminal)
 
 
 def _without(table: Table, names: Sequence[str]) -> Table:
@@ -128,13 +148,17 @@ def as_program(run: Callable[[], None]) -> NoReturn:
 
 def command(app: Callable[..., Any]) -> None:
     """Run a command line and exit."""
+    asked = language.take_option(sys.argv)
     streams.secure()
     quiet_libraries()
+    if isinstance(app, typer.Typer):
+        app = arguments.parser_of(app)
     if os.environ.get(DEBUG_VARIABLE):
         app()
         return
     try:
         try:
+            _refuse_language(asked)
             _refuse_empty_words(sys.argv[1:])
             code = app(standalone_mode=False)  # else the parser's own errors are told by it, in several lines
         finally:
@@ -143,24 +167,32 @@ def command(app: Callable[..., Any]) -> None:
             raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
     except BigqaError as error:
-        fail(str(error), error.exit_code, told=error.told)
+        fail(error.shown, error.exit_code, told=error.told)
     except KeyboardInterrupt:
-        fail("interrupted", interrupts.code_of(interrupts.first() or signal.SIGINT))
+        fail(tr("interrupted"), interrupts.code_of(interrupts.first() or signal.SIGINT))
     except PARSER_ERROR as error:
         _refuse(error)
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
         fail(f"{error.strerror or error}{where}", 1)
     except Exception as error:
-        fail(f"{UNFORESEEN} {type(error).__name__}: {in_a_line(error)}{_kept_traceback(error)}", 1)
+        what, where = f"{type(error).__name__}: {in_a_line(error)}", _kept_traceback(error)
+        fail(put("{unforeseen} {what}{where}", unforeseen=UNFORESEEN, what=what, where=where), 1)
+
+
+def _refuse_language(asked: str | None) -> None:
+    if asked is not None and asked not in language.LANGUAGES:
+        known = ", ".join(language.LANGUAGES)
+        raise UsageError(tr("--lang: {asked!r} is none of {known}", asked=asked, known=known))
 
 
 def _refuse_empty_words(words: Sequence[str]) -> None:
     """Refuse a word without a letter, as of a shell's variable that is not set: as a path it would be this folder."""
     ours = words[: words.index("--")] if "--" in words else words  # behind it, another program's
     if "" in ours:
-        before = f"after {ours[ours.index('') - 1]}" if ours.index("") else "at its start"
-        raise UsageError(f"the command has an empty word {before}: is a variable of the shell not set?")
+        first = ours.index("")
+        where = tr("after {word}", word=ours[first - 1]) if first else tr("at its start")
+        raise UsageError(tr("the command has an empty word {where}: is a variable of the shell not set?", where=where))
 
 
 def _kept_traceback(error: Exception) -> str:
@@ -170,8 +202,8 @@ def _kept_traceback(error: Exception) -> str:
         with tempfile.NamedTemporaryFile("w", prefix="bigqa-", suffix=".txt", delete=False, encoding="utf-8") as file:
             file.write(text)
     except OSError:
-        return f" ({DEBUG_VARIABLE}=1 shows where)"
-    return f" (where, is in {file.name}; {DEBUG_VARIABLE}=1 shows it)"
+        return tr(" ({variable}=1 shows where)", variable=DEBUG_VARIABLE)
+    return tr(" (where, is in {file}; {variable}=1 shows it)", file=file.name, variable=DEBUG_VARIABLE)
 
 
 def _refuse(error: Any) -> None:
@@ -179,14 +211,14 @@ def _refuse(error: Any) -> None:
     if "\n" in error.format_message():
         error.show()
         sys.exit(error.exit_code)
-    of = f" (see {error.ctx.command_path} --help)" if error.ctx is not None else ""
-    fail(error.format_message() + of, error.exit_code)
+    of = tr(" (see {command} --help)", command=error.ctx.command_path) if error.ctx is not None else ""
+    fail(put("{problem}{of}", problem=arguments.problem(error.format_message()), of=of), error.exit_code)
 
 
 def fail(text: str, exit_code: int, *, told: bool | None = None) -> None:
     """Print an error in one line, from one process of a run, and exit."""
     if (os.environ.get("RANK", "0") == "0") if told is None else not told:
-        tell("bigqa: " + one_line(text))
+        tell("bigqa: " + one_line(shown(text)))
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     os._exit(exit_code)  # a process of several must not wait at exit for one that is gone
@@ -210,8 +242,8 @@ def quiet_libraries() -> None:
 @contextlib.contextmanager
 def progress(label: str, *, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
     """Show a bar with the time left, on a terminal; yield the function that takes (done, total)."""
-    columns = (TextColumn(label), BarColumn(bar_width=30), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn(language.shown(label)), BarColumn(bar_width=30), MofNCompleteColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=stderr, transient=True, disable=not (shown and stderr.is_terminal))
     with bar:
-        task = bar.add_task(label, total=None)
+        task = bar.add_task(language.shown(label), total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -7,6 +7,8 @@ import contextlib
 import unicodedata
 from collections.abc import Iterator
 
+from bigqa.language import put, shown
+
 LONGEST_WORD, LONGEST_LINE = 300, 900
 """Characters of one word, and of all: more is a value of the input, not what is said of it. Paths are let through."""
 UNSEEN = ("Cc", "Cf", "Cs")
@@ -41,6 +43,11 @@ class BigqaError(Exception):
     def __str__(self) -> str:
         return one_line(super().__str__())
 
+    @property
+    def shown(self) -> str:
+        """The same line in the language of this process: `str` is English, for logs and JSON."""
+        return one_line(shown(self.args[0]) if self.args else "")
+
 
 class UsageError(BigqaError):
     """The command itself is wrong: an unknown option value, or options that exclude each other."""
@@ -73,4 +80,4 @@ def as_a_line(what: str) -> Iterator[None]:
         # Libraries in Rust raise what is no Exception where they give up on a file.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise BigqaError(f"{what}: {in_a_line(error)}") from error
+        raise BigqaError(put("{what}: {problem}", what=what, problem=in_a_line(error))) from error

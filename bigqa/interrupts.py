@@ -13,11 +13,14 @@ import os
 import select
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
+
+from bigqa.language import shown, tr
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LOOK_S = 1.0
@@ -38,7 +41,7 @@ class _Program:
     listens = False
     first: int | None = None
     """The first signal that came."""
-    word = "interrupted"
+    word: str = tr("interrupted")
     take: Callable[[int], None] | None = None
     raises = was_raised = False
 
@@ -128,7 +131,7 @@ def leave(word: str, code: int) -> NoReturn:
         # A bar of the screen hides the cursor.
         clean = "\r\x1b[K\x1b[?25h" if os.isatty(2) else ""
         with contextlib.suppress(OSError):
-            os.write(2, f"{clean}bigqa: {word}\n".encode())
+            os.write(2, f"{clean}bigqa: {shown(word)}\n".encode(getattr(sys.stderr, "encoding", None) or "utf-8"))
     os._exit(code)
 
 
@@ -168,7 +171,7 @@ def receive(number: int) -> None:
     elif not again:
         leave(program.word, code_of(number))
     elif number == signal.SIGINT:  # SIGTERM comes twice where a scheduler and a launcher both send it
-        leave("stopped at once" if program.take is not None else program.word, code_of(program.first))
+        leave(tr("stopped at once") if program.take is not None else program.word, code_of(program.first))
 
 
 def _in_main_thread(number: int, frame: FrameType | None) -> None:

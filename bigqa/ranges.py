@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 from bigqa.errors import UsageError
+from bigqa.language import Text, tr
 from bigqa.units import parse_bytes
 
 WHOLE = re.compile(r"[+-]?[0-9]{1,30}")
@@ -37,10 +38,17 @@ class Range:
         return above and (value < self.high if self.high_open else value <= self.high)
 
     def __str__(self) -> str:
-        kind = "a whole number" if self.whole else "a number"
-        low = f"above {self.low}" if self.low_open else f"from {self.low}"
-        joint = "and below" if self.high_open else ("and at most" if self.low_open else "to")
-        return f"{kind} {low} {joint} {self.high}"
+        return str(self.words)
+
+    @property
+    def words(self) -> Text:
+        """Say which numbers these are, such as "a whole number from 1 to 8"."""
+        kind = tr("a whole number") if self.whole else tr("a number")
+        if self.low_open:
+            to = tr("and below {high}", high=self.high) if self.high_open else tr("and at most {high}", high=self.high)
+            return tr("{kind} above {low} {to}", kind=kind, low=self.low, to=to)
+        to = tr("and below {high}", high=self.high) if self.high_open else tr("to {high}", high=self.high)
+        return tr("{kind} from {low} {to}", kind=kind, low=self.low, to=to)
 
 
 MANY = 10**9
@@ -106,8 +114,9 @@ def refusal(name: str, given: object, option: str | None = None) -> UsageError:
     """Say which number is wanted in the place of another one, or of what is none."""
     shown = str(given)
     shown = shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}..."
-    wanted = "a size such as 8GiB or 7600MiB" if name == "memory" else RANGES[name]
-    return UsageError(f"{option or option_of(name)}: {shown!r} is not {wanted}")
+    wanted = tr("a size such as 8GiB or 7600MiB") if name == "memory" else RANGES[name].words
+    option = option or option_of(name)
+    return UsageError(tr("{option}: {shown!r} is not {wanted}", option=option, shown=shown, wanted=wanted))
 
 
 def number(name: str, option: str | None = None) -> Callable[[object], Any]:
@@ -188,5 +197,5 @@ class Ranged(BaseModel):
     def _within(cls, value: Any, info: ValidationInfo) -> Any:
         found = RANGES.get(info.field_name or "")
         if found is not None and value is not None and not found.holds(value):
-            raise ValueError(f"not {found}")
+            raise ValueError(tr("not {wanted}", wanted=found.words))
         return value

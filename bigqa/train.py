@@ -18,9 +18,10 @@ if __name__ == "__main__" and not __package__:
 
 if __name__ == "__main__":  # before what takes a while to import
     from bigqa import interrupts
+    from bigqa.language import tr
 
     interrupts.listen()
-    interrupts.say_when_left("interrupted before the run had begun: there is nothing to save")
+    interrupts.say_when_left(tr("interrupted before the run had begun: there is nothing to save"))
 
 import typer
 
@@ -73,7 +74,7 @@ def _train(settings: Any, *, resume: bool) -> None:
 
 def main() -> None:
     """Run as a program."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command()(train)
     command(app)
 

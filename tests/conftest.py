@@ -24,6 +24,7 @@ if WORKERS > 1:
     THREADS = str(max(1, (os.cpu_count() or 1) // WORKERS))
     os.environ |= {"OMP_NUM_THREADS": THREADS, "BIGQA_THREADS": THREADS, "BIGQA_WORKERS": THREADS}
 os.environ.pop("COLUMNS", None)  # which says how wide the terminal of these tests is, and not of what they run
+os.environ["BIGQA_LANG"] = "en"  # whatever the machine's locale is; tests of Korean ask for it
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is fetched, here or by a process that a test starts
 KEPT = pytest.StashKey[tuple[Path, str | None]]()
 MISSING = "the shared folder is not here"

@@ -1,19 +1,20 @@
 """The command line, one file per command. In: arguments. Out: functions called and text printed; no arithmetic here.
 
 A command imports what it runs when it runs, so that help and refusals come at once. Imports: errors, files, interrupts,
-lock, ranges, units, console, demo, configs, machine, nullgpu, rehearse, models, tasks, speed, plan, show, run, bench,
-table. Never: torch.
+lock, arguments, ranges, units, console, demo, configs, machine, nullgpu, rehearse, models, tasks, speed, plan, show,
+run, bench, table. Never: torch.
 """
 
 from typing import Any
 
 from bigqa import interrupts
+from bigqa.language import tr
 
 
 def main() -> None:
     """Run as a program."""
     interrupts.listen()  # before what takes a while to import
-    interrupts.say_when_left("interrupted before anything was begun: there is nothing to save")
+    interrupts.say_when_left(tr("interrupted before anything was begun: there is nothing to save"))
     from bigqa.cli.commands import app
     from bigqa.console import as_program, command
     from bigqa.machine.heap import hold_tight

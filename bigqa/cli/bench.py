@@ -7,6 +7,7 @@ import typer
 
 from bigqa import interrupts
 from bigqa.console import say
+from bigqa.language import tr
 from bigqa.lock import held
 from bigqa.ranges import numbers, sizes
 from bigqa.run.options import MODEL_HELP, parsed, ranged
@@ -53,7 +54,7 @@ def bench(
 
     with interrupts.raised(), held(out, say):  # a case runs in a process of its own, and alone
         left = bench_command.bench(grid, device, out, Limits(case_s=case_s, budget_s=budget_s), say)
-    say(f"bigqa table {out} shows them")
+    say(tr("bigqa table {out} shows them", out=out))
     if left:
-        say(f"the budget is used up: {len(left)} cases are left; the same command goes on with them")
+        say(tr("the budget is used up: {count} cases are left; the same command goes on with them", count=len(left)))
         raise typer.Exit(BUDGET_USED)

@@ -1,7 +1,7 @@
 """All commands, put together. In: nothing. Out: the Typer application."""
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -10,6 +10,7 @@ from bigqa.cli import convert, data
 from bigqa.cli.bench import bench
 from bigqa.cli.demo import demo
 from bigqa.cli.evaluate import evaluate
+from bigqa.cli.examples import add_examples
 from bigqa.cli.generate import generate
 from bigqa.cli.launch_files import launch_files
 from bigqa.cli.predict import predict
@@ -18,6 +19,7 @@ from bigqa.cli.rehearse import rehearse
 from bigqa.cli.table import table
 from bigqa.cli.train import train
 from bigqa.console import say
+from bigqa.language import tr
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -29,6 +31,7 @@ for name, function in COMMANDS.items():
     app.command(name)(function)
 app.add_typer(data.app, name="data")
 app.add_typer(convert.app, name="convert")
+add_examples(app)
 
 
 def _version(asked: bool) -> None:
@@ -39,7 +42,13 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def main_options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    lang: Annotated[
+        Literal["ko", "en"] | None,
+        typer.Option(help="Language of what is shown, after any command too.  [default: BIGQA_LANG, else LANG]"),
+    ] = None,
 ) -> None:
     """Train large models in the memory you have."""
-    interrupts.say_when_left("interrupted")
+    interrupts.say_when_left(tr("interrupted"))

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from bigqa.console import say
+from bigqa.language import tr
 
 app = typer.Typer(no_args_is_help=True, help="Turn released checkpoints into Hugging Face folders.")
 
@@ -26,4 +27,4 @@ def enliple(
     from bigqa.models.enliple import convert as convert_enliple
 
     convert_enliple(src, out, activation=activation, qa_head=qa_head)
-    say(f"written: {out}")
+    say(tr("written: {path}", path=out))

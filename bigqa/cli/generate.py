@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from bigqa.console import say
+from bigqa.language import tr
 from bigqa.run.options import ranged
 
 
@@ -28,4 +29,4 @@ def generate(
     answerer = load_for_prediction(str(model_dir), device, None, precision, "lm")
     with said_where_memory_runs_out():
         count = answerer.kind.write(generated(answerer, input_file, max_new_tokens), output_file, {})
-    say(f"{count} answers: {output_file}")
+    say(tr("{count} answers: {path}", count=count, path=output_file))

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from bigqa.console import tell
+from bigqa.language import tr
 
 
 def launch_files(out: Annotated[Path, typer.Argument(metavar="DIR", help="Where the files go.")]) -> None:
@@ -13,4 +14,4 @@ def launch_files(out: Annotated[Path, typer.Argument(metavar="DIR", help="Where 
     from bigqa.configs import write_out
 
     for path in write_out(out):
-        tell(f"written: {path}")
+        tell(tr("written: {path}", path=path))

@@ -9,6 +9,7 @@ import typer
 
 from bigqa.console import progress, say, tell
 from bigqa.errors import UsageError
+from bigqa.language import put, tr
 from bigqa.run.options import ranged
 
 STREAM = "-"
@@ -44,12 +45,14 @@ def predict(
     from bigqa.run.prediction import load_for_prediction, said_where_memory_runs_out
 
     if input_file != STREAM and output_file == STREAM and nbest is not None:
-        raise UsageError("--nbest wants OUTPUT to be a file too")
+        raise UsageError(tr("--nbest wants OUTPUT to be a file too"))
     check_outputs(nbest, None if output_file == STREAM else Path(output_file))
     asked = {"text": text, "text_pair": text_pair, "null_threshold": null_threshold}
     answerer = load_for_prediction(str(model_dir), device, seq_len, precision, task, **asked)
     if STREAM in (input_file, output_file) and not answerer.kind.reads_lines:
-        raise UsageError(f"--task {answerer.kind.name} reads a file and writes one: name INPUT and OUTPUT")
+        raise UsageError(
+            tr("--task {kind} reads a file and writes one: name INPUT and OUTPUT", kind=answerer.kind.name)
+        )
     if output_file == STREAM:
         found = answerer.answers(_lines()) if input_file == STREAM else answerer.predict(Path(input_file))
         with said_where_memory_runs_out():
@@ -57,16 +60,16 @@ def predict(
                 sys.stdout.write(answerer.kind.as_line(answer) + "\n")
                 sys.stdout.flush()
         return
-    with progress("Predicting") as on_progress, said_where_memory_runs_out():
+    with progress(tr("Predicting")) as on_progress, said_where_memory_runs_out():
         answerer.on_progress = on_progress
         found = answerer.answers(_lines()) if input_file == STREAM else answerer.predict(Path(input_file))
         more: dict[str, Any] = {} if nbest is None else {"nbest": nbest}
         count = answerer.kind.write(found, Path(output_file), more)
-    say(f"{count} {answerer.kind.answer_words}: {output_file}")
+    say(put("{count} {what}: {path}", count=count, what=answerer.kind.answer_words, path=output_file))
 
 
 def _lines() -> Iterator[str]:
     if sys.stdin.isatty():
-        tell("reading lines from the terminal; Ctrl-D ends")
+        tell(tr("reading lines from the terminal; Ctrl-D ends"))
     sys.stdin.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
     return (line.rstrip("\r\n") for line in sys.stdin)

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from bigqa.language import tr
 from bigqa.ranges import size
 from bigqa.run.options import MODEL_HELP, parsed, ranged
 
@@ -96,6 +97,6 @@ def _probe(question: Any, *, show_all: bool, as_json: bool, out: Path | None, ht
         write_text(html, probe_page(found))
     if out is not None and found.chosen is not None:
         for path in write_plan(found, out):
-            tell(f"written: {path}")
+            tell(tr("written: {path}", path=path))
     if found.chosen is None:
         raise typer.Exit(NOTHING_FITS)

@@ -11,6 +11,7 @@ import typer
 
 from bigqa import interrupts
 from bigqa.errors import UsageError
+from bigqa.language import tr
 from bigqa.ranges import size
 from bigqa.run.options import parsed, ranged
 
@@ -89,13 +90,13 @@ def _planned(plan: Path | None, train_file: Path | None, command: Sequence[str] 
     from bigqa.tasks.documents import check_there
 
     if plan is None and not command:
-        raise UsageError("no command to rehearse: bigqa rehearse --gpu T4 -- python my_script.py")
+        raise UsageError(tr("no command to rehearse: bigqa rehearse --gpu T4 -- python my_script.py"))
     if plan is None:
         return None
     if command:
-        raise UsageError("--plan and a command exclude each other: a plan is trained with bigqa's own trainer")
+        raise UsageError(tr("--plan and a command exclude each other: a plan is trained with bigqa's own trainer"))
     if train_file is None:
-        raise UsageError("--train-file is missing: what is the plan to be trained on?")
+        raise UsageError(tr("--train-file is missing: what is the plan to be trained on?"))
     check_there(train_file)
     return read_planned(plan)
 
@@ -124,14 +125,16 @@ def gpu_of(name: str, count: int | None, memory: str | None, planned: "Planned |
     else:
         memory_bytes = None
     if not name:
-        raise UsageError("--gpu is missing: name a card, such as --gpu T4")
+        raise UsageError(tr("--gpu is missing: name a card, such as --gpu T4"))
     if memory is not None:
         memory_bytes = size("--gpu-memory")(memory)
     count = count or (planned.num_gpus if planned is not None else 1)
     card = NullGpu(find_card(name), count=count, memory_bytes=memory_bytes)
     if card.free_bytes <= 0:
         context = format_bytes(card.context_bytes)
-        raise UsageError(f"--gpu-memory {memory}: a CUDA context alone takes {context} of it")
+        raise UsageError(
+            tr("--gpu-memory {memory}: a CUDA context alone takes {context} of it", memory=memory, context=context)
+        )
     return card
 
 

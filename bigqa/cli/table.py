@@ -7,6 +7,7 @@ import typer
 
 from bigqa.console import progress, tell
 from bigqa.errors import UsageError
+from bigqa.language import put, tr
 
 
 def table(
@@ -30,9 +31,9 @@ def table(
 
     if update and (check or grade or form or out):
         raise UsageError(
-            "--update writes all that is in benchmarks/: it goes with no --check, --grade, --format, --out"
+            tr("--update writes all that is in benchmarks/: it goes with no --check, --grade, --format, --out")
         )
-    with progress("Predicting anew") as on_row:
+    with progress(tr("Predicting anew")) as on_row:
         found = tabled(folders or [], on_row)
     if update:
         written = found.update()
@@ -46,9 +47,9 @@ def table(
             if out is None:
                 print(text)
     for path in written:
-        tell(f"written: {path}")
+        tell(tr("written: {path}", path=path))
     if check:
         wrong = found.failed if grade else found.stale()
         for name in wrong:
-            tell(f"{'FAIL' if grade else 'stale'}: {name}")
+            tell(put("{how}: {name}", how=tr("FAIL") if grade else tr("stale"), name=name))
         raise typer.Exit(bool(wrong))

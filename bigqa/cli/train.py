@@ -7,6 +7,7 @@ from typing import Any
 import typer
 
 from bigqa import interrupts
+from bigqa.language import tr
 from bigqa.run.options import given, train_signature
 
 
@@ -17,7 +18,7 @@ def train(**options: Any) -> None:
     from bigqa.run.launcher import launch
 
     resume = options["resume"]
-    interrupts.say_when_left("interrupted before the run was started: there is nothing to save")
+    interrupts.say_when_left(tr("interrupted before the run was started: there is nothing to save"))
     settings = settings_from(given(options), resume)  # refused here before any process starts
     words = sys.argv[sys.argv.index("train") + 1 :]
     raise typer.Exit(launch(words, settings.out, options["num_processes"], resume=resume is not None))

@@ -20,6 +20,7 @@ from pydantic import BaseModel
 
 from bigqa.errors import UsageError
 from bigqa.files import atomic_path
+from bigqa.language import tr
 from bigqa.tasks.heads import Head
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ class TaskKind(ABC, Generic[Options]):
     """What transformers calls the pipeline that its models answer in."""
     lost_words: ClassVar[tuple[str, str]]
     """What shorter windows give up, and what becomes of it: "answers", "out of reach"."""
-    answer_words: ClassVar[str] = "texts"
+    answer_words: ClassVar[str] = tr("texts")
     """What it answers, behind their number."""
     reads_lines: ClassVar[bool] = False
     """Whether it answers lines as they come, by lines."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from bigqa.errors import UsageError
 from bigqa.files import cache_folder, write_json
+from bigqa.language import tr
 from bigqa.tasks import nulls
 from bigqa.tasks.base import Ask, Counted, Progress, Row, Scored, TaskKind, Tokens
 from bigqa.tasks.coverage import check_text
@@ -45,7 +46,7 @@ class Qa(TaskKind[QaOptions]):
     watched = "f1"
     pipeline = "question-answering"
     lost_words = ("answers", "out of reach")
-    answer_words = "answers"
+    answer_words = tr("answers")
     columns = COLUMNS
     options_type = QaOptions
 
