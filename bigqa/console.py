@@ -154,12 +154,14 @@ def command(app: Callable[..., Any]) -> None:
     if isinstance(app, typer.Typer):
         app = arguments.parser_of(app)
     if os.environ.get(DEBUG_VARIABLE):
+        sys.argv[1:] = _at_home(sys.argv[1:])
         app()
         return
     try:
         try:
             _refuse_language(asked)
             _refuse_empty_words(sys.argv[1:])
+            sys.argv[1:] = _at_home(sys.argv[1:])
             code = app(standalone_mode=False)  # else the parser's own errors are told by it, in several lines
         finally:
             sys.stdout.flush()  # here, where a full disk behind a redirection is told in a line
@@ -186,13 +188,33 @@ def _refuse_language(asked: str | None) -> None:
         raise UsageError(tr("--lang: {asked!r} is none of {known}", asked=asked, known=known))
 
 
+def _ours(words: Sequence[str]) -> int:
+    """Return how many words are bigqa's own: those behind "--" are another program's."""
+    return words.index("--") if "--" in words else len(words)
+
+
 def _refuse_empty_words(words: Sequence[str]) -> None:
     """Refuse a word without a letter, as of a shell's variable that is not set: as a path it would be this folder."""
-    ours = words[: words.index("--")] if "--" in words else words  # behind it, another program's
+    ours = words[: _ours(words)]
     if "" in ours:
         first = ours.index("")
         where = tr("after {word}", word=ours[first - 1]) if first else tr("at its start")
         raise UsageError(tr("the command has an empty word {where}: is a variable of the shell not set?", where=where))
+
+
+def _at_home(words: list[str]) -> list[str]:
+    """Put the home folder in place of "~": shells leave it within quotes, and behind the sign that ends an option."""
+    return [_path_at_home(word) for word in words[: _ours(words)]] + words[_ours(words) :]
+
+
+def _path_at_home(word: str) -> str:
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    if value != "~" and not value.startswith("~/"):
+        return word
+    path = os.path.expanduser(value)
+    if path.startswith("~"):
+        raise UsageError(f"{word}: there is no home folder here (HOME is not set); name the path in full")
+    return option + equals + path
 
 
 def _kept_traceback(error: Exception) -> str:

@@ -173,7 +173,7 @@ def _chmod_default(path: Path) -> None:
 def asked_cache() -> Path:
     """Return the folder that is asked for to keep things in: BIGQA_CACHE, or the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(os.environ.get("BIGQA_CACHE") or Path(base) / "bigqa")
+    return Path(os.path.expanduser(os.environ.get("BIGQA_CACHE") or Path(base) / "bigqa"))
 
 
 def cache_folder() -> Path:

@@ -23,6 +23,7 @@ from commands import here
 
 from bigqa.errors import BigqaError
 from bigqa.tasks.documents import data_files
+from bigqa.tasks.scoring import read_golds
 from bigqa.tasks.squad import Answer, Question, iter_questions, read_questions
 
 CONTEXT = "한강은 서울을 지나 서해로 흐른다. 길이는 494킬로미터이다."
@@ -42,6 +43,25 @@ QAS = [
     for row in ROWS
 ]
 PARAGRAPHS = {"version": "t", "data": [{"title": "강", "paragraphs": [{"context": CONTEXT, "qas": QAS}]}]}
+AI_HUB = {
+    "doc_id": "1",
+    "doc_title": "강",
+    "paragraphs": [
+        {
+            "context": CONTEXT,
+            "qas": [
+                {
+                    "question_id": qa["id"],
+                    "question": qa["question"],
+                    "answers": qa["answers"][0],
+                    "is_impossible": False,
+                }
+                for qa in QAS
+            ],
+        }
+    ],
+}
+"""As its data for reading comprehension lie: one answer, in no list."""
 
 
 def dumped(value: Any, **options: Any) -> bytes:
@@ -92,6 +112,13 @@ PLAIN = {
     "list of rows": dumped(ROWS),
     "lines": lines(ROWS),
     "lines with gaps": b"\xef\xbb\xbf\n".removesuffix(b"\n") + lines(ROWS).replace(b"\n", b"\r\n\r\n"),
+    "lines behind a gap": b"\n\n" + lines(ROWS),
+    "lines of an old Mac": lines(ROWS).replace(b"\n", b"\r"),
+    "paragraphs of an old Mac": dumped(PARAGRAPHS, indent=1).replace(b"\n", b"\r"),
+    "lines with numbers of pandas": lines(
+        [row | {"answers": {"text": ["494킬로미터"], "answer_start": [24.0]}, "is_impossible": 0.0} for row in ROWS]
+    ),
+    "articles of AI Hub": dumped({"data": [AI_HUB]}),
     "lines of articles": lines(
         [PARAGRAPHS["data"][0] | {"paragraphs": [{"context": CONTEXT, "qas": [qa]}]} for qa in QAS]
     ),
@@ -153,9 +180,27 @@ def test_lines_are_read_one_at_a_time(tmp_path: Path) -> None:
         next(stream)
 
 
-def test_numbers_may_name_rows_but_not_questions_of_articles(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_bytes(lines([row | {"id": number} for number, row in enumerate(ROWS)]))
-    assert [one.id for one in iter_questions(tmp_path / "a.jsonl", need_answers=True)] == ["0", "1", "2"]
+@pytest.mark.parametrize("kind", [int, float])
+def test_numbers_may_name_questions(tmp_path: Path, kind: Callable[[int], Any]) -> None:
+    (tmp_path / "a.jsonl").write_bytes(lines([row | {"id": kind(number)} for number, row in enumerate(ROWS)]))
+    qas = [qa | {"id": kind(number)} for number, qa in enumerate(QAS)]
+    (tmp_path / "a.json").write_bytes(dumped([{"paragraphs": [{"context": CONTEXT, "qas": qas}]}]))
+    for name in ("a.jsonl", "a.json"):
+        assert [one.id for one in iter_questions(tmp_path / name, need_answers=True)] == ["0", "1", "2"]
+
+
+def test_an_only_answer_that_is_merely_plausible_is_none(tmp_path: Path) -> None:
+    [paragraph] = AI_HUB["paragraphs"]
+    qas = [paragraph["qas"][0], paragraph["qas"][1] | {"is_impossible": 1}]
+    (tmp_path / "a.json").write_bytes(dumped([AI_HUB | {"paragraphs": [paragraph | {"qas": qas}]}]))
+    assert [len(one.answers) for one in iter_questions(tmp_path / "a.json", need_answers=True)] == [1, 0]
+    assert read_golds(tmp_path / "a.json", "squad2") == {"q0": ["494킬로미터"], "q1": []}
+
+
+def test_places_count_the_lines_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b"\n" + lines(ROWS[:1]) + b"\r\n\n" + lines(ROWS[1:2]) + b"{\n")
+    with pytest.raises(BigqaError, match=r"a\.jsonl line 6"):
+        read_questions(tmp_path / "a.jsonl", need_answers=True)
 
 
 UNREADABLE = {

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 import typing
 from collections.abc import Iterator
 from dataclasses import fields
@@ -14,6 +15,7 @@ from commands import here, train_here
 from small_runs import options
 
 from bigqa.cli import app
+from bigqa.console import _at_home
 from bigqa.errors import BigqaError, UsageError
 from bigqa.plan.question import Question
 from bigqa.ranges import RANGES, of_environment, option_of, size
@@ -152,6 +154,28 @@ def test_an_empty_word_is_no_folder() -> None:
         assert "empty word" in done.stderr and "variable" in done.stderr
     assert train_here("--out", "").returncode == 2
     assert "empty word" not in here("rehearse", "--gpu", "no-such-card", "--", "python", "").stderr
+
+
+@pytest.mark.parametrize("words", [("~/data.json", "tiny"), ("none.json", "--tokenizer=~/vocab", "tiny"), ("x", "~/m")])
+def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]) -> None:
+    """A shell leaves "~" as it is within quotes, and behind an option's "="."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    done = here("data", "inspect", *words)
+    assert done.returncode == 1 and str(tmp_path / "home") in done.stderr and "~" not in done.stderr
+
+
+def test_where_no_home_is_nothing_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    done = here("launch-files", "~/files")
+    assert done.returncode == 2 and "HOME" in done.stderr and not list(tmp_path.iterdir())
+
+
+def test_another_programs_words_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["--out=~/a", "~x", "a~/b", "--", "python", "~/script.py"]
+    monkeypatch.setenv("HOME", "/home/me")
+    assert _at_home(words) == ["--out=/home/me/a", "~x", "a~/b", "--", "python", "~/script.py"]
 
 
 def test_what_a_file_says_is_repeated_in_short(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import lzma
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,7 +29,7 @@ PACKED_SUFFIXES = ("", ".gz", ".bz2", ".xz")
 OF_DATASETS = ("dataset_info.json", "state.json", "dataset_dict.json")
 """What `datasets` writes beside the data that it saves, of what it knows of them."""
 BINARY_SUFFIXES = (".zip", ".parquet", ".arrow")
-COLUMNS = ("id", "guid", "title", "context", "question", "answers", "answer", "is_impossible")
+COLUMNS = ("id", "guid", "question_id", "title", "context", "question", "answers", "answer", "is_impossible")
 """Those of a table of questions that are read."""
 BATCH_ROWS = 256
 
@@ -119,24 +120,34 @@ def _of_zip(file: IO[bytes], name: str, role: str, columns: Sequence[str] | None
 
 
 def _of_text(file: IO[bytes], name: str, role: str) -> Iterator[tuple[Any, str]]:
-    first = file.readline()
-    following = _next_line(file)
-    if following and _is_object(first):
-        yield parsed(decoded(first, name, role), name, role), f"{role} {name} line 1"
-        for number, line in enumerate((following, *file), start=2 if following.strip() else 1):
+    lines = enumerate(_lines(file), start=1)
+    before = _first_two(lines)
+    full = [(number, line) for number, line in before if line.strip()]
+    if len(full) == 2 and _is_object(full[0][1]):
+        for number, line in chain(full, lines):
             if line.strip():
                 place = f"{name} line {number}"
                 yield parsed(decoded(line, place, role), place, role), f"{role} {place}"
         return
-    yield parsed(decoded(first + following + file.read(), name, role), name, role), f"{role} {name}"
+    whole = b"".join(line for _, line in chain(before, lines))
+    yield parsed(decoded(whole, name, role), name, role), f"{role} {name}"
 
 
-def _next_line(file: IO[bytes]) -> bytes:
-    """Return the next line that holds anything."""
+def _lines(file: IO[bytes]) -> Iterator[bytes]:
+    """Yield lines with what ends each: a line feed, or as on old Macs a carriage return alone."""
     for line in file:
-        if line.strip():
-            return line
-    return b""
+        yield from line.splitlines(keepends=True) if b"\r" in line else (line,)
+
+
+def _first_two(lines: Iterator[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
+    """Return the numbered lines up to the second one that holds anything."""
+    found, full = [], 0
+    for number, line in lines:
+        found.append((number, line))
+        full += bool(line.strip())
+        if full == 2:
+            break
+    return found
 
 
 def _is_object(line: bytes) -> bool:

@@ -138,6 +138,8 @@ def field(record: Any, key: str, kind: type[T], where: str) -> T:
     if key not in record:
         raise BigqaError(f'{where} has no "{key}"; {ADVICE}')
     value = record[key]
+    if kind is int and isinstance(value, float) and value.is_integer():
+        value = int(value)  # as pandas writes the numbers of a column that has gaps
     if not isinstance(value, kind) or isinstance(value, bool):
         raise BigqaError(f'{where}: "{key}" is {name_of(value)}, not {WANTED_NAMES[kind]}; {ADVICE}')
     return value

@@ -14,6 +14,9 @@ from bigqa.errors import BigqaError
 from bigqa.tasks.documents import documents, field, items, name_of
 
 Form = Literal["paragraphs", "document", "row"]
+NAMES = ("id", "guid", "question_id")
+"""What a question's name is called: by SQuAD, by KLUE, by AI Hub."""
+TITLES = ("title", "doc_title")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +31,8 @@ class Entry:
 
     @property
     def id(self) -> str:
-        """Its name: KLUE calls it `guid`."""
-        key = "guid" if isinstance(self.qa, dict) and "id" not in self.qa and "guid" in self.qa else "id"
+        """Its name."""
+        key = next((one for one in NAMES if isinstance(self.qa, dict) and one in self.qa), NAMES[0])
         return field(self.qa, key, str, self.where)
 
     @property
@@ -43,9 +46,9 @@ class Entry:
         if not isinstance(self.qa, dict):
             return False
         said = self.qa.get("is_impossible")
-        if said is not None and not isinstance(said, bool):
+        if said is not None and said not in (False, True):  # or 0 and 1
             raise BigqaError(f'{self.where}: "is_impossible" is {name_of(said)}, not true or false')
-        return bool(said) or (self.form == "row" and said is None and self.qa.get("answers") == [])
+        return _is_true(said) or (self.form == "row" and said is None and self.qa.get("answers") == [])
 
 
 def entries(path: Path, role: str, wanted: Form | None = None) -> Iterator[Entry]:
@@ -88,7 +91,7 @@ def of_article(article: Any, where: str, wanted: Form | None = None) -> Iterator
     for part, part_where in parts:
         for qa, qa_where in items(part, "qas", part_where):
             context = part.get("context")
-            yield Entry(qa, context, _title(article), form or "paragraphs", qa_where)
+            yield Entry(_qa_of_article(qa), context, _title(article), form or "paragraphs", qa_where)
 
 
 def _check_form(form: Form | None, wanted: Form, where: str) -> None:
@@ -99,17 +102,23 @@ def _check_form(form: Form | None, wanted: Form, where: str) -> None:
 
 
 def _title(article: Any) -> str:
-    return str(article.get("title", "")) if isinstance(article, dict) else ""
+    found = article if isinstance(article, dict) else {}
+    return str(next((found[name] for name in TITLES if name in found), ""))
+
+
+def _qa_of_article(qa: Any) -> Any:
+    """Return a question of an article as SQuAD has it: AI Hub has its only answer in no list, be it plausible alone."""
+    if not isinstance(qa, dict):
+        return qa
+    qa, only = _named_by_text(qa), qa.get("answers")
+    if not (isinstance(only, dict) and isinstance(only.get("text"), str)):
+        return qa
+    return qa | {"answers": [] if _is_true(qa.get("is_impossible")) else [only]}
 
 
 def _qa_of_row(row: dict[str, Any], where: str) -> dict[str, Any]:
     """Return a row's question as SQuAD has it: answers as objects; those of an impossible one are merely plausible."""
-    qa = dict(row)
-    for key in ("id", "guid"):
-        if isinstance(qa.get(key), int) and not isinstance(qa[key], bool):
-            qa[key] = str(qa[key])
-        elif key in qa and qa[key] is None:
-            del qa[key]
+    qa = {key: value for key, value in row.items() if value is not None or key not in (*NAMES, "answers")}
     answers = qa.get("answers")
     if isinstance(answers, dict):
         texts = field(answers, "text", list, f"{where} answers")
@@ -124,6 +133,16 @@ def _qa_of_row(row: dict[str, Any], where: str) -> dict[str, Any]:
             {"text": text} | ({} if start is None else {"answer_start": start})
             for text, start in zip(texts, starts, strict=True)
         ]
-    elif answers is None and "answers" in qa:
-        del qa["answers"]
-    return qa | ({"answers": []} if qa.get("is_impossible") is True else {})
+    return _named_by_text(qa) | ({"answers": []} if _is_true(qa.get("is_impossible")) else {})
+
+
+def _named_by_text(qa: dict[str, Any]) -> dict[str, Any]:
+    """Return a question whose name is text, be it a number in the file."""
+    names = {key: qa[key] for key in NAMES if isinstance(qa.get(key), int | float) and not isinstance(qa[key], bool)}
+    whole = {key: str(int(value)) for key, value in names.items() if value == value // 1}
+    return qa | whole
+
+
+def _is_true(said: Any) -> bool:
+    """Whether JSON says true, or 1 in its place, as a column of numbers does."""
+    return said is True or (isinstance(said, int | float) and said == 1)
