@@ -181,12 +181,13 @@ def test_lines_are_read_one_at_a_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [int, float])
-def test_numbers_may_name_questions(tmp_path: Path, kind: Callable[[int], Any]) -> None:
+def test_numbers_may_name_rows_but_not_questions_of_articles(tmp_path: Path, kind: Callable[[int], Any]) -> None:
+    """The official scripts find no answer to a question that a number names."""
     (tmp_path / "a.jsonl").write_bytes(lines([row | {"id": kind(number)} for number, row in enumerate(ROWS)]))
-    qas = [qa | {"id": kind(number)} for number, qa in enumerate(QAS)]
-    (tmp_path / "a.json").write_bytes(dumped([{"paragraphs": [{"context": CONTEXT, "qas": qas}]}]))
-    for name in ("a.jsonl", "a.json"):
-        assert [one.id for one in iter_questions(tmp_path / name, need_answers=True)] == ["0", "1", "2"]
+    assert [one.id for one in iter_questions(tmp_path / "a.jsonl", need_answers=True)] == ["0", "1", "2"]
+    (tmp_path / "a.json").write_bytes(dumped([{"paragraphs": [{"context": CONTEXT, "qas": [QAS[0] | {"id": 1}]}]}]))
+    with pytest.raises(BigqaError, match='"id" is a number, not text'):
+        read_questions(tmp_path / "a.json", need_answers=True)
 
 
 def test_an_only_answer_that_is_merely_plausible_is_none(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_the_limit_counts_questions(tmp_path: Path) -> None:
         (korquad1({"id": "q1", "question": "언제?", "answers": []}), "id 'q1' has no answer"),
         (korquad1({"id": "q1", "question": "  ", "answers": []}), "the question is empty"),
         (korquad1({"id": "q1", "question": "\u200b\ufeff", "answers": []}), "the question is empty"),
-        (korquad1({"id": 7.5, "question": "언제?"}), '"id" is a number, not text'),
+        (korquad1({"id": 7, "question": "언제?"}), '"id" is a number, not text'),
         (
             korquad1({"id": "q1", "question": "언제?", "answers": [{"text": "세", "answer_start": "0"}]}),
             "is text, not a",

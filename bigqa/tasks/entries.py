@@ -5,7 +5,7 @@ KorQuAD 2.x; rows with the columns that hubs of data sets have (id, context, que
 answer_start), alone in JSON lines or tables, or in a list.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -110,7 +110,7 @@ def _qa_of_article(qa: Any) -> Any:
     """Return a question of an article as SQuAD has it: AI Hub has its only answer in no list, be it plausible alone."""
     if not isinstance(qa, dict):
         return qa
-    qa, only = _named_by_text(qa), qa.get("answers")
+    qa, only = _named_by_text(qa, NAMES[2:]), qa.get("answers")  # in SQuAD's own form a number is a mistake
     if not (isinstance(only, dict) and isinstance(only.get("text"), str)):
         return qa
     return qa | {"answers": [] if _is_true(qa.get("is_impossible")) else [only]}
@@ -133,12 +133,12 @@ def _qa_of_row(row: dict[str, Any], where: str) -> dict[str, Any]:
             {"text": text} | ({} if start is None else {"answer_start": start})
             for text, start in zip(texts, starts, strict=True)
         ]
-    return _named_by_text(qa) | ({"answers": []} if _is_true(qa.get("is_impossible")) else {})
+    return _named_by_text(qa, NAMES) | ({"answers": []} if _is_true(qa.get("is_impossible")) else {})
 
 
-def _named_by_text(qa: dict[str, Any]) -> dict[str, Any]:
+def _named_by_text(qa: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
     """Return a question whose name is text, be it a number in the file."""
-    names = {key: qa[key] for key in NAMES if isinstance(qa.get(key), int | float) and not isinstance(qa[key], bool)}
+    names = {key: qa[key] for key in keys if isinstance(qa.get(key), int | float) and not isinstance(qa[key], bool)}
     whole = {key: str(int(value)) for key, value in names.items() if value == value // 1}
     return qa | whole
 
