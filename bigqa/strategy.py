@@ -46,6 +46,16 @@ class Strategy(BaseModel):
         return self.zero_stage > 0
 
     @property
+    def kept_on_host(self) -> frozenset[str]:
+        """What of a step a GPU's run keeps in the host's memory."""
+        held = {
+            "weights": self.stream or self.offload_parameters == "cpu",
+            "states": self.stream or self.offload_optimizer == "cpu" or self.optimizer == "paged-adamw8bit",
+            "activations": self.stream or self.activation_offload,
+        }
+        return frozenset(name for name, is_held in held.items() if is_held)
+
+    @property
     def tier(self) -> int:
         """What it changes: 0 nothing, 1 rounding only, 2 what is learned.
 

@@ -2,6 +2,7 @@
 
 import gc
 import mmap
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,11 +30,12 @@ class Watched:
         self.now: dict[int, int] = {}
         self.most = self.count = 0
 
-    def pin(self, address: int, size_bytes: int) -> None:
+    def pin(self, address: int, size_bytes: int) -> bool:
         assert address % PAGE == 0 and size_bytes % PAGE == 0
         self.now[address] = size_bytes
         self.count += 1
         self.most = max(self.most, sum(self.now.values()))
+        return True
 
     def unpin(self, address: int) -> None:
         del self.now[address]
@@ -193,35 +195,70 @@ estimator = estimator_for(load_config(resolve("enliple-small")))
 predicted = estimator.estimate(axes, 5, 384, accumulating=True, whole=True).pinned_bytes
 print(json.dumps([sum(training.parts.offload.sent), predicted, library.null_most_of(2), pinned_by_all()]))
 """
+FIGURES = 8 * 4096
+"""What torch pins for the numbers of a step, of which a few may be on their way at once: a page of each here."""
 
 
 @pytest.mark.nullgpu
 @pytest.mark.parametrize("bound", ["least", "most"])
 def test_what_is_pinned_is_what_was_predicted(bound: str) -> None:
-    """Two micro-batches a step, three steps: torch's own blocks would be powers of two, and more of them each time."""
+    """Two micro-batches a step, three steps: torch's own blocks would be powers of two, and more of them each time.
+
+    Steps are enough for both blocks of batches, whichever of two threads is first.
+    """
     sent, predicted, found, counted = on_null_gpu(STEPS, bound=bound)
-    assert predicted == pytest.approx(sent, rel=1e-3)
-    # Batches and figures are torch's, half a MiB.
-    assert 0 <= found - predicted < 2**20 and counted == pytest.approx(found, abs=2**17)  # small ones by the page
+    assert 0 <= found - predicted <= FIGURES and abs(counted - found) <= FIGURES
+    assert sent < predicted < 1.002 * sent + 2**20
 
 
-@pytest.mark.parametrize(("failed", "raised"), [(0, None), (2, OutOfMemory), (1, RuntimeError)])
-def test_what_cannot_be_pinned_is_the_hosts_lack(
-    monkeypatch: pytest.MonkeyPatch, failed: int, raised: type[Exception] | None
-) -> None:
-    """CUDA has one word for both memories, and keeps it for the next kernel."""
-    forgot: list[None] = []
-    monkeypatch.setattr(torch.cuda, "cudart", lambda: SimpleNamespace(cudaHostRegister=lambda *_: failed))
+@pytest.fixture
+def refusing(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """A card whose answers to `cudaHostRegister` are in the list; what is asked for and let go of is counted."""
+    answers: list[int] = []
+    runtime = SimpleNamespace(cudaHostRegister=lambda *_: answers[0], cudaHostUnregister=lambda _: 0)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
     monkeypatch.setattr(torch.cuda, "check_error", refuse)
+    monkeypatch.setattr(torch.cuda, "device", nullcontext)
+    monkeypatch.setattr(pinned, "_refused", None)
+    yield answers
+
+
+@pytest.mark.parametrize(
+    ("failed", "outcome"), [(0, True), (2, OutOfMemory), (801, False), (304, False), (1, False), (700, RuntimeError)]
+)
+def test_what_cannot_be_pinned_is_told_by_its_reason(
+    monkeypatch: pytest.MonkeyPatch, refusing: list[int], failed: int, outcome: Any
+) -> None:
+    """CUDA has one word for both memories, and keeps it for the next kernel; where nothing is pinned, all goes on."""
+    forgot: list[None] = []
+    refusing.append(failed)
     monkeypatch.setattr(pinned, "forget_error", lambda: forgot.append(None))
-    pinning = pinned.CudaPinning(None)  # type: ignore[arg-type]
-    if raised is None:
-        pinning.pin(0, PAGE)
+    pinning = pinned.CudaPinning(FakeStream())  # type: ignore[arg-type]
+    if isinstance(outcome, bool):
+        assert pinning.pin(0, PAGE) is outcome
     else:
-        with pytest.raises(raised) as caught:
+        with pytest.raises(outcome) as caught:
             pinning.pin(0, PAGE)
         assert getattr(caught.value, "where", "host") == "host"
-    assert len(forgot) == (failed == 2)
+    assert len(forgot) == (outcome in (OutOfMemory, False))
+    assert (f"CUDA error {failed}" in str(pinned.refused())) is (outcome is False)
+
+
+def test_memory_that_is_not_pinned_serves_and_is_not_let_go_of(
+    monkeypatch: pytest.MonkeyPatch, refusing: list[int]
+) -> None:
+    unpinned: list[int] = []
+    refusing.append(801)
+    monkeypatch.setattr(pinned, "forget_error", lambda: None)
+    monkeypatch.setattr(torch.cuda.cudart(), "cudaHostUnregister", unpinned.append)
+    before = pinned._now_bytes
+    pool = PinnedPool(pinned.CudaPinning(FakeStream()))  # type: ignore[arg-type]
+    for sizes in ([PAGE, 5], [3 * PAGE, 5]):
+        used(pool, sizes)
+    assert pinned._now_bytes == before
+    del pool
+    gc.collect()
+    assert unpinned == [] and pinned._now_bytes == before
 
 
 class FakeStream:
@@ -229,7 +266,8 @@ class FakeStream:
 
     made: ClassVar[list["FakeStream"]] = []
 
-    def __init__(self, device: Any) -> None:
+    def __init__(self, device: Any = None) -> None:
+        self.device = device
         self.done = False
         self.made.append(self)
 
@@ -242,6 +280,7 @@ def test_pages_are_let_go_of_once_no_stream_copies_them(monkeypatch: pytest.Monk
     """Of every stream that there is: any of them may have a copy on its way."""
     monkeypatch.setattr(FakeStream, "made", [])
     monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
+    monkeypatch.setattr(torch.cuda, "device", nullcontext)
     unpinned: list[list[bool]] = []
     runtime = SimpleNamespace(
         cudaHostRegister=lambda *_: 0,

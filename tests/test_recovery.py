@@ -22,10 +22,11 @@ from bigqa.engine.loop import fit
 from bigqa.engine.loop.reader import StepReader
 from bigqa.engine.optim.update import Update
 from bigqa.errors import BigqaError
-from bigqa.plan.ladder import plain_ladder, switches_of
+from bigqa.files import write_json
+from bigqa.plan.ladder import plain_ladder, step_down, switches_of
 from bigqa.sample import FOLDER
-from bigqa.settings import Rung
-from bigqa.strategy import Strategy
+from bigqa.settings import Rung, make_settings, read_settings
+from bigqa.strategy import STRATEGIES, Strategy
 from bigqa.tasks.qa.task import QuestionAnswering
 
 FP32 = Strategy(precision="fp32", device="cpu")
@@ -312,3 +313,42 @@ def test_a_run_without_a_plan_has_a_ladder_too() -> None:
     ladder = plain_ladder(Strategy(precision="fp32"), 3)
     assert [rung.micro_batch for rung in ladder] == [2, 1, 1, 1]
     assert [rung.strategy.recompute for rung in ladder] == ["none", "none", "full", "full"]
+
+
+@pytest.mark.parametrize(
+    ("where", "ladder", "taken", "left"),
+    [
+        ("device", ["zero2-offload", "recompute", "cpu"], "zero2-offload", ["recompute", "cpu"]),
+        ("host", ["zero2-offload", "recompute", "cpu"], "recompute", []),
+        ("host", ["stream", "cpu"], "stream", ["cpu"]),  # better than nothing
+    ],
+)
+def test_what_keeps_more_on_the_host_is_no_way_out_where_the_host_lacks_memory(
+    tmp_path: Path, where: str, ladder: list[str], taken: str, left: list[str]
+) -> None:
+    rungs = tuple(Rung(name=name, strategy=STRATEGIES[name], micro_batch=1) for name in ladder)
+    settings = make_settings(
+        model="tiny", train_file=tmp_path, out=tmp_path, strategy=STRATEGIES["plain"], ladder=rungs
+    )
+    write_json(tmp_path / "config.json", settings.model_dump(mode="json"))
+    assert step_down(tmp_path, where, "no more can be pinned", None).name == taken
+    assert [rung.name for rung in read_settings(tmp_path / "config.json").ladder] == left
+    assert switches_of(tmp_path)[0]["where"] == where
+
+
+def test_what_pins_tells_which_memory_it_lacked() -> None:
+    """DeepSpeed's function has this name, and CUDA the same words for both memories."""
+
+    def pin_memory() -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+    for call, place in ((pin_memory, "host"), (lambda: pin_memory(), "host"), (_lacks_memory, "device")):
+        with pytest.raises(RuntimeError) as caught:
+            call()
+        assert recovery.which_memory(caught.value) == place
+    short = torch.OutOfMemoryError("CUDA out of memory")
+    assert recovery.which_memory(short) == "device"
+
+
+def _lacks_memory() -> None:
+    raise RuntimeError("CUDA error: out of memory")

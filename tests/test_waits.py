@@ -1,5 +1,6 @@
 """The host launches ahead of the GPU: no strategy makes it wait within a step, but where something must be known."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -7,7 +8,11 @@ import torch
 from null_gpu import on_null_gpu
 from torch import nn
 
+from bigqa.engine.loop.meter import SpeedMeter
+from bigqa.engine.loop.reader import StepReader
+from bigqa.engine.loop.recorder import Silent
 from bigqa.engine.optim.optimizers import make_optimizer
+from bigqa.engine.stream.link import _OnStreams
 from bigqa.strategy import Strategy
 
 
@@ -27,6 +32,19 @@ def test_no_parameter_is_waited_for(monkeypatch: pytest.MonkeyPatch, kind: Any) 
         changed = [not torch.equal(a, b) for a, b in zip(before, parameters, strict=True)]
         assert changed == [True, True, False]  # the last has no gradient
     assert waits == []
+
+
+def test_who_waits_for_the_gpu_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's own way is to ask again and again: a core, of two perhaps, that steps on the host want."""
+    made: list[dict[str, bool]] = []
+    event = SimpleNamespace(record=lambda *_: None, synchronize=lambda: None)
+    monkeypatch.setattr(torch.cuda, "Event", lambda **options: made.append(options) or event)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: None)
+    device = torch.device("cuda", 0)
+    StepReader(device, Silent(), SpeedMeter())
+    _OnStreams(device).mark()()
+    assert [options.get("blocking") for options in made] == [True, True]
 
 
 COUNTED = """
@@ -74,6 +92,41 @@ def test_no_step_waits_for_the_gpu() -> None:
     """In the second step, which makes nothing anew; bitsandbytes' own loop waits 199 times for the small model."""
     found = on_null_gpu(COUNTED.replace("NAMES", repr(list(WAITS))))
     assert found == {name: [count, []] for name, count in WAITS.items()}
+
+
+OF_TASKS = """
+import json, warnings, torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BertConfig, LlamaConfig
+from bigqa.tasks.classify.task import Classification
+from bigqa.tasks.lm.task import LanguageModel
+from bigqa.tasks.score.task import Regression
+sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 64}
+def made(config, kind):
+    return kind.from_config(config).to("cuda")
+rows = [{"input_ids": [5] * length, "token_type_ids": [0] * length, "answer": [1] * length} for length in (9, 4)]
+found, sequences = {}, AutoModelForSequenceClassification
+for name, task, config, kind, label in (
+    ("classify", Classification(0, True, weights=[1.0, 3.0], smoothing=0.1), BertConfig(**sizes), sequences, 1),
+    ("score", Regression(0, True), BertConfig(num_labels=1, **sizes), sequences, 0.5),
+    ("lm", LanguageModel(0, False), LlamaConfig(**sizes), AutoModelForCausalLM, 1),
+):
+    model = made(config, kind)
+    batch = {key: one.cuda() for key, one in task.collate([row | {"label": label} for row in rows]).items()}
+    for _ in range(2):
+        torch.cuda.set_sync_debug_mode("warn")
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            task.loss_sum(model, batch).backward()
+        torch.cuda.set_sync_debug_mode(0)
+    found[name] = sorted({f"{w.filename}:{w.lineno}" for w in told if "synchroniz" in str(w.message)})
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.nullgpu
+def test_no_loss_waits_for_the_gpu() -> None:
+    found = on_null_gpu(OF_TASKS)
+    assert {name: waits for name, waits in found.items() if waits} == {} and len(found) == 3
 
 
 FREED = """

@@ -19,12 +19,20 @@ from bigqa.units import format_bytes
 
 NO_MEMORY = 2
 """`cudaErrorMemoryAllocation`."""
+REFUSALS = {1: "invalid value", 304: "operating system", 800: "not permitted", 801: "not supported"}
+"""Errors of CUDA's where a driver or a container does not pin what a program has, and nothing is wrong beside that."""
 _most_bytes = _now_bytes = 0
+_refused: str | None = None
 
 
 def most_pinned_bytes() -> int:
     """Return the most that this process has pinned here, beside what torch pins itself."""
     return _most_bytes
+
+
+def refused() -> str | None:
+    """Return a line about memory that could not be pinned in this process; none: all of it was."""
+    return _refused
 
 
 def whole_pages(size_bytes: int) -> int:
@@ -35,32 +43,44 @@ def whole_pages(size_bytes: int) -> int:
 class Pinning(Protocol):
     """Pins memory that is there, and lets go of it."""
 
-    def pin(self, address: int, size_bytes: int) -> None:
-        """Pin a range."""
+    def pin(self, address: int, size_bytes: int) -> bool:
+        """Pin a range; return whether it is pinned: else copies are as right, and the host waits for them."""
+        ...
 
     def unpin(self, address: int) -> None:
         """Let go of it, once nothing is copied to or from it any more."""
 
 
 class CudaPinning:
-    """By CUDA, for the copies of some streams."""
+    """By CUDA, for the copies of some streams, which are of one device.
+
+    Any thread may ask. Of one that has not chosen a device the first is the current one, and CUDA would make a context
+    on it, of hundreds of MiB, in every process of a run.
+    """
 
     def __init__(self, *streams: torch.cuda.Stream) -> None:
         self.streams = streams
 
-    def pin(self, address: int, size_bytes: int) -> None:
+    def pin(self, address: int, size_bytes: int) -> bool:
         """Pin a range. Raises: OutOfMemory, of the host, where there is no memory left that may be pinned."""
-        failed = int(torch.cuda.cudart().cudaHostRegister(address, size_bytes, 0))
+        with torch.cuda.device(self.streams[0].device):
+            failed = int(torch.cuda.cudart().cudaHostRegister(address, size_bytes, 0))
         if failed == NO_MEMORY:
             forget_error()
             raise OutOfMemory("host", f"no {format_bytes(size_bytes)} more of the host's memory can be pinned")
+        if failed in REFUSALS:
+            forget_error()
+            _note_refusal(failed)
+            return False
         torch.cuda.check_error(failed)
+        return True
 
     def unpin(self, address: int) -> None:
         """Wait for the streams, and let go."""
         for stream in self.streams:
             stream.synchronize()
-        torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(address))
+        with torch.cuda.device(self.streams[0].device):
+            torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(address))
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,10 +103,10 @@ class _Block:
             # After a fork, who writes first gets another page, and the GPU would go on with the one before.
             pages.madvise(mmap.MADV_DONTFORK)
         self.tensor = torch.frombuffer(pages, dtype=torch.uint8)
-        pinning.pin(self.tensor.data_ptr(), self.size_bytes)
-        _count(self.size_bytes)
-        # The tensor goes along: its pages stay until they are not pinned any more.
-        weakref.finalize(self, _let_go, pinning, self.tensor).atexit = False
+        if pinning.pin(self.tensor.data_ptr(), self.size_bytes):
+            _count(self.size_bytes)
+            # The tensor goes along: its pages stay until they are not pinned any more.
+            weakref.finalize(self, _let_go, pinning, self.tensor).atexit = False
         self.borrower: weakref.ref[Lent] | None = None
 
     def is_lent(self) -> bool:
@@ -123,6 +143,14 @@ class PinnedPool:
 def _let_go(pinning: Pinning, tensor: Tensor) -> None:
     pinning.unpin(tensor.data_ptr())
     _count(-tensor.numel())
+
+
+def _note_refusal(code: int) -> None:
+    global _refused
+    _refused = (
+        f"host memory cannot be pinned here (CUDA error {code}, {REFUSALS[code]}): copies to and from the GPU are made "
+        "all the same, and waited for, which takes longer"
+    )
 
 
 def _count(more_bytes: int) -> None:

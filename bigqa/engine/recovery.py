@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Callable
 from types import FrameType
 
@@ -58,8 +59,19 @@ def which_memory(error: BaseException) -> str:
     """Return which memory ran out: "host" or "device"."""
     if isinstance(error, OutOfMemory):
         return error.where
+    if isinstance(error, torch.OutOfMemoryError):
+        return "device"
     of_host = isinstance(error, (MemoryError, OSError)) or any(mark in str(error).lower() for mark in HOST_MARKS)
-    return "host" if of_host and not isinstance(error, torch.OutOfMemoryError) else "device"
+    return "host" if of_host or _was_pinning(error) else "device"
+
+
+def _was_pinning(error: BaseException) -> bool:
+    """Whether memory was to be pinned as an error came up: CUDA has one word for both memories that ran out.
+
+    It is DeepSpeed that pins by torch, in a function of its own of this name; what is pinned here tells by itself.
+    """
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_code.co_name == "pin_memory" for frame, _ in frames)
 
 
 class HostWatch:

@@ -1,10 +1,13 @@
-"""What is otherwise while a step is traced: dropout as the real device has it, and no collector of its own time."""
+"""What is otherwise while a step is traced: dropout as the real device has it, no collector of its own time, and a line
+for what a model cannot do."""
 
 import contextlib
 import gc
 from collections.abc import Iterator
 
 import torch
+
+from bigqa.errors import BigqaError, in_a_line
 
 
 @contextlib.contextmanager
@@ -44,3 +47,14 @@ def collected_on_demand() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+@contextlib.contextmanager
+def told_in_a_line(what: str) -> Iterator[None]:
+    """Let what a model cannot do be told in a line: its own code may fail in any way."""
+    try:
+        yield
+    except BigqaError:
+        raise
+    except Exception as error:
+        raise BigqaError(f"{what}: {in_a_line(error)}") from error

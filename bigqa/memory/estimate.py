@@ -4,9 +4,8 @@ workload, a strategy. Out: `MemoryEstimate`.
 Everything that is not a torch tensor is one small function with its source: `memory.deepspeed`, `memory.host`.
 """
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -15,10 +14,12 @@ from pydantic import BaseModel, ConfigDict
 from bigqa.engine.attention import kernels as attention
 from bigqa.engine.attention.packing import check_takes_text, packs_without_data
 from bigqa.engine.build import change
+from bigqa.engine.loop.staging import staged_bytes
 from bigqa.engine.optim.precision import DTYPES
-from bigqa.errors import BigqaError, in_a_line
+from bigqa.errors import BigqaError
 from bigqa.memory import deepspeed, host
 from bigqa.memory.cards import A100, Card
+from bigqa.memory.conditions import told_in_a_line
 from bigqa.memory.depth import depth_of, depths_for, with_layers
 from bigqa.memory.events import Stream, on_card
 from bigqa.memory.forks import in_forks
@@ -104,7 +105,7 @@ class Estimator:
         return depths_for(self.config, self.make_model)
 
     def _on_meta(self, config: Any) -> torch.nn.Module:
-        with _in_a_line("it cannot be made"), torch.device("meta"):
+        with told_in_a_line("it cannot be made"), torch.device("meta"):
             model: torch.nn.Module = self.make_model(config)
         return model
 
@@ -123,7 +124,7 @@ class Estimator:
         """
         key = self._key(strategy, seq_len, accumulating, card)
         if strategy.stream:
-            with _in_a_line("its layers cannot be streamed"):
+            with told_in_a_line("its layers cannot be streamed"):
                 return self._streamed.footprint(key[0], Shape.of(micro_batch, key, micro_batches), card)
         if key not in self._scalings:
             self._scalings[key] = self._scaling_or_why(key)
@@ -192,8 +193,9 @@ class Estimator:
 
         `whole`: trace all layers, which is exact in what the allocator reserves and takes about a second.
         """
+        staged = self._staged_bytes(strategy, micro_batch, seq_len, micro_batches or 1 + accumulating, card)
         if strategy.needs_deepspeed and strategy.device == "cuda":
-            return self._of_sharded(strategy, micro_batch, seq_len, accumulating, world_size, card, whole)
+            return self._of_sharded(strategy, micro_batch, seq_len, accumulating, world_size, card, whole, staged)
         averaging = None if strategy.stream or world_size < 2 or strategy.device == "cpu" else self._averaging(strategy)
         if whole and not strategy.stream:
             found = self._whole(self._key(strategy, seq_len, accumulating, card), micro_batch, card, averaging)
@@ -208,13 +210,21 @@ class Estimator:
                 found = deepspeed.with_states(found, states)
             return _on_cpu(found, strategy, states)
         kept_bytes = found.pinned_bytes + found.managed_bytes + found.kept_bytes
-        return self._on_gpu(found, strategy, card, kept_bytes, found.managed_bytes)
+        return self._on_gpu(found, strategy, card, kept_bytes, staged, found.managed_bytes)
+
+    def _staged_bytes(self, strategy: Strategy, micro_batch: int, seq_len: int, count: int, card: Card) -> int:
+        """Return what is pinned of full batches, so many a step, on their way to a GPU."""
+        if strategy.device == "cpu":
+            return 0
+        *_, packed = self._key(strategy, seq_len, False, card)
+        with torch.device("meta"):
+            return staged_bytes([self.task.example(micro_batch, seq_len, packed=packed)] * count)
 
     def _on_gpu(
-        self, found: Footprint | Peaks, strategy: Strategy, card: Card, kept_bytes: int, managed_bytes: int = 0,
-        disk_bytes: int = 0,
+        self, found: Footprint | Peaks, strategy: Strategy, card: Card, kept_bytes: int, staged: int,
+        managed_bytes: int = 0, disk_bytes: int = 0,
     ) -> MemoryEstimate:  # fmt: skip
-        """Return what a run on a GPU takes; `kept_bytes`: of the host, while it trains."""
+        """Return what a run on a GPU takes. `kept_bytes`: of the host, as it trains; `staged`: pinned for batches."""
         workspaces = min(2 * workspace_bytes(card), found.by_category["temporaries"])
         # What torch leaves unsplit at the end of a block counts as allocated, and is nobody's.
         unsplit = found.allocated_bytes - sum(found.by_category.values())
@@ -224,8 +234,9 @@ class Estimator:
             reserved_bytes=found.reserved_bytes,
             least=found.least if isinstance(found, Footprint) else None,
             device_bytes=found.reserved_bytes + card.context_bytes,
-            host_bytes=host.CUDA_BASELINE_BYTES + max(kept_bytes, host.loading_bytes(strategy, self.num_parameters)),
-            pinned_bytes=found.pinned_bytes,
+            host_bytes=host.CUDA_BASELINE_BYTES
+            + max(kept_bytes + staged, host.loading_bytes(strategy, self.num_parameters)),
+            pinned_bytes=found.pinned_bytes + staged,
             managed_bytes=managed_bytes,
             disk_bytes=disk_bytes,
             phase=found.phase,
@@ -245,18 +256,18 @@ class Estimator:
 
     def _of_sharded(
         self, strategy: Strategy, micro_batch: int, seq_len: int, accumulating: bool, world_size: int, card: Card,
-        whole: bool,
+        whole: bool, staged: int,
     ) -> MemoryEstimate:  # fmt: skip
         found = self._sharded.peaks(
             strategy, micro_batch, seq_len, accumulating=accumulating, world_size=world_size, card=card, whole=whole
         )
         disk = deepspeed.states(strategy, self.num_parameters, self.largest_layer, world_size).disk_bytes
-        return self._on_gpu(found, strategy, card, found.host_bytes + found.pinned_bytes, disk_bytes=disk)
+        return self._on_gpu(found, strategy, card, found.host_bytes + found.pinned_bytes, staged, disk_bytes=disk)
 
     def _trace_micro_batch(self, strategy: Strategy, micro_batch: int, seq_len: int) -> MicroBatch:
         make_model, make_batch = lambda: self.make_model(self.config), self._batches(micro_batch, seq_len, self.packs)
         make = functools.partial(trace_micro_batch, make_model, self.task, make_batch, strategy)
-        with _in_a_line("its step cannot be traced"):
+        with told_in_a_line("its step cannot be traced"):
             return self._keep(MicroBatch, (strategy.model_dump_json(), micro_batch, seq_len), make)
 
     def timeline(
@@ -298,7 +309,7 @@ class Estimator:
         config = self.config if layers == depth_of(self.config) else with_layers(self.config, layers)
         make_model, make_batch = lambda: self.make_model(config), self._batches(micro_batch, seq_len, packed)
         make = functools.partial(trace_step, make_model, self.task, make_batch, strategy, accumulating=accumulating)
-        with _in_a_line("its step cannot be traced"):
+        with told_in_a_line("its step cannot be traced"):
             return self._keep(Stream, (strategy.model_dump_json(), *key[1:], layers, micro_batch), make)
 
     def _batches(self, micro_batch: int, seq_len: int, packed: bool) -> Callable[[], Any]:
@@ -310,17 +321,6 @@ class Estimator:
             children = [sum(p.numel() for p in m.parameters(recurse=False)) for m in model.modules()]
             self._counts = sum(p.numel() for p in model.parameters()), max(children)
         return self._counts
-
-
-@contextlib.contextmanager
-def _in_a_line(what: str) -> Iterator[None]:
-    """Let what a model cannot do be told in a line: its own code may fail in any way."""
-    try:
-        yield
-    except BigqaError:
-        raise
-    except Exception as error:
-        raise BigqaError(f"{what}: {in_a_line(error)}") from error
 
 
 def _traced(strategy: Strategy) -> Strategy:

@@ -65,7 +65,7 @@ def step_down(folder: Path, where: str, reason: str, step: int | None) -> Rung:
             f"out of memory ({where}), and there is no strategy left to step down to: `bigqa probe {settings.model}` "
             f"says what would fit; {folder} goes on from its last checkpoint with --resume {folder} --strategy NAME"
         )
-    rung, *rest = settings.ladder
+    rung, *rest = _of_use(settings.strategy or Strategy(), settings.ladder, where)
     switch = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
         "after_step": step,
@@ -79,6 +79,14 @@ def step_down(folder: Path, where: str, reason: str, step: int | None) -> Rung:
     lines = [*switches_of(folder), switch]
     write_text(folder / SWITCHES, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     return rung
+
+
+def _of_use(strategy: Strategy, ladder: tuple[Rung, ...], where: str) -> tuple[Rung, ...]:
+    """Leave out what keeps more on the host, where it is the host's memory that a GPU's run lacks; all, if all does."""
+    if where != "host" or strategy.device == "cpu":
+        return ladder
+    less = (r for r in ladder if r.strategy.device != "cpu" and r.strategy.kept_on_host <= strategy.kept_on_host)
+    return tuple(less) or ladder
 
 
 def switches_of(folder: Path) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ import torch
 
 from bigqa.engine.attention.packing import fill, split_padded
 from bigqa.engine.loop.order import DataOrder, share_of_process
+from bigqa.engine.loop.staging import Staging
 from bigqa.tasks.base import Batch, Task
 
 
@@ -39,6 +40,7 @@ class Feed:
         """Of a micro-batch, padding included where there is some."""
         self.packs = packs
         self.device = device
+        self._staging = Staging(device) if device.type == "cuda" else None
         self.rank, self.world_size = rank, world_size
         self._ahead: tuple[int, Future[list[Batch]]] | None = None
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bigqa-feed")
@@ -47,9 +49,10 @@ class Feed:
         """Return a step's micro-batches on the device, and begin with the next step's."""
         made = self._ahead[1] if self._ahead is not None and self._ahead[0] == step else self._begin(step)
         batches = made.result()
+        if self._staging is not None:
+            batches = self._staging.send(step, batches)
         self._ahead = (step + 1, self._begin(step + 1))
-        on_gpu = self.device.type == "cuda"
-        return [{name: one.to(self.device, non_blocking=on_gpu) for name, one in batch.items()} for batch in batches]
+        return batches
 
     def close(self) -> None:
         """Stop making batches."""
@@ -65,9 +68,7 @@ class Feed:
         # Every process must run as many backward passes, or the others wait for its gradients for ever.
         for _ in range(max(map(len, parts)) - len(batches)):
             batches.insert(0, self._batch([positions[0]]) | {"weight": torch.zeros(())})
-        if self.device.type == "cuda":
-            return [{name: one.pin_memory() for name, one in batch.items()} for batch in batches]
-        return batches
+        return batches if self._staging is None else self._staging.lay(step, batches)
 
     def parts(self, positions: list[int]) -> list[list[list[int]]]:
         """Return process -> micro-batches -> indices into `positions`."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bigqa import interrupts
+from bigqa.engine import pinned
 from bigqa.engine.loop import checkpoint
 from bigqa.engine.loop.evaluation import Evaluation
 from bigqa.engine.loop.feed import Feed
@@ -120,6 +121,8 @@ def fit(training: Training, first_step: int = 0) -> Outcome:
                     save(run, step + 1)
                 reader.resume()
             steps = step + 1
+            if step == first_step and (problem := pinned.refused()):  # a step has asked for all that it wants
+                run.recorder.say(problem)
             ended = not stopping and _evaluated(run, steps, reader)
             if stopping or ended:
                 break

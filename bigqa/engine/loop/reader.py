@@ -87,6 +87,7 @@ class StepReader:
     def _now(self) -> Any:
         if self.device.type != "cuda":
             return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
+        # Blocking: who waits for it sleeps, and leaves the core to what makes batches and steps on the host.
+        event = torch.cuda.Event(enable_timing=True, blocking=True)
         event.record(torch.cuda.current_stream(self.device))
         return event

@@ -189,6 +189,6 @@ class _OnStreams(_Counting):
         self._others.synchronize()
 
     def mark(self) -> Callable[[], None]:
-        event = torch.cuda.Event()
+        event = torch.cuda.Event(blocking=True)  # who waits sleeps: the cores are for the update
         event.record(self._others)
         return event.synchronize

@@ -40,7 +40,8 @@ class Classification(SequenceTask):
     def loss_sum(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the sum over windows of each one's loss."""
         (logits_BC,) = self.logits(model, batch)
-        weights = None if self.weights is None else self.weights.to(logits_BC.device)
+        # From memory that is not pinned the host still waits for the copy, but not for what is computed before it.
+        weights = None if self.weights is None else self.weights.to(logits_BC.device, non_blocking=True)
         if not self.several:
             return functional.cross_entropy(
                 logits_BC, batch["label"], weight=weights, label_smoothing=self.smoothing, reduction="sum"
