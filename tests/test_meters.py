@@ -1,13 +1,13 @@
 """What a benchmark sees of a card: peaks from the first allocation on, and a driver that does not answer."""
 
 import sys
-import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from commands import until
 from null_gpu import on_null_gpu
 
 from bigqa.bench.meters import DeviceMeter
@@ -70,9 +70,9 @@ def test_peaks_are_not_asked_for_before_there_is_cuda(card: Any, monkeypatch: py
 
 
 def test_without_a_list_of_processes_the_card_tells_what_was_added(card: Any) -> None:
-    levels = iter([100, 130, 170, 120])
-    with card(lambda: next(levels, 110)) as meter:
-        time.sleep(0.1)
+    levels = [100, 130, 170, 120]
+    with card(lambda: levels.pop(0) if levels else 110) as meter:
+        until(lambda: not levels)  # however seldom the thread that looks has its turn
     assert meter.peaks()["peak_gpu_bytes"] == 70
 
 
@@ -87,9 +87,8 @@ def test_a_driver_that_does_not_answer_is_no_peak_and_no_end(card: Any) -> None:
         return 100 + calls
 
     with card(used) as meter:
-        time.sleep(0.1)
+        until(lambda: calls >= 3)
         assert meter._nvml._thread.is_alive()  # it goes on looking
-    assert calls >= 3
     found = meter.peaks()
     assert found["peak_gpu_bytes"] is None and found["peak_reserved_bytes"] == 5
 
@@ -105,10 +104,7 @@ def test_the_watch_over_the_host_goes_on_where_it_cannot_look() -> None:
         return 2**30, 2**30
 
     with HostWatch(free_bytes):
-        until = time.monotonic() + 10
-        while looks < 4 and time.monotonic() < until:
-            time.sleep(0.01)
-    assert looks >= 4
+        until(lambda: looks >= 4)
 
 
 @pytest.mark.nullgpu
