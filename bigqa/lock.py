@@ -36,6 +36,7 @@ import psutil
 from bigqa.errors import BigqaError
 from bigqa.files import write_error
 from bigqa.interrupts import at_last, leave
+from bigqa.who import boot, has_ended, room
 
 LOCK, OWNER = ".lock", ".owner"
 FILES = {LOCK, OWNER}
@@ -237,10 +238,10 @@ def _lives(owner: Owner, folder: Path, file: int, is_flocked: bool, say: Callabl
     number = _number_of(file)
     if owner.inode and number and owner.inode != number:
         return False  # a copy
-    if owner.boot == _boot():
+    if owner.boot == boot():
         if is_flocked and owner.mount == os.fstat(file).st_dev:
             return False
-        if owner.room == _room():
+        if owner.room == room():
             return not _has_ended(owner)
     return _beats(owner, folder, say)
 
@@ -260,13 +261,9 @@ def _number_of(file: int) -> int:
 
 def _has_ended(owner: Owner | None) -> bool:
     """Say of an owner whose process can be seen from here whether that has ended."""
-    if owner is None or owner.boot != _boot() or owner.room != _room():
+    if owner is None or owner.boot != boot() or owner.room != room():
         return False
-    try:
-        process = psutil.Process(owner.pid)
-        return process.create_time() != owner.started or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
+    return has_ended(owner.pid, owner.started)
 
 
 def _beats(owner: Owner, folder: Path, say: Callable[[str], None]) -> bool:
@@ -305,8 +302,8 @@ def _write_owner(folder: Path, file: int, before: Owner | None) -> None:
         host=socket.gethostname(),
         pid=me.pid,
         since=time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        boot=_boot(),
-        room=_room(),
+        boot=boot(),
+        room=room(),
         started=me.create_time(),
         inode=_number_of(file),
         token=uuid.uuid4().hex,
@@ -321,15 +318,3 @@ def _write_owner(folder: Path, file: int, before: Owner | None) -> None:
             written.write(json.dumps(asdict(owner), ensure_ascii=False) + "\n")
     except FileExistsError:
         raise _in_use(folder) from None
-
-
-def _boot() -> str:
-    with contextlib.suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    return f"{socket.gethostname()} {psutil.boot_time():.0f}"
-
-
-def _room() -> str:
-    with contextlib.suppress(OSError):
-        return os.readlink("/proc/self/ns/pid")
-    return ""

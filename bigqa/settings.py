@@ -100,6 +100,8 @@ class Settings(Ranged):
     device: DeviceName = "auto"
     eval_every: int | None = None
     """Optimizer steps between scores on the dev file as the run trains; 0: each epoch. None: at its end alone."""
+    eval_times: int | None = None
+    """The same by how often, evenly over the run and the last time at its end."""
     eval_on: int | None = None
     """Score on the first so many texts or questions of the dev file as the run trains; at its end, on all of them."""
     metric: str | None = None

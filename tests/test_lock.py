@@ -224,14 +224,14 @@ def test_a_copy_from_another_machine_is_free_at_once(tmp_path: Path, monkeypatch
 def test_of_an_owner_in_another_container_flock_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its process numbers mean nothing here, but its kernel is ours."""
     monkeypatch.setattr(lock.time, "sleep", never)
-    elsewhere(tmp_path, boot=lock._boot(), room="another")
+    elsewhere(tmp_path, boot=lock.boot(), room="another")
     with held(tmp_path):
         pass
 
 
 def test_of_an_owner_by_another_mount_flock_does_not_tell(tmp_path: Path) -> None:
     """Two mounts of a folder by FUSE, on one machine: flock is each one's own, and the process can be seen."""
-    elsewhere(tmp_path, boot=lock._boot(), mount=1)
+    elsewhere(tmp_path, boot=lock.boot(), mount=1)
     with pytest.raises(BigqaError, match="in use by a run on node7"):
         held(tmp_path).__enter__()
 

@@ -15,8 +15,10 @@ from bigqa.settings import Settings
 
 def wants_evaluation(settings: Settings) -> bool:
     """Whether a run is scored as it trains: asked for by itself, or by what hangs on it. Raises: UsageError."""
-    asked = {name: getattr(settings, name) is not None for name in ("eval_every", "eval_on", "metric")}
+    asked = {name: getattr(settings, name) is not None for name in ("eval_every", "eval_times", "eval_on", "metric")}
     asked |= {"keep_best": settings.keep_best, "patience": settings.patience is not None}
+    if asked["eval_every"] and asked["eval_times"]:
+        raise UsageError("--eval-every and --eval-times exclude each other: both say when a run is scored")
     named = [name for name, wanted in asked.items() if wanted]
     if named and settings.dev_file is None:
         raise UsageError(f"--{named[0].replace('_', '-')} wants --dev-file: what is it scored on?")
@@ -50,13 +52,21 @@ def evaluation_of(training: Training, job: Job, model: Any, tokenizer: Any) -> E
 
     return Evaluation(
         settings.out,
-        settings.eval_every or training.order.steps_per_epoch,
+        _every(training),
         score,
         metric,
         least=metric in job.kind.smaller_is_better,
         patience=settings.patience,
         keep_best=settings.keep_best,
     )
+
+
+def _every(training: Training) -> int:
+    """Return the steps from one score to the next."""
+    settings = training.settings
+    if settings.eval_times is not None:
+        return -(-training.num_steps // settings.eval_times)
+    return settings.eval_every or training.order.steps_per_epoch
 
 
 def back_to_best(training: Training) -> None:

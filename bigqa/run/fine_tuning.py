@@ -14,6 +14,7 @@ from bigqa.engine.build import build, possible_strategy, share_of_batch, strateg
 from bigqa.engine.deterministic import deterministic
 from bigqa.engine.loop import checkpoint
 from bigqa.engine.loop.fit import Outcome, Training, fit
+from bigqa.engine.loop.order import DataOrder
 from bigqa.engine.loop.recorder import Recorder, Silent
 from bigqa.engine.loop.stop import ENDED_FILE, StopRequest, tell_end
 from bigqa.engine.processes import Processes
@@ -81,7 +82,9 @@ def _fine_tune(settings: Settings, processes: Processes, *, resume: bool) -> Non
     for line in remarks if processes.is_main else ():
         say(line)
     rows = make_rows(settings, job, tokenizer, model.config, processes)
-    recorder = _start_recording(settings, processes, resume=resume)
+    order = DataOrder(num_windows=len(rows), global_batch=settings.global_batch, seed=settings.seed)
+    plan = _plan(settings, processes) | {"steps": order.num_steps(settings.epochs, settings.max_steps)}
+    recorder = _start_recording(settings, plan, processes, resume=resume)
     with contextlib.closing(recorder):
         for line in remarks:
             recorder.note(line)
@@ -157,7 +160,7 @@ def _training(
     )
 
 
-def _start_recording(settings: Settings, processes: Processes, *, resume: bool) -> Silent:
+def _start_recording(settings: Settings, plan: dict[str, Any], processes: Processes, *, resume: bool) -> Silent:
     if not processes.is_main:
         processes.wait()
         return Silent()
@@ -165,7 +168,7 @@ def _start_recording(settings: Settings, processes: Processes, *, resume: bool) 
     interrupts.say_when_left(
         f"interrupted before a step of this start: nothing to save; to go on: bigqa train --resume {settings.out}"
     )
-    write(settings, _plan(settings, processes))
+    write(settings, plan)
     (settings.out / ENDED_FILE).unlink(missing_ok=True)
     processes.wait()
     return Recorder(settings.out, console)

@@ -14,7 +14,7 @@ from bigqa.lock import FILES, check_free
 from bigqa.models.sources import resolve
 from bigqa.settings import Settings, first_problem, make_settings, read_settings
 from bigqa.strategy import STRATEGIES
-from bigqa.tasks.base import refuse_unknown
+from bigqa.tasks.base import check_metric, refuse_unknown
 from bigqa.tasks.documents import check_there
 from bigqa.tasks.registry import kind_of
 from bigqa.versions import versions
@@ -75,6 +75,7 @@ def check_options(settings: Settings) -> None:
     """Refuse options that a run's task does not have, or that do not go together. Raises: UsageError."""
     kind = kind_of(settings.task)
     refuse_unknown(list(settings.task_options), kind)
+    check_metric(settings.metric, kind)
     try:
         kind.check(kind.options(settings.model_dump() | settings.task_options))
     except ValidationError as error:

@@ -8,7 +8,7 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -41,14 +41,24 @@ def launch(words: Sequence[str], folder: Path, num_processes: int, *, resume: bo
         workers = Workers(lock, num_processes)
         interrupts.at_last.append(workers.kill)
         with interrupts.taken_by(lambda _: _stop(workers)):
-            code = _until_it_ends(words, folder, workers)
+            code = until_it_ends(words, folder, workers)
         interrupts.at_last.remove(workers.kill)
-        _forget(folder)
     asked = interrupts.first()
     return code if asked is None else interrupts.code_of(asked)
 
 
-def _until_it_ends(words: Sequence[str], folder: Path, workers: Workers) -> int:
+def until_it_ends(words: Sequence[str], folder: Path, workers: Workers, tell: Callable[[str], None] = tell) -> int:
+    """Start a run's processes, and again on each next rung, until it ends; return the exit code.
+
+    The folder is held, and new or that of a run which the words go on with. Raises: BigqaError where no rung is left.
+    """
+    try:
+        return _started_again(words, folder, workers, tell)
+    finally:
+        _forget(folder)
+
+
+def _started_again(words: Sequence[str], folder: Path, workers: Workers, tell: Callable[[str], None]) -> int:
     while True:
         _forget(folder)  # of a launch that ended badly
         ended = workers.run([sys.executable, str(TRAIN_FILE), *words])

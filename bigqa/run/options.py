@@ -60,6 +60,9 @@ Smoothing = Annotated[float | None, ranged("label_smoothing", "classify: share o
 EvalEvery = Annotated[
     int | None, ranged("eval_every", "Score on the dev file every so many steps; 0: each epoch.  [default: at the end]")
 ]
+EvalTimes = Annotated[
+    int | None, ranged("eval_times", "The same so many times, evenly over the run, the last at its end.")
+]
 EvalOn = Annotated[int | None, ranged("eval_on", "As it trains, score on the first so many of the dev file alone.")]
 Metric = Annotated[str | None, typer.Option(help="The score that tells the best.  [default: the task's]")]
 KeepBest = Annotated[bool | None, typer.Option("--keep-best/--keep-last", help="Which model is handed over.")]
@@ -122,6 +125,7 @@ def train_signature(
     freeze_layers: FreezeLayers = None,
     label_smoothing: Smoothing = None,
     eval_every: EvalEvery = None,
+    eval_times: EvalTimes = None,
     eval_on: EvalOn = None,
     metric: Metric = None,
     keep_best: KeepBest = None,

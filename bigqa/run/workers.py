@@ -11,7 +11,9 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from bigqa.engine.loop.stop import PARENT_VARIABLE
 from bigqa.interrupts import held_back
@@ -27,8 +29,12 @@ POLL_S = 0.05
 class Workers:
     """The processes of one start."""
 
-    def __init__(self, lock: Held, count: int) -> None:
+    def __init__(
+        self, lock: Held, count: int, output: Path | None = None, environment: Mapping[str, str] | None = None
+    ) -> None:
         self.lock, self.count = lock, count
+        self.output, self.environment = output, dict(environment or {})
+        """A file that takes what they print, instead of this process's streams; and what else they find set."""
         self.told = False
         """Whether they have been told to stop."""
         self._running: list[subprocess.Popen[bytes]] = []
@@ -64,9 +70,19 @@ class Workers:
 
     def _start(self, command: Sequence[str], of_rank: dict[str, str]) -> "subprocess.Popen[bytes]":
         own = {PARENT_VARIABLE: str(os.getpid()), HANDED_ON: str(self.lock.file)}
-        environment = os.environ | own | of_rank
-        with held_back():
-            return subprocess.Popen(command, env=environment, start_new_session=True, pass_fds=[self.lock.file])
+        environment = os.environ | self.environment | own | of_rank
+        with held_back(), self._streams() as streams:
+            return subprocess.Popen(
+                command, env=environment, start_new_session=True, pass_fds=[self.lock.file], **streams
+            )
+
+    @contextlib.contextmanager
+    def _streams(self) -> Iterator[dict[str, Any]]:
+        if self.output is None:
+            yield {}
+            return
+        with self.output.open("ab") as file:
+            yield {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": file}
 
     def _environments(self) -> list[dict[str, str]]:
         """Return what tells each process its rank, as torchrun does it."""

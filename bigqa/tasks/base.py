@@ -132,6 +132,8 @@ class TaskKind(ABC, Generic[Options]):
     head: ClassVar[Head]
     watched: ClassVar[str]
     """The score by which checkpoints are told apart, unless another is asked for."""
+    score_names: ClassVar[frozenset[str]] = frozenset()
+    """All scores that one may choose by; none: known when something is scored."""
     smaller_is_better: ClassVar[frozenset[str]] = frozenset()
     """Scores of which the least is best."""
     pipeline: ClassVar[str | None] = None
@@ -239,6 +241,13 @@ class TaskKind(ABC, Generic[Options]):
     ) -> Scored:  # fmt: skip
         """Score a model on a file; `limit`: on its first entries, so many."""
 
+    def together(self, runs: Sequence[Path], file: Path, options: Options, config: Mapping[str, Any]) -> Scored | None:
+        """Score what several runs say together, by what each has written of the same file; none where they cannot.
+
+        `runs`: their folders; `config`: of one of their models, as its file has it.
+        """
+        return None
+
     def plain_scores(self, train: Path, dev: Path, tokenizer: Any, options: Options) -> dict[str, dict[str, Any]]:
         """Return what needs no model -> its scores on `dev`: what a model's scores are to be held against."""
         return {}
@@ -268,3 +277,9 @@ def refuse_unknown(names: Sequence[str], kind: TaskKind[Any]) -> None:
     unknown = [name for name in names if name not in kind.options_type.model_fields]
     if unknown:
         raise UsageError(f"--{unknown[0].replace('_', '-')} is nothing to --task {kind.name}")
+
+
+def check_metric(metric: str | None, kind: TaskKind[Any]) -> None:
+    """Refuse a score that a task does not have, before anything is trained. Raises: UsageError."""
+    if metric is not None and kind.score_names and metric not in kind.score_names:
+        raise UsageError(f"--metric {metric} is none of this task's scores: {', '.join(sorted(kind.score_names))}")

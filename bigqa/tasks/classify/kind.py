@@ -1,14 +1,17 @@
 """The task `classify`: what is read, learned, asked and scored. See `bigqa.tasks.base.TaskKind`."""
 
+import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 
 from bigqa.errors import BigqaError, UsageError
+from bigqa.files import read_text
 from bigqa.ranges import Ranged
 from bigqa.tasks.base import Ask, Counted, Facts, Progress, Row, Scored, TaskKind, Tokens
 from bigqa.tasks.caching import INT_LIST, kept_rows
@@ -25,6 +28,8 @@ from bigqa.tasks.tables import table_files
 FORM = 1
 """Raised whenever the rows change."""
 MOST_LABELS = 1000
+SEVERAL = "multi_label_classification"
+"""What transformers calls it where a text has several labels at once."""
 Columns = dict[str, Any]
 
 
@@ -51,6 +56,7 @@ class Classify(TaskKind[ClassifyOptions]):
     name = "classify"
     head = CLASSES
     watched = "macro_f1"
+    score_names = frozenset({"accuracy", "macro_f1", "micro_f1"})
     pipeline = "text-classification"
     lost_words = ("texts", "cut")
     reads_lines = True
@@ -85,7 +91,7 @@ class Classify(TaskKind[ClassifyOptions]):
         return {
             "id2label": dict(enumerate(labels)),
             "label2id": {name: number for number, name in enumerate(labels)},
-            "problem_type": "multi_label_classification" if several else "single_label_classification",
+            "problem_type": SEVERAL if several else "single_label_classification",
             "label_counts": [counts[name] for name in labels],
             "label_rows": rows,
             "text_pairs": isinstance(example.text, tuple),
@@ -181,12 +187,28 @@ class Classify(TaskKind[ClassifyOptions]):
             choose=options.thresholds == "dev",
         )
 
+    def together(
+        self, runs: Sequence[Path], file: Path, options: ClassifyOptions, config: Mapping[str, Any]
+    ) -> Scored:
+        """Give labels by the mean of the runs' probabilities."""
+        each = [[json.loads(line) for line in read_text(run / scoring.FILE, "a run's answers").splitlines()] for run in runs]
+        labels = list(each[0][0]["probabilities"])
+        shares = [np.mean([[one["probabilities"][name] for name in labels] for one in row], 0) for row in zip(*each, strict=True)]
+        return scoring.score(
+            [tuple(one["wanted"]) for one in each[0]],
+            shares,
+            labels,
+            several=config.get("problem_type") == SEVERAL,
+            chosen=options.chosen_thresholds,
+            choose=options.thresholds == "dev",
+        )
+
     def plain_scores(self, train: Path, dev: Path, tokenizer: Any, options: ClassifyOptions) -> dict[str, Columns]:
         """Score the most frequent label, and a bag of words."""
         from bigqa.tasks.classify.plain import plain_scores
 
         facts = self.learn(train, options)
-        several, labels = facts["problem_type"] == "multi_label_classification", list(facts["id2label"].values())
+        several, labels = facts["problem_type"] == SEVERAL, list(facts["id2label"].values())
         known, asked = (list(_examples(file, options)) for file in (train, dev))
         return plain_scores(known, asked, labels, several=several)
 
@@ -238,7 +260,7 @@ def labels_of(config: Any) -> list[str]:
 
 def is_several(config: Any) -> bool:
     """Whether a model gives several labels at once."""
-    return bool(config.problem_type == "multi_label_classification")
+    return bool(config.problem_type == SEVERAL)
 
 
 def _examples(file: Path, options: ClassifyOptions, *, need_labels: bool = True) -> Iterator[Example]:

@@ -15,6 +15,8 @@ from bigqa.errors import BigqaError
 from bigqa.tasks.base import Array, Scored
 from bigqa.tasks.classify.answers import GIVEN_FROM, given
 
+FILE = "predictions.jsonl"
+"""Of a run's folder: what was wanted, what was given and the probabilities, text by text of its dev file."""
 NEEDS = "scores of classification need scikit-learn: pip install 'bigqa[scores]', or train without --dev-file"
 
 
@@ -45,7 +47,7 @@ def score(
         json.dumps({"wanted": list(one), "given": names, "probabilities": _rounded(share, labels)}, ensure_ascii=False)
         for one, names, share in zip(wanted, told, shares_NC, strict=True)
     ]
-    files = {"predictions.jsonl": lambda path: path.write_text("\n".join(lines) + "\n", encoding="utf-8")}
+    files = {FILE: lambda path: path.write_text("\n".join(lines) + "\n", encoding="utf-8")}
     if not several:
         files["confusion.png"] = lambda path: draw_confusion(found["confusion"], labels, path)
     return Scored(found, files, {"chosen_thresholds": chosen} if choose else {})  # type: ignore[arg-type]

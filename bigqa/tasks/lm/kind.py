@@ -38,6 +38,7 @@ class Lm(TaskKind[LmOptions]):
     name = "lm"
     head = WORDS
     watched = "perplexity"
+    score_names = frozenset({"loss", "perplexity"})
     smaller_is_better = frozenset({"perplexity", "loss"})
     pipeline = "text-generation"
     lost_words = ("conversations", "cut")

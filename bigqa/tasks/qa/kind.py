@@ -4,6 +4,7 @@ KorQuAD 1.0, 2.x and SQuAD-like data are told apart by what a file holds, not by
 (`--task korquad1`) are words for this task.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bigqa.errors import UsageError
-from bigqa.files import cache_folder, write_json
+from bigqa.files import cache_folder, read_json, write_json
 from bigqa.language import tr
 from bigqa.tasks import nulls
 from bigqa.tasks.base import Ask, Counted, Progress, Row, Scored, TaskKind, Tokens
@@ -27,6 +28,10 @@ from bigqa.tasks.squad import has_impossible, iter_questions
 from bigqa.tasks.windows import Lengths
 
 N_BEST = 20
+NBEST = "nbest.json"
+"""Of a run's folder: {id: its best texts}, with probabilities, on its dev file."""
+LEAST = 1e-12
+"""A probability that counts as none."""
 COLUMNS = ("input_ids", "token_type_ids", "start", "end")
 """What a batch is made of; the other columns of the features serve to read answers off the logits."""
 
@@ -44,6 +49,7 @@ class Qa(TaskKind[QaOptions]):
     name = "qa"
     head = SPANS
     watched = "f1"
+    score_names = frozenset({"exact_match", *(key_of(metric.overlap) for metric in METRICS.values())})
     pipeline = "question-answering"
     lost_words = ("answers", "out of reach")
     answer_words = tr("answers")
@@ -136,17 +142,12 @@ class Qa(TaskKind[QaOptions]):
     ) -> Scored:  # fmt: skip
         """Score as the official script of the data does; a threshold is chosen on the file itself."""
         found = list(self._predicted(file, tokenizer, options, ask, task, limit))
-        answers = {one["id"]: one["text"] for one in found}
-        metric, chosen = metric_of(file), {}
-        if options.null_threshold is not None:
-            nbest = {one["id"]: one["nbest"] for one in found}
-            threshold = nulls.best_threshold(nbest, measure_of(file, metric))
-            chosen = {"null_threshold": threshold}
-            answers = {name: nulls.answer_of(candidates, threshold) for name, candidates in nbest.items()}
-        golds = read_golds(file, metric)
-        asked = golds if limit is None else {name: golds[name] for name in answers}
-        score = as_record(METRICS[metric].score(asked, answers), metric)
-        return Scored(score, {"predictions.json": lambda path: write_json(path, answers)}, chosen)
+        return _scored(file, {one["id"]: one["nbest"] for one in found}, options, limit)
+
+    def together(self, runs: Sequence[Path], file: Path, options: QaOptions, config: Mapping[str, Any]) -> Scored:
+        """Answer by the mean probability that runs give to a text."""
+        each = [read_json(run / NBEST, "a run's n-best lists") for run in runs]
+        return _scored(file, {name: _mean_of([one[name] for one in each]) for name in each[0]}, options)
 
     def headline(self, scores: Mapping[str, Any]) -> str:
         """Say exact matches and overlap."""
@@ -160,6 +161,45 @@ class Qa(TaskKind[QaOptions]):
         at = {int(name[4:]): value for name, value in found.items() if name.startswith("seq_")}
         lost = {length: value["answers_out_of_reach_share"] for length, value in at.items()}
         return Counted(at[options.seq_len]["windows"], lost)
+
+
+def _scored(file: Path, nbest: Mapping[str, nulls.Candidates], options: QaOptions, limit: int | None = None) -> Scored:
+    """Score n-best lists on a file, or on its first questions; a threshold is chosen on them."""
+    metric, chosen = metric_of(file), {}
+    if options.null_threshold is None:
+        answers = {name: str(candidates[0]["text"]) for name, candidates in nbest.items()}
+    else:
+        threshold = nulls.best_threshold(nbest, measure_of(file, metric))
+        chosen = {"null_threshold": threshold}
+        answers = {name: nulls.answer_of(candidates, threshold) for name, candidates in nbest.items()}
+    golds = read_golds(file, metric)
+    asked = golds if limit is None else {name: golds[name] for name in answers}
+    score = as_record(METRICS[metric].score(asked, answers), metric)
+    kept = {name: [_short(one) for one in candidates] for name, candidates in nbest.items()}
+    files = {
+        "predictions.json": lambda path: write_json(path, answers),
+        NBEST: lambda path: write_json(path, kept, indent=None),
+    }
+    return Scored(score, files, chosen)
+
+
+def _short(candidate: Mapping[str, Any]) -> dict[str, Any]:
+    rounded = {name: round(candidate[name], 6) for name in ("probability", "score")}
+    return {"text": candidate["text"]} | rounded | ({"start": candidate["start"]} if "start" in candidate else {})
+
+
+def _mean_of(lists: Sequence[nulls.Candidates]) -> list[dict[str, Any]]:
+    """Return texts by the mean of their probabilities, 0 where a list lacks one; scores are the logarithms of these."""
+    sums: dict[str, float] = {}
+    places: dict[str, int] = {}
+    for one in (one for candidates in lists for one in candidates):
+        sums[one["text"]] = sums.get(one["text"], 0.0) + one["probability"]
+        places.setdefault(one["text"], one.get("start", 0))
+    ordered = sorted(sums.items(), key=lambda item: -item[1])
+    return [
+        {"text": text, "probability": share, "score": math.log(max(share, LEAST)), "start": places[text]}
+        for text, share in ((text, total / len(lists)) for text, total in ordered)
+    ]
 
 
 KIND = Qa()

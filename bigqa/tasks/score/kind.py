@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from bigqa.errors import BigqaError
+from bigqa.files import read_text
 from bigqa.ranges import Ranged
 from bigqa.tasks.base import Array, Ask, Counted, Facts, Progress, Row, Scored, TaskKind, Tokens
 from bigqa.tasks.caching import INT_LIST, kept_rows
@@ -27,6 +28,8 @@ FORM = 1
 """Raised whenever the rows change."""
 TEXTS = ("text", "text_pair")
 SCORE_NAMES = ("score", "similarity", "similarity_score", "label", "labels", "rating", "점수")
+FILE = "predictions.jsonl"
+"""Of a run's folder: what was wanted and what was given, text by text of its dev file."""
 SCHEMA = pa.schema({"input_ids": INT_LIST, "token_type_ids": pa.list_(pa.int8()), "label": pa.float32()})
 
 
@@ -56,6 +59,7 @@ class Score(TaskKind[ScoreOptions]):
     name = "score"
     head = NUMBER
     watched = "spearman"
+    score_names = frozenset({"pearson", "spearman", "mse"})
     smaller_is_better = frozenset({"mse"})
     pipeline = "text-classification"
     lost_words = ("texts", "cut")
@@ -138,18 +142,15 @@ class Score(TaskKind[ScoreOptions]):
         measured = list(islice(_measured(file, options), limit))
         texts = (one.text for one in measured)
         found = [float(logits[0]) for _, logits in asked_in_turn(texts, tokenizer, options.seq_len, ask, task)]
-        wanted_N, found_N = np.array([one.number for one in measured]), np.array(found)
-        scores = {
-            "pearson": 100 * pearson(wanted_N, found_N),
-            "spearman": 100 * spearman(wanted_N, found_N),
-            "mse": float(((wanted_N - found_N) ** 2).mean()),
-            "total": len(found),
-        }
-        lines = [
-            json.dumps({"wanted": one.number, "given": number}) for one, number in zip(measured, found, strict=True)
-        ]
-        text = "\n".join(lines) + "\n"
-        return Scored(scores, {"predictions.jsonl": lambda path: _write(path, text)}, {})
+        return _scored([one.number for one in measured], found)
+
+    def together(
+        self, runs: Sequence[Path], file: Path, options: ScoreOptions, config: Mapping[str, Any]
+    ) -> Scored:
+        """Give the mean of the runs' numbers."""
+        each = [[json.loads(line) for line in read_text(run / FILE, "a run's answers").splitlines()] for run in runs]
+        means = [float(np.mean([one["given"] for one in row])) for row in zip(*each, strict=True)]
+        return _scored([one["wanted"] for one in each[0]], means)
 
     def headline(self, scores: Mapping[str, Any]) -> str:
         """Say the correlations."""
@@ -158,6 +159,19 @@ class Score(TaskKind[ScoreOptions]):
     def count(self, file: Path, tokenizer: Any, options: ScoreOptions) -> Counted:
         """Count texts, and those that shorter windows cut."""
         return count_cut((one.text for one in _texts(file, options)), tokenizer, options.seq_len)
+
+
+def _scored(wanted: Sequence[float], found: Sequence[float]) -> Scored:
+    wanted_N, found_N = np.array(wanted), np.array(found)
+    scores = {
+        "pearson": 100 * pearson(wanted_N, found_N),
+        "spearman": 100 * spearman(wanted_N, found_N),
+        "mse": float(((wanted_N - found_N) ** 2).mean()),
+        "total": len(found),
+    }
+    lines = [json.dumps({"wanted": one, "given": number}) for one, number in zip(wanted, found, strict=True)]
+    text = "\n".join(lines) + "\n"
+    return Scored(scores, {FILE: lambda path: _write(path, text)}, {})
 
 
 def pearson(one_N: Array, other_N: Array) -> float:
