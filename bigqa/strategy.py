@@ -32,8 +32,8 @@ class Strategy(BaseModel):
     offload_parameters: Offload = "none"
     adapters: Adapters = "none"
     stream: bool = False
-    """Weights, gradients and states on the host; layers come to the device one after the other, for all micro-batches
-    of a step."""
+    """Weights, gradients and states on the host, or on a disk as the offload axes say; layers come to the device one
+    after the other, for all micro-batches of a step."""
     micro_batch: int | None = None
     """Held at this size, where that is the strategy's point."""
     seq_len: int | None = None
@@ -99,6 +99,10 @@ STRATEGIES: dict[str, Strategy] = {
     "stochastic-release-recompute": _row(precision="bf16-sr", optimizer="adamw8bit", release=True, recompute="full"),
     "stream": _row(stream=True),
     "stream-8bit": _row(stream=True, precision="bf16-sr", optimizer="adamw8bit"),
+    "stream-disk": _row(stream=True, offload_optimizer="nvme", offload_parameters="nvme"),
+    "stream-disk-8bit": _row(
+        stream=True, precision="bf16-sr", optimizer="adamw8bit", offload_optimizer="nvme", offload_parameters="nvme"
+    ),
     "seq-384": _row(seq_len=384),
     "seq-384-recompute": _row(seq_len=384, recompute="full"),
     "lora": _row(adapters="lora"),

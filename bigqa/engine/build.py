@@ -167,7 +167,9 @@ def build(model: nn.Module, task: TrainedTask, settings: Settings, processes: Pr
         change_modules(model, strategy)
         rates = streaming.Rates(eps=settings.adam_eps, clip=settings.clip, weight_decay=settings.weight_decay)
         group = processes.host_group()
-        passes, streamed = streaming.streamed(model, task, strategy, processes.device, rates, group)
+        passes, streamed = streaming.streamed(
+            model, task, strategy, processes.device, rates, group, folder=settings.nvme
+        )  # fmt: skip
         return Parts(model=model, update=streamed, task=task, packs=packs, passes=passes)
     weights = change(model, strategy, frozen=settings.freeze_layers)
     shares = None if settings.layer_decay is None else rate_shares(model, settings.layer_decay)

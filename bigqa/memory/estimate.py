@@ -210,7 +210,7 @@ class Estimator:
                 found = deepspeed.with_states(found, states)
             return _on_cpu(found, strategy, states)
         kept_bytes = found.pinned_bytes + found.managed_bytes + found.kept_bytes
-        return self._on_gpu(found, strategy, card, kept_bytes, staged, found.managed_bytes)
+        return self._on_gpu(found, strategy, card, kept_bytes, staged, found.managed_bytes, found.disk_bytes)
 
     def _staged_bytes(self, strategy: Strategy, micro_batch: int, seq_len: int, count: int, card: Card) -> int:
         """Return what is pinned of full batches, so many a step, on their way to a GPU."""
@@ -343,7 +343,7 @@ def _on_cpu(found: Footprint, strategy: Strategy, states: deepspeed.States | Non
         device_bytes=0,
         host_bytes=resident,
         pinned_bytes=0,
-        disk_bytes=states.disk_bytes if states else 0,
+        disk_bytes=states.disk_bytes if states else found.disk_bytes,
         phase=found.phase,
         by_category=found.by_category | {"process": resident - found.allocated_bytes},
         largest=found.largest,

@@ -59,6 +59,11 @@ class Footprint:
     arriving_bytes: int = 0
     """What crosses the link to the device in a step of all its micro-batches, where layers are streamed."""
     leaving_bytes: int = 0
+    disk_bytes: int = 0
+    """Taken of a disk, where weights or states of streamed layers lie there."""
+    read_bytes: int = 0
+    """Of the disk in a step."""
+    written_bytes: int = 0
     swing_bytes: int = 0
     """Held at most during a micro-batch, beyond what was held before it: on a CPU the kernel's until then."""
     least: tuple[int, int] | None = None

@@ -19,6 +19,7 @@ from bigqa.engine.attention import kernels as attention
 from bigqa.engine.build import change_modules
 from bigqa.engine.loop.step import Parts, train_step
 from bigqa.engine.stream.building import Rates, streamed
+from bigqa.engine.stream.disk import IN_PLAY_BYTES
 from bigqa.engine.stream.update import StreamedUpdate
 from bigqa.memory.cards import Card
 from bigqa.memory.conditions import collected_on_demand, dropout_of
@@ -36,7 +37,9 @@ STEADY = 5
 """Micro-batches from which one more changes nothing but what is kept of each."""
 FEWEST_LAYERS = 3
 WORK = ("flops", "batched_flops", "moved_bytes", "operations", "drawn")
-ON_HOST = ("kept_bytes", "pinned_bytes", "arriving_bytes", "leaving_bytes")
+ON_HOST = (
+    "kept_bytes", "pinned_bytes", "arriving_bytes", "leaving_bytes", "disk_bytes", "read_bytes", "written_bytes",
+)  # fmt: skip
 NO_RATES = Rates(eps=1e-6, clip=1.0, weight_decay=0.01)
 
 
@@ -67,17 +70,21 @@ def trace_streamed(
         with meta:
             batches = [make_batch() for _ in range(count)]
         parts = Parts(model=model, update=update, task=task, passes=passes)
-        link, before = passes.link, passes.link.bytes_in
+        link, shelf, before = passes.link, passes.slots.shelf, passes.link.bytes_in
+        shelf.bytes_read = shelf.bytes_written = 0
         recorder.work = work = Work()
         recorder.phase = "forward" if recorder.on_gpu else recorder.phase
         with _phases_of(recorder, task, update):
             train_step(parts, batches, count)
         recorder.closed = True
     host = {
-        "kept_bytes": link.kept_bytes - link.pinned_bytes,
+        "kept_bytes": link.kept_bytes - link.pinned_bytes + passes.slots.ahead_bytes,
         "pinned_bytes": link.pinned_bytes,
         "arriving_bytes": link.bytes_in - before,
         "leaving_bytes": link.bytes_out,
+        "disk_bytes": shelf.disk_bytes,
+        "read_bytes": shelf.bytes_read,
+        "written_bytes": shelf.bytes_written,
     }
     return Traced(recorder.stream(work), host)
 
@@ -150,6 +157,10 @@ class StreamedRuns:
 
     def footprint(self, strategy: Strategy, shape: Shape, card: Card) -> Footprint:
         """Return what a step holds and does: products and the like of one of its micro-batches."""
+        found = self._of_step(strategy, shape, card)
+        return replace(found, kept_bytes=found.kept_bytes + min(found.disk_bytes, IN_PLAY_BYTES))
+
+    def _of_step(self, strategy: Strategy, shape: Shape, card: Card) -> Footprint:
         steady = shape._replace(micro_batches=min(shape.micro_batches, STEADY))
         found = self._at(strategy, steady, card)
         if steady == shape:

@@ -7,6 +7,7 @@ as well, or bitsandbytes' 8-bit codes. Works on pieces of a parameter, so that w
 Source: stochastic rounding for training, arXiv:2010.06192.
 """
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from bigqa.engine.attention.kernels import STAND_IN_FOR
 from bigqa.engine.optim.moments import BLOCK, NAMES
 from bigqa.engine.optim.pieces import pieces_of
 
+Make = Callable[[int, torch.dtype], Tensor]
 SMALLEST_8BIT = 4096
 """As bitsandbytes: smaller parameters keep bf16 moments."""
 QUIET_NAN = 0x7FC00000
@@ -28,10 +30,12 @@ class RoundedAdamW(torch.optim.Optimizer):
     """AdamW (arXiv:1711.05101) with random rounding."""
 
     def __init__(
-        self, groups: Any, *, lr: float, eps: float, betas: tuple[float, float], eight_bit: bool = False
-    ) -> None:
+        self, groups: Any, *, lr: float, eps: float, betas: tuple[float, float], eight_bit: bool = False,
+        make: Make | None = None,
+    ) -> None:  # fmt: skip
+        """`make`: makes flat states of zeros, in host memory; none: they lie beside their parameter."""
         super().__init__(groups, {"lr": lr, "eps": eps, "betas": betas, "weight_decay": 0.0})
-        self.eight_bit = eight_bit
+        self.eight_bit, self._make = eight_bit, make
         self._generator: torch.Generator | None = None
         self._seeds = (0, 0, 0)
 
@@ -58,19 +62,35 @@ class RoundedAdamW(torch.optim.Optimizer):
         if self.eight_bit and parameter.numel() >= SMALLEST_8BIT:
             blocks = -(-parameter.numel() // BLOCK)
             for number, signed in (("1", True), ("2", False)):
-                state[f"state{number}"] = torch.zeros_like(parameter, dtype=torch.uint8)
-                state[f"absmax{number}"] = torch.zeros(blocks, dtype=torch.float32, device=parameter.device)
+                state[f"state{number}"] = self._zeros(parameter, torch.uint8)
+                state[f"absmax{number}"] = (
+                    torch.zeros(blocks, dtype=torch.float32, device=parameter.device)
+                    if self._make is None
+                    else self._make(blocks, torch.float32)
+                )
                 state[f"qmap{number}"] = _code(parameter.device, signed=signed)
         else:
-            state |= {name: torch.zeros_like(parameter) for name in NAMES}
+            state |= {name: self._zeros(parameter, parameter.dtype) for name in NAMES}
         return state
 
-    def step_one(self, group: dict[str, Any], parameter: nn.Parameter, gradient: Any) -> None:
-        """Step a parameter; of its gradient nothing is asked but flat pieces."""
+    def _zeros(self, parameter: nn.Parameter, dtype: torch.dtype) -> Tensor:
+        if self._make is None:
+            return torch.zeros_like(parameter, dtype=dtype)
+        return self._make(parameter.numel(), dtype).view(parameter.shape)
+
+    def kept_of(self, parameter: nn.Parameter) -> list[Tensor]:
+        """Return what is kept of a parameter for each element, or block of them: flat."""
+        kept = [value for name, value in self.state[parameter].items() if name not in ("step", "qmap1", "qmap2")]
+        return [value.view(-1) for value in kept]
+
+    def step_one(
+        self, group: dict[str, Any], parameter: nn.Parameter, gradient: Any, pieces: Iterable[slice] | None = None
+    ) -> None:
+        """Step a parameter; of its gradient nothing is asked but flat pieces. `pieces`: those of `pieces_of`."""
         state = self.make_state(parameter)
         state["step"] += 1
         weights, flat_gradient = parameter.view(-1), gradient.view(-1)
-        for piece in pieces_of(weights):
+        for piece in pieces_of(weights) if pieces is None else pieces:
             exact, exact_gradient = weights[piece].float(), flat_gradient[piece].float()
             step = self._step_8bit if "state1" in state else self._step_bf16
             step(group, state, piece, exact, exact_gradient)

@@ -16,9 +16,9 @@ Work = Callable[[], None]
 class Beside:
     """One after the other."""
 
-    def __init__(self, *, threaded: bool, ahead: int | None = None) -> None:
-        """`ahead`: how many may be under way; none: any number."""
-        self.threaded, self.ahead = threaded, ahead
+    def __init__(self, *, threaded: bool, ahead: int | None = None, name: str = "update") -> None:
+        """`ahead`: how many may be under way; none: any number. `name`: of the thread."""
+        self.threaded, self.ahead, self.name = threaded, ahead, name
         self._running: deque[Future[None]] = deque()
         self._thread: ThreadPoolExecutor | None = None
 
@@ -28,7 +28,7 @@ class Beside:
             work()
             return
         if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="update")
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix=self.name)
         while self.ahead is not None and len(self._running) >= self.ahead:
             self._running.popleft().result()
         self._running.append(self._thread.submit(torch.no_grad()(work)))

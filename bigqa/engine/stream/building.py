@@ -1,6 +1,7 @@
 """Puts the streamed step together, for the trainer and for the predictor. In: a model. Out: passes and an update."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from bigqa.engine.stream.layers import Layers
 from bigqa.engine.stream.link import link_to
 from bigqa.engine.stream.passes import LayerPasses
 from bigqa.engine.stream.placing import Placed
+from bigqa.engine.stream.shelf import shelf_of
 from bigqa.engine.stream.sums import Sums
 from bigqa.engine.stream.update import StreamedUpdate
 from bigqa.strategy import Strategy
@@ -30,19 +32,24 @@ class Rates:
 
 
 def streamed(
-    model: nn.Module, task: Task, strategy: Strategy, device: torch.device, rates: Rates, group: Any = None
-) -> tuple[LayerPasses, StreamedUpdate]:
+    model: nn.Module, task: Task, strategy: Strategy, device: torch.device, rates: Rates, group: Any = None,
+    folder: Path | None = None,
+) -> tuple[LayerPasses, StreamedUpdate]:  # fmt: skip
     """Take a model in host memory apart, whose modules have been changed.
 
     `group`: of several processes, for tensors in host memory; this is the first thing that they do with it.
+    `folder`: on a disk, for what the strategy has there.
     Raises: BigqaError where it cannot be streamed.
     """
     if hasattr(model.config, "use_cache"):  # a cache would grow once more in every recomputation
         model.config.use_cache = False  # type: ignore[union-attr]
-    layers, link = Layers(model, task), link_to(device)
+    layers, shelf = Layers(model, task), shelf_of(strategy, link_to(device), model, folder)
     undecayed = undecayed_names(model)
-    steps = steps_of(strategy, link, eps=rates.eps)
-    placed = Placed(model, layers, link, undecayed, DTYPES[strategy.precision], waits=steps.waits)
+    steps = steps_of(strategy, shelf, eps=rates.eps)
+    staged = shelf.weights_on_disk and strategy.device == "cuda"
+    placed = Placed(
+        model, layers, shelf, undecayed, DTYPES[strategy.precision], waits=steps.waits, staged=staged
+    )  # fmt: skip
     for weight in placed.weights.values():
         steps.make_states(weight)
     passes = LayerPasses(model, layers, placed.slots, placed.tables, placed.backward_of)

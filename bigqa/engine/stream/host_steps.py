@@ -3,6 +3,7 @@
 Exact: AdamW in fp32, for which gradients wait until the global norm is known. At random: as `engine.optim.rounding`.
 """
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 from bigqa.engine.optim import moments
 from bigqa.engine.optim.moments import NAMES
 from bigqa.engine.optim.optimizers import BETAS
+from bigqa.engine.optim.pieces import pieces_of
 from bigqa.engine.optim.rounding import RoundedAdamW
-from bigqa.engine.stream.link import Link
+from bigqa.engine.stream.shelf import Shelf
 from bigqa.engine.stream.store import Gradient, Weight
 from bigqa.strategy import Strategy
 
@@ -30,6 +32,9 @@ class HostSteps(Protocol):
 
     def make_states(self, weight: Weight) -> None:
         """Make what is kept of a weight."""
+
+    def passes(self, weight: Weight) -> list[Tensor]:
+        """Return what a step reads and writes of a weight, flat: the weight first."""
 
     def step(self, weight: Weight, gradient: Gradient, lr: float, decay: float, factor: Tensor) -> None:
         """Step a weight; `factor`: what its gradient is multiplied by."""
@@ -50,11 +55,11 @@ class HostSteps(Protocol):
         """Drop all states."""
 
 
-def steps_of(strategy: Strategy, link: Link, *, eps: float) -> HostSteps:
+def steps_of(strategy: Strategy, shelf: Shelf, *, eps: float) -> HostSteps:
     """Return how a strategy steps."""
     if strategy.precision == "bf16-sr":
-        return RandomSteps(link, eps, eight_bit=strategy.optimizer != "adamw")
-    return ExactSteps(link, eps)
+        return RandomSteps(shelf, eps, eight_bit=strategy.optimizer != "adamw")
+    return ExactSteps(shelf, eps)
 
 
 class ExactSteps:
@@ -62,11 +67,14 @@ class ExactSteps:
 
     waits = True
 
-    def __init__(self, link: Link, eps: float) -> None:
-        self.link, self.eps = link, eps
+    def __init__(self, shelf: Shelf, eps: float) -> None:
+        self.shelf, self.eps = shelf, eps
 
     def make_states(self, weight: Weight) -> None:
-        weight.states = {"step": 0} | {name: self.link.kept(weight.low.numel(), torch.float32) for name in NAMES}
+        weight.states = {"step": 0} | {name: self.shelf.states(weight.low.numel(), torch.float32) for name in NAMES}
+
+    def passes(self, weight: Weight) -> list[Tensor]:
+        return [*weight.parts, *(weight.states[name] for name in NAMES)]
 
     def draw_from(self, step: int, seed: int) -> None:
         """Nothing is drawn."""
@@ -76,8 +84,8 @@ class ExactSteps:
         states["step"] += 1
         step = torch.full((), float(states["step"]))
         first, second = (states[name] for name in NAMES)
-        for begin in range(0, weight.low.numel(), AT_ONCE):
-            piece = slice(begin, begin + AT_ONCE)
+        pieces = (slice(begin, begin + AT_ONCE) for begin in range(0, weight.low.numel(), AT_ONCE))
+        for piece in self.shelf.along(pieces, changed=self.passes(weight), read=gradient.tensors):
             master, scaled = weight.piece(piece), gradient.piece(piece).mul_(factor)
             torch._fused_adamw_(
                 [master], [scaled], [first[piece]], [second[piece]], [], [step], lr=lr, beta1=BETAS[0], beta2=BETAS[1],
@@ -88,7 +96,12 @@ class ExactSteps:
     def moments(self, weight: Weight) -> Makers:
         if not weight.states["step"]:
             return {}
-        return {f"{name}.{weight.name}": weight.states[name].view(weight.shape).clone for name in NAMES}
+        return {f"{name}.{weight.name}": functools.partial(self._read, weight, name) for name in NAMES}
+
+    def _read(self, weight: Weight, name: str) -> Tensor:
+        moment: Tensor = weight.states[name].view(weight.shape).clone()
+        self.shelf.leave([weight.states[name]])
+        return moment
 
     def scales(self, weight: Weight) -> Makers:
         return {}
@@ -96,7 +109,9 @@ class ExactSteps:
     def load(self, weight: Weight, kept: Any, step: int, scales: Any) -> None:
         weight.states["step"] = step
         for name, moment in zip(NAMES, kept, strict=True):
-            weight.states[name].copy_(moment.reshape(-1))
+            flat, values = weight.states[name], moment.reshape(-1)
+            for piece in self.shelf.along(pieces_of(flat), changed=[flat]):
+                flat[piece].copy_(values[piece])
 
     def forget(self, weights: Iterable[Weight]) -> None:
         for weight in weights:
@@ -108,23 +123,32 @@ class RandomSteps:
 
     waits = False
 
-    def __init__(self, link: Link, eps: float, *, eight_bit: bool) -> None:
-        self.link = link
+    def __init__(self, shelf: Shelf, eps: float, *, eight_bit: bool) -> None:
+        self.shelf = shelf
         self._parameters: dict[str, nn.Parameter] = {}
         """Of each weight, seen in its shape."""
         self._decays: dict[str, bool] = {}
         self.optimizer = RoundedAdamW(
             [{"params": [nn.Parameter(torch.zeros(1, device="cpu"))]}], lr=0.0, eps=eps, betas=BETAS,
-            eight_bit=eight_bit,
+            eight_bit=eight_bit, make=self._make if shelf.states_on_disk else None,
         )  # fmt: skip
         self._seeds = (0, 0)
 
     def make_states(self, weight: Weight) -> None:
-        self._parameters[weight.name] = nn.Parameter(weight.low.view(weight.shape))
+        self._parameters[weight.name] = parameter = nn.Parameter(weight.low.view(weight.shape))
+        if self.shelf.states_on_disk:  # which is asked for all of its room at the start
+            self.optimizer.make_state(parameter)
+            return
         shape = nn.Parameter(torch.empty(weight.shape, dtype=weight.low.dtype, device="meta"))
         state = self.optimizer.make_state(shape)  # the weight's own is made when it is stepped
-        self.link.kept_bytes += sum(one.nbytes for one in state.values() if isinstance(one, Tensor))
+        self.shelf.link.kept_bytes += sum(one.nbytes for one in state.values() if isinstance(one, Tensor))
         del self.optimizer.state[shape]
+
+    def passes(self, weight: Weight) -> list[Tensor]:
+        return [weight.low, *self.optimizer.kept_of(self._parameters[weight.name])]
+
+    def _make(self, count: int, dtype: torch.dtype) -> Tensor:
+        return self.shelf.states(count, dtype)
 
     def draw_from(self, step: int, seed: int) -> None:
         self._seeds = step, seed
@@ -134,17 +158,33 @@ class RandomSteps:
         number = list(self._parameters).index(weight.name)
         self.optimizer.draw_from(*self._seeds, number)
         group = self.optimizer.param_groups[0] | {"lr": lr, "weight_decay": decay}
+        pieces = self.shelf.along(pieces_of(weight.low), changed=self.passes(weight))
         with torch.no_grad():
-            self.optimizer.step_one(group, parameter, _Scaled(gradient, factor))
+            self.optimizer.step_one(group, parameter, _Scaled(gradient, factor), pieces)
 
     def moments(self, weight: Weight) -> Makers:
-        return moments.makers(weight.name, self.optimizer, self._parameters[weight.name])
+        if not self._stepped(weight):
+            return {}
+        makers = moments.makers(weight.name, self.optimizer, self._parameters[weight.name])
+        return {name: functools.partial(self._read, weight, make) for name, make in makers.items()}
+
+    def _read(self, weight: Weight, make: Callable[[], Tensor]) -> Tensor:
+        moment = make()
+        self.shelf.leave(self.passes(weight))
+        return moment
 
     def scales(self, weight: Weight) -> Makers:
+        if not self._stepped(weight):
+            return {}
         return moments.scale_makers(weight.name, self.optimizer, self._parameters[weight.name])
+
+    def _stepped(self, weight: Weight) -> bool:
+        return bool(self.optimizer.state.get(self._parameters[weight.name], {}).get("step"))
 
     def load(self, weight: Weight, kept: Any, step: int, scales: Any) -> None:
         moments.put(self.optimizer, self._parameters[weight.name], kept, step, scales)
+        for _ in self.shelf.along(pieces_of(weight.low), changed=self.passes(weight)):
+            pass  # written out
 
     def forget(self, weights: Iterable[Weight]) -> None:
         self.optimizer.state.clear()

@@ -34,14 +34,26 @@ class Link(Protocol):
     def block(self, key: Hashable, size_bytes: int) -> Tensor:
         """Return the block of a key, uint8, of this size: what was in it is lost where it had to grow."""
 
-    def arrive(self, to: Tensor, source: Tensor, *, weights: bool = False) -> Any:
-        """Begin to copy to the device, once all that is launched so far is done there; return an event."""
+    def arrive(self, to: Tensor, source: Tensor, *, weights: bool = False, after: Any = None) -> Any:
+        """Begin to copy to the device, once all that is launched so far is done there; return an event.
+
+        `after`: of `now`; what was launched by then is all that is waited for.
+        """
+
+    def fill(self, to: Tensor, source: Tensor) -> None:
+        """Copy within host memory, at once."""
 
     def leave(self, to: Tensor, source: Tensor) -> Any:
         """Begin to copy to the host; return an event."""
 
+    def now(self) -> Any:
+        """Return an event of all that is launched so far."""
+
     def wait(self, event: Any) -> None:
         """Let what is launched from now on wait for a copy."""
+
+    def settle(self, event: Any) -> None:
+        """Wait on the host for a copy."""
 
     def land(self) -> None:
         """Wait on the host until everything has arrived and left."""
@@ -68,7 +80,16 @@ class _Counting:
         self.kept_bytes += count * dtype.itemsize
         return torch.zeros(count, dtype=dtype)
 
+    def fill(self, to: Tensor, source: Tensor) -> None:
+        to.copy_(source)
+
+    def now(self) -> None:
+        """Nothing is on its way."""
+
     def wait(self, event: Any) -> None:
+        """Nothing is on its way."""
+
+    def settle(self, event: Any) -> None:
         """Nothing is on its way."""
 
     def land(self) -> None:
@@ -94,7 +115,7 @@ class _InPlace(_Counting):
             block = self._blocks[key] = torch.empty(size_bytes, dtype=torch.uint8)
         return block[:size_bytes]
 
-    def arrive(self, to: Tensor, source: Tensor, *, weights: bool = False) -> None:
+    def arrive(self, to: Tensor, source: Tensor, *, weights: bool = False, after: Any = None) -> None:
         self.bytes_in += source.nbytes
         to.copy_(source)
 
@@ -125,7 +146,10 @@ class _Counted(_Counting):
         self.kept_bytes += more
         return torch.zeros((), dtype=torch.uint8, device="cpu").expand(size_bytes)
 
-    def arrive(self, to: Tensor, source: Tensor, *, weights: bool = False) -> None:
+    def fill(self, to: Tensor, source: Tensor) -> None:
+        """There is nothing to copy."""
+
+    def arrive(self, to: Tensor, source: Tensor, *, weights: bool = False, after: Any = None) -> None:
         self.bytes_in += to.nbytes
 
     def leave(self, to: Tensor, source: Tensor) -> None:
@@ -164,16 +188,21 @@ class _OnStreams(_Counting):
         self._lent[key] = pool.lend(size_bytes)
         return self._lent[key].tensor  # type: ignore[no-any-return]
 
-    def arrive(self, to: Tensor, source: Tensor, *, weights: bool = False) -> Any:
+    def arrive(self, to: Tensor, source: Tensor, *, weights: bool = False, after: Any = None) -> Any:
         self.bytes_in += source.nbytes
-        return self._copy(self._weights if weights else self._others, to, source)
+        return self._copy(self._weights if weights else self._others, to, source, after)
 
     def leave(self, to: Tensor, source: Tensor) -> Any:
         self.bytes_out += source.nbytes
         return self._copy(self._others, to, source)
 
-    def _copy(self, stream: Any, to: Tensor, source: Tensor) -> Any:
-        stream.wait_stream(torch.cuda.current_stream(self.device))
+    def now(self) -> Any:
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+    def _copy(self, stream: Any, to: Tensor, source: Tensor, after: Any = None) -> Any:
+        stream.wait_event(self.now() if after is None else after)
         with torch.cuda.stream(stream):
             to.copy_(source, non_blocking=True)
             event = torch.cuda.Event()
@@ -183,6 +212,10 @@ class _OnStreams(_Counting):
     def wait(self, event: Any) -> None:
         if event is not None:
             torch.cuda.current_stream(self.device).wait_event(event)
+
+    def settle(self, event: Any) -> None:
+        if event is not None:
+            event.synchronize()
 
     def land(self) -> None:
         self._weights.synchronize()

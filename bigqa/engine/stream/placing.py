@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bigqa.engine.optim.precision import cast
 from bigqa.engine.stream.layers import Layers
-from bigqa.engine.stream.link import Link
+from bigqa.engine.stream.shelf import Shelf
 from bigqa.engine.stream.slots import PLACES, Slots
 from bigqa.engine.stream.store import Unit, Weight, make_unit
 from bigqa.engine.stream.tables import Table, Tables
@@ -24,10 +24,13 @@ class Placed:
     """A model, its units, and where its parameters lie."""
 
     def __init__(
-        self, model: nn.Module, layers: Layers, link: Link, undecayed: set[str], dtype: torch.dtype, *, waits: bool
-    ) -> None:
-        """`waits`: all gradients wait on the host, and fp32 masters are kept."""
-        self.model, self.layers, self.link, self.waits = model, layers, link, waits
+        self, model: nn.Module, layers: Layers, shelf: Shelf, undecayed: set[str], dtype: torch.dtype, *, waits: bool,
+        staged: bool,
+    ) -> None:  # fmt: skip
+        """`waits`: all gradients wait on the host, and fp32 masters are kept; `staged`: see `Slots`."""
+        self.model, self.layers, self.shelf, self.link, self.waits = model, layers, shelf, shelf.link, waits
+        self.takes_turns = shelf.states_on_disk or not waits
+        """Whether gradients of layers come to two places by turns, and go from there."""
         self.owners = _owners(model)
         of_layers = _names_in(layers, self.owners)
         tables = {name: [name] for name in layers.tables}
@@ -35,7 +38,7 @@ class Placed:
         outer = [name for name in self.owners if name not in inside and name not in tables]
         self._options: dict[str, Any] = {"undecayed": undecayed, "dtype": dtype, "keeps": waits}
         self.layer_units = [self._unit(names, moves=True) for names in of_layers]
-        self.outer = self._unit(outer, moves=True)
+        self.outer = self._unit(outer, moves=True, stays=True)
         self.table_units = {name: self._unit(names, moves=False) for name, names in tables.items()}
         self.others = [self.outer, *self.table_units.values()]
         self.units = [*self.layer_units, *self.others]
@@ -43,23 +46,24 @@ class Placed:
         for name in self.owners:  # in the model's own order
             self.weights[name] = next(unit.weights[name] for unit in self.units if name in unit.weights)
         self.on_gradient: Callable[[Unit], None] = lambda unit: None
-        self.let_go: Callable[[Any, Tensor], None] = lambda event, gradient: link.wait(event)
+        self.let_go: Callable[[Any, Tensor], None] = lambda event, gradient: self.link.wait(event)
         """Holds a gradient until it has left."""
         self._layer: int | None = None
-        self._take_places(dtype)
+        self._take_places(dtype, staged=staged)
 
-    def _unit(self, names: list[str], *, moves: bool) -> Unit:
+    def _unit(self, names: list[str], *, moves: bool, stays: bool = False) -> Unit:
         """Take weights out of the model, which then has them no more: both at once would be too much."""
-        unit = make_unit(self.link, {n: self._parameter(n) for n in names}, moves=moves, **self._options)
+        values, options = {name: self._parameter(name) for name in names}, self._options
+        unit = make_unit(self.shelf, values, moves=moves, stays=stays, **options)
         for name in names:
             self._own(name, nn.Parameter(torch.empty(0, device="cpu")))
         return unit
 
-    def _take_places(self, dtype: torch.dtype) -> None:
+    def _take_places(self, dtype: torch.dtype, *, staged: bool) -> None:
         """Put the parameters where they are from now on: what the model held of them goes."""
         link, model = self.link, self.model
         self._place_tables(dtype)
-        self.slots = Slots(link, self.layer_units, dtype)
+        self.slots = Slots(self.shelf, self.layer_units, dtype, staged=staged)
         for index, unit in enumerate(self.layer_units):
             for name, weight in unit.weights.items():
                 parameter = self.slots.parameter(index, name)
@@ -81,17 +85,19 @@ class Placed:
             parameter = nn.Parameter(torch.empty((), dtype=dtype, device=self.link.device).expand(weight.shape))
             found[id(parameter)] = Table(name, weight.low.view(weight.shape))
             self._own(name, parameter)
-        self.tables = Tables(self.link, found)
+        self.tables = Tables(self.shelf, found)
 
     def _make_room_for_gradients(self) -> None:
-        """A layer's own, where they wait; else of two layers, the places being taken by turns."""
+        """A layer's own, where they wait as they came; else of two layers, the places being taken by turns."""
         units = self.layer_units
-        most = max(unit.flat.numel() for unit in units)
+        most, turns = max(unit.flat.numel() for unit in units), self.takes_turns
         dtype = units[0].flat.dtype
-        count = len(units) if self.waits else min(PLACES, len(units))
-        flats = [self.link.pinned(units[index].flat.numel() if self.waits else most, dtype) for index in range(count)]
+        count = min(PLACES, len(units)) if turns else len(units)
+        flats = [self.link.pinned(most if turns else units[index].flat.numel(), dtype) for index in range(count)]
         for index, unit in enumerate(units):
             _give(unit, flats[index % count])
+            if turns and self.waits:
+                _let_wait(unit, self.shelf.states(unit.flat.numel(), dtype))
         _give(self.outer, self.link.pinned(self.outer.flat.numel(), dtype))
 
     def _hook(self, layer: int, weight: Weight) -> Callable[[Tensor], None]:
@@ -141,17 +147,23 @@ class Placed:
             else:
                 self._parameter(name).grad = None
 
+    def exact(self, weight: Weight) -> Tensor:
+        """Return a weight's fp32 master."""
+        master = weight.exact()
+        self.shelf.leave(weight.parts)
+        return master
+
     def hand_back(self) -> nn.Module:
         """Return the model with fp32 weights of its own, in host memory. There is nothing left here."""
         self.layers.restore()
         for weight in self.weights.values():
-            weight.gradient = None
+            weight.gradient = weight.waiting = None
         for unit in self.units:
-            unit.gradient = unit.rest = None
+            unit.gradient = unit.waiting = unit.rest = None
         for unit in self.units:
             unit_weights, unit.weights = unit.weights, {}
             for name, weight in unit_weights.items():
-                self._own(name, nn.Parameter(weight.exact().clone()))
+                self._own(name, nn.Parameter(self.exact(weight).clone()))
                 self.weights.pop(name)
         self.slots.let_go()
         del self.outer_place
@@ -173,6 +185,13 @@ def _give(unit: Unit, flat: Tensor) -> None:
     unit.gradient = flat[: unit.flat.numel()]
     for name, weight in unit.weights.items():
         weight.gradient = unit.gradient[unit.places[name]]
+
+
+def _let_wait(unit: Unit, flat: Tensor) -> None:
+    """Give the gradients of a unit a place to wait in."""
+    unit.waiting = flat
+    for name, weight in unit.weights.items():
+        weight.waiting = flat[unit.places[name]]
 
 
 def _owners(model: nn.Module) -> Owners:

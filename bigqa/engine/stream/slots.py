@@ -5,12 +5,12 @@ hold is the layer's own from `use` until the next `use`.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from bigqa.engine.stream.link import Link
+from bigqa.engine.stream.shelf import Shelf
+from bigqa.engine.stream.staging import Bringing
 from bigqa.engine.stream.store import Unit
 
 PLACES = 2
@@ -19,12 +19,18 @@ PLACES = 2
 class Slots:
     """Brings weights, the next layer's ahead."""
 
-    def __init__(self, link: Link, units: Sequence[Unit], dtype: torch.dtype) -> None:
-        size = max(unit.flat.numel() for unit in units)
-        self.link, self.units = link, units
-        self.places = [torch.empty(size, dtype=dtype, device=link.device) for _ in range(min(PLACES, len(units)))]
-        self._holds: list[int | None] = [None] * len(self.places)
-        self._events: list[Any] = [None] * len(self.places)
+    def __init__(self, shelf: Shelf, units: Sequence[Unit], dtype: torch.dtype, *, staged: bool) -> None:
+        """`staged`: weights come to the device by pinned memory."""
+        size, count = max(unit.flat.numel() for unit in units), min(PLACES, len(units))
+        self.shelf, self.link, self.units = shelf, shelf.link, units
+        self.places = [torch.empty(size, dtype=dtype, device=self.link.device) for _ in range(count)]
+        self._holds: list[int | None] = [None] * count
+        self._bringing = Bringing(shelf, size, dtype, count, staged=staged)
+
+    @property
+    def ahead_bytes(self) -> int:
+        """What is in memory of weights on a disk, that of the next layer being read."""
+        return self.places[0].nbytes if self.shelf.weights_on_disk else 0
 
     def parameter(self, layer: int, name: str) -> nn.Parameter:
         """Return a parameter of a layer: its place, seen in its shape."""
@@ -36,23 +42,29 @@ class Slots:
         place = self._place(layer)
         if not 0 <= layer < len(self.units) or self._holds[place] == layer:
             return
-        flat: Tensor = self.units[layer].flat
-        self._events[place] = self.link.arrive(self.places[place][: flat.numel()], flat, weights=True)
+        flat = self.units[layer].flat
+        self._bringing.begin(place, self.places[place][: flat.numel()], flat)
         self._holds[place] = layer
 
     def use(self, layer: int, then: int) -> None:
         """Wait for a layer's weights; `then`: whose are wanted next."""
         self.ahead(layer)
-        self.link.wait(self._events[self._place(layer)])
+        self._bringing.wait(self._place(layer))
         self.ahead(then)
+        after = 2 * then - layer
+        if 0 <= after < len(self.units):
+            self.shelf.ahead([self.units[after].flat])
 
     def forget(self) -> None:
         """Know that the host's weights have changed."""
+        self._bringing.drop()
         self._holds = [None] * len(self.places)
 
     def let_go(self) -> None:
         """Give the places back: no layer comes any more."""
-        self.places, self._holds, self._events = [], [], []
+        self._bringing.drop()
+        self.places, self._holds = [], []
+        del self._bringing
 
     def _place(self, layer: int) -> int:
         return layer % len(self.places)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bigqa.engine.optim.pieces import pieces_of
-from bigqa.engine.stream.link import Link
+from bigqa.engine.stream.shelf import Shelf
 from bigqa.engine.stream.tables import RowGradient
 
 ALIGNED = 256
@@ -23,6 +23,11 @@ HALF = 0x8000
 
 class Gradient(Protocol):
     """A flat gradient."""
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What it consists of, flat, where that is as long as it is."""
+        ...
 
     def piece(self, piece: slice) -> Tensor:
         """Return a piece in fp32."""
@@ -39,9 +44,14 @@ class DenseGradient:
 
     flat: Tensor
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What it consists of."""
+        return [self.flat]
+
     def piece(self, piece: slice) -> Tensor:
-        """Return a piece in fp32."""
-        return self.flat[piece].float()
+        """Return a copy of a piece, in fp32."""
+        return self.flat[piece].to(torch.float32, copy=True)
 
     def norm(self) -> Tensor:
         """Return the norm; in fp32 by the plain update's own operation, else piece by piece, for a copy is made."""
@@ -63,6 +73,8 @@ class Weight:
     """Flat, in the device's precision."""
     gradient: Tensor | RowGradient | None = None
     """Flat, as it comes from the device."""
+    waiting: Tensor | None = None
+    """Where it waits for the update; none: where it came."""
     is_touched: bool = False
     """Whether this step has a gradient of it."""
     rest: Tensor | None = None
@@ -70,9 +82,18 @@ class Weight:
     states: dict[str, Any] = field(default_factory=dict)
 
     def gradient_of_step(self) -> Gradient:
-        """Return the gradient of this step."""
+        """Return the gradient of this step, as it comes."""
         assert self.gradient is not None
         return self.gradient if isinstance(self.gradient, RowGradient) else DenseGradient(self.gradient)
+
+    def gradient_kept(self) -> Gradient:
+        """Return the gradient of this step, as it waits."""
+        return self.gradient_of_step() if self.waiting is None else DenseGradient(self.waiting)
+
+    @property
+    def parts(self) -> list[Tensor]:
+        """What the master is put together of."""
+        return [self.low] if self.rest is None else [self.low, self.rest]
 
     def exact(self) -> Tensor:
         """Return the fp32 master."""
@@ -124,33 +145,38 @@ class Unit:
     """What fp32 has more, likewise."""
     gradient: Tensor | None = None
     """Of all of them, likewise; none of an embedding."""
+    waiting: Tensor | None = None
+    """Where gradients wait for the update, likewise; none: where they came."""
 
 
 def make_unit(
-    link: Link, values: Mapping[str, Tensor], undecayed: set[str], dtype: torch.dtype, *, moves: bool, keeps: bool
-) -> Unit:
-    """Put weights on the host. `moves`: they and their gradients are copied; `keeps`: with fp32 masters."""
+    shelf: Shelf, values: Mapping[str, Tensor], undecayed: set[str], dtype: torch.dtype, *, moves: bool, keeps: bool,
+    stays: bool = False,
+) -> Unit:  # fmt: skip
+    """Put weights on the host. `moves`: they and their gradients are copied; `keeps`: with fp32 masters.
+
+    `stays`: the weights are in memory, wherever others are.
+    """
     places, end = {}, 0
     for name, value in values.items():
         places[name] = slice(end, end + value.numel())
         end += -(-value.numel() // ALIGNED) * ALIGNED
-    make = link.pinned if moves else link.kept
-    flat = make(end, dtype)
+    flat = shelf.weights(end, dtype, moves=moves, stays=stays)
     rest = None
     if keeps and dtype != torch.float32:
-        rest = link.kept(end, torch.int16 if dtype == torch.bfloat16 else torch.float32)
+        rest = shelf.states(end, torch.int16 if dtype == torch.bfloat16 else torch.float32)
     weights = {}
     for name, value in values.items():
         place = places[name]
         weights[name] = weight = Weight(name, value.shape, name not in undecayed, flat[place])
         weight.rest = None if rest is None else rest[place]
         if not value.is_meta:
-            take(weight, value)
+            take(weight, value, shelf)
     return Unit(weights, flat, places, rest)
 
 
-def take(weight: Weight, value: Tensor) -> None:
+def take(weight: Weight, value: Tensor, shelf: Shelf) -> None:
     """Put an fp32 value in place."""
     flat = value.detach().reshape(-1)
-    for piece in pieces_of(flat):
+    for piece in shelf.along(pieces_of(flat), changed=weight.parts):
         weight.put(piece, flat[piece].float())

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from bigqa.engine.stream.link import Link
+from bigqa.engine.stream.shelf import Shelf
 from bigqa.engine.stream.sums import Sums
 
 
@@ -28,6 +28,8 @@ class RowGradient:
     """[R], int64: which, in order."""
     values: Tensor
     """[R, width], fp32."""
+    tensors: tuple[Tensor, ...] = ()
+    """None that is as long as the table."""
 
     def piece(self, piece: slice) -> Tensor:
         """Return a piece of the flat gradient, fp32."""
@@ -74,7 +76,7 @@ class _LookUp:
 class Tables:
     """All of a model's."""
 
-    link: Link
+    shelf: Shelf
     by_parameter: Mapping[int, Table]
     """By the identity of what stands for it in the model."""
     sums: Sums = field(default_factory=Sums)
@@ -106,8 +108,8 @@ class Tables:
         for table in self.by_parameter.values():
             ids = [one.ids.reshape(-1) for looks in self.seen.values() for one in looks if one.table is table]
             count, width = sum(map(len, ids)), table.weight.shape[1]
-            if self.link.device.type == "meta":
-                self.link.kept_bytes += min(count, len(table.weight)) * width * torch.float32.itemsize
+            if self.shelf.link.device.type == "meta":
+                self.shelf.link.kept_bytes += min(count, len(table.weight)) * width * torch.float32.itemsize
             elif ids:
                 rows = self.sums.rows(torch.cat(ids), len(table.weight))
                 table.gradient = RowGradient(table.weight.numel(), width, rows, torch.zeros(len(rows), width))
@@ -118,7 +120,7 @@ class Tables:
             gradient, rows = look.table.gradient, look.rows
             if rows is None or rows.grad is None:
                 continue
-            self.link.bytes_out += rows.grad.nbytes
+            self.shelf.link.bytes_out += rows.grad.nbytes
             if gradient is None:
                 continue
             values, ids = rows.grad.to("cpu").float().view(-1, gradient.width), look.ids.reshape(-1)
@@ -140,16 +142,17 @@ class Tables:
 
     def _rows(self, look: _LookUp) -> Tensor:
         shape = (*look.ids.shape, look.table.weight.shape[1])
-        if self.link.device.type == "meta":
+        if self.shelf.link.device.type == "meta":
             rows = torch.empty(shape, dtype=look.table.weight.dtype, device="meta")
         else:
-            rows = look.table.weight.index_select(0, look.ids.reshape(-1)).view(shape).to(self.link.device)
-        self.link.bytes_in += rows.nbytes
+            rows = look.table.weight.index_select(0, look.ids.reshape(-1)).view(shape).to(self.shelf.link.device)
+            self.shelf.leave([look.table.weight])
+        self.shelf.link.bytes_in += rows.nbytes
         look.rows = rows.requires_grad_() if torch.is_grad_enabled() else None
         return rows
 
     def _blank(self, table: Table, ids: Tensor, padding: int | None) -> Tensor:
-        nothing = torch.zeros((), dtype=table.weight.dtype, device=self.link.device)
+        nothing = torch.zeros((), dtype=table.weight.dtype, device=self.shelf.link.device)
         return nothing.expand(*ids.shape, table.weight.shape[1])
 
 

@@ -6,7 +6,8 @@ Where they do not wait, as with random rounding, each unit is stepped then as we
 before, as `engine.optim.release` does it.
 """
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from bigqa.engine.lazy import Lazy
 from bigqa.engine.optim.moments import NAMES
+from bigqa.engine.optim.pieces import pieces_of
 from bigqa.engine.optim.scaling import LossScaler
 from bigqa.engine.optim.update import State, Update
 from bigqa.engine.stream.beside import Beside
@@ -24,6 +26,10 @@ from bigqa.engine.stream.placing import Placed
 from bigqa.engine.stream.store import Unit, Weight, take
 from bigqa.engine.stream.sums import Sums
 from bigqa.engine.stream.tables import RowGradient
+
+READ_AHEAD = 2**22
+"""Elements of the next weight whose states are read while one is stepped."""
+WHOLE = slice(0, None)
 
 
 class StreamedUpdate(Update):
@@ -41,8 +47,9 @@ class StreamedUpdate(Update):
         self._last_norm: Tensor | None = None
         self._norms: dict[str, Tensor] = {}
         """Of this step, by name."""
-        # Where gradients do not wait, two layers' have places: one is stepped while the next one's come.
-        self.beside = Beside(threaded=self.link.device.type == "cuda", ahead=None if steps.waits else 1)
+        self.shelf = placed.shelf
+        # Of two layers' gradients that have places, one's are taken while the next one's come.
+        self.beside = Beside(threaded=self.link.device.type == "cuda", ahead=1 if placed.takes_turns else None)
         for unit in placed.units:
             sums.from_first((unit.flat, unit.rest))
         self._begin_passes()
@@ -66,6 +73,7 @@ class StreamedUpdate(Update):
         self.placed.send_outer()
         if self.link.device.type == "meta":
             norm = torch.zeros((), device="meta")
+            self._pass_without_data()
         else:
             for unit in self.placed.others:
                 self._leave(unit)
@@ -84,10 +92,16 @@ class StreamedUpdate(Update):
         if finite:
             self._change()
             factor = torch.clamp(self.clip / (norm + 1e-6), max=1.0) * scale
-            for one in self.placed.weights.values():
-                if one.is_touched:
-                    self._step_one(one, factor)
+            self._step_in_turn([one for one in self.placed.weights.values() if one.is_touched], factor)
         return norm
+
+    def _step_in_turn(self, weights: Sequence[Weight], factor: Tensor) -> None:
+        """Step weights, the next one's states being read meanwhile."""
+        for one, following in zip(weights, [*weights[1:], None], strict=True):
+            if following is not None:
+                self.shelf.ahead(part[:READ_AHEAD] for part in self.steps.passes(following))
+            decay = self.weight_decay if one.decays else 0.0
+            self.steps.step(one, one.gradient_kept(), self.lr, decay, factor)
 
     def _change(self) -> None:
         """Begin to change weights, which a thread beside this one must not read until the step is over."""
@@ -117,7 +131,24 @@ class StreamedUpdate(Update):
             norm = self._norms[one.name] = one.gradient_of_step().norm()
             if not self.steps.waits:
                 known = norm if self._last_norm is None else self._last_norm
-                self._step_one(one, torch.clamp(self.clip / (known + 1e-6), max=1.0))
+                self._step_in_turn([one], torch.clamp(self.clip / (known + 1e-6), max=1.0))
+        self._lay_by(unit)
+
+    def _lay_by(self, unit: Unit) -> None:
+        """Put gradients where they wait: the place that they came to is wanted for another layer's."""
+        if unit.waiting is None or unit.gradient is None:
+            return
+        for piece in self.shelf.along(pieces_of(unit.gradient), changed=[unit.waiting]):
+            unit.waiting[piece].copy_(unit.gradient[piece])
+
+    def _pass_without_data(self) -> None:
+        """Pass everything that an update does, where what passes is counted alone."""
+        for unit in self.placed.layer_units:
+            if unit.waiting is not None:
+                list(self.shelf.along([WHOLE], changed=[unit.waiting]))
+        for one in self.placed.weights.values():
+            waiting = [] if one.waiting is None else [one.waiting]
+            list(self.shelf.along([WHOLE], changed=self.steps.passes(one), read=waiting))
 
     def _end_of_steps(self) -> Tensor:
         self._last_norm = self._norm()
@@ -128,10 +159,6 @@ class StreamedUpdate(Update):
         return torch.linalg.vector_norm(
             torch.stack([self._norms[n] for n in self.placed.weights if n in self._norms]), 2.0
         )
-
-    def _step_one(self, weight: Weight, factor: Tensor) -> None:
-        decay = self.weight_decay if weight.decays else 0.0
-        self.steps.step(weight, weight.gradient_of_step(), self.lr, decay, factor)
 
     def _end(self) -> None:
         self.forget_gradients()
@@ -163,7 +190,7 @@ class StreamedUpdate(Update):
         moments: dict[str, Callable[[], Tensor]] = {}
         scales: dict[str, Callable[[], Tensor]] = {}
         for name, one in self.placed.weights.items():
-            weights[name] = one.exact
+            weights[name] = functools.partial(self.placed.exact, one)
             moments |= self.steps.moments(one)
             scales |= self.steps.scales(one)
         return State(weights=Lazy(weights), moments=Lazy(moments), scales=Lazy(scales), extras=self._extras())
@@ -172,7 +199,7 @@ class StreamedUpdate(Update):
         """Take a canonical state, as it was after `step` steps."""
         self._load_extras(state.extras)
         for name, one in self.placed.weights.items():
-            take(one, state.weights[name])
+            take(one, state.weights[name], self.shelf)
             if f"{NAMES[0]}.{name}" in state.moments:
                 moments, scales = (
                     tuple(kept.get(f"{kind}.{name}") for kind in NAMES) for kept in (state.moments, state.scales)
