@@ -54,7 +54,7 @@ def job(
     if strategy.precision != "bf16-sr":
         settings["precision"] = strategy.precision  # and not what this CPU is best at
     plan.write_text(json.dumps({"settings": settings}), encoding="utf-8")
-    disk = {"nvme": str(out.parent / f"{out.name}-disk")} if name == NVME else {}
+    disk = {"nvme": str(out.parent / f"{out.name}-disk")} if STRATEGIES[name].needs_disk else {}
     options = {"check": False} if resume else options
     return {"out": str(out), "options": options | disk | {"plan": str(plan)}, "resume": resume and str(resume)}
 

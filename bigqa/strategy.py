@@ -56,6 +56,11 @@ class Strategy(BaseModel):
         return frozenset(name for name, is_held in held.items() if is_held)
 
     @property
+    def needs_disk(self) -> bool:
+        """Whether a part of it lies on a disk."""
+        return "nvme" in (self.offload_optimizer, self.offload_parameters)
+
+    @property
     def tier(self) -> int:
         """What it changes: 0 nothing, 1 rounding only, 2 what is learned.
 

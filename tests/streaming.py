@@ -11,6 +11,8 @@ from bigqa.engine.build import build
 from bigqa.engine.loop.order import mix_seed
 from bigqa.engine.loop.step import Parts, train_step
 from bigqa.engine.processes import Processes
+from bigqa.memory.depth import depths_for
+from bigqa.memory.stream import StreamedRuns
 from bigqa.models.sources import first_position
 from bigqa.settings import make_settings
 from bigqa.strategy import Strategy
@@ -50,16 +52,25 @@ def task_of(config: Any) -> QuestionAnswering:
     return QuestionAnswering(0, getattr(config, "type_vocab_size", 0) > 1, first_position(config))
 
 
-def parts_of(config: Any, strategy: Strategy, processes: Processes) -> Parts:
+def parts_of(config: Any, strategy: Strategy, processes: Processes, nvme: Path | None = None) -> Parts:
     torch.manual_seed(processes.rank)  # of several, the first one's weights are taken
     model = AutoModelForQuestionAnswering.from_config(config, dtype=torch.float32)
     precision = "bf16" if strategy.precision == "bf16-sr" else strategy.precision
     lengths = {"seq_len": 48, "doc_stride": 8, "max_query_length": 8}
     options: dict[str, Any] = {"model": "x", "train_file": Path("x"), "out": Path("x"), "device": "cpu", **lengths}
-    settings = make_settings(**options, strategy=strategy, precision=precision, clip=0.5)
+    settings = make_settings(**options, strategy=strategy, precision=precision, clip=0.5, nvme=nvme)
     parts = build(model, task_of(config), settings, processes)
     parts.model.train()
     return parts
+
+
+def runs_of(config: Any) -> StreamedRuns:
+    """Return the predictions of a small model."""
+
+    def make(changed: Any) -> Any:
+        return AutoModelForQuestionAnswering.from_config(changed, dtype=torch.float32)
+
+    return StreamedRuns(config, make, task_of(config), lambda: depths_for(config, make))
 
 
 def batches(config: Any, step: int, *, packed: bool) -> list[Batch]:

@@ -94,13 +94,15 @@ def test_every_strategy_trains_saves_and_is_gone_on_with_under_the_next(group: s
     jobs, runs = [], []
     for name in names:
         runs.append((name, tmp_path / name))
-        jobs.append(job(tmp_path / name, gpu, strategy=name, micro_batch=STRATEGIES[name].micro_batch or 4))
+        micro_batch = STRATEGIES[name].micro_batch or 4
+        jobs.append(job(tmp_path / name, gpu, strategy=name, micro_batch=micro_batch, **_disk(name, tmp_path)))
     following = [name for name in names if (name in ADAPTED) == (names[-1] in ADAPTED)]
     pairs = list(zip(following, [*following[1:], following[0]], strict=True))
     for before, after in pairs:
         runs.append((f"{before}, then {after}", tmp_path / f"{before}-{after}"))
         micro_batch = STRATEGIES[after].micro_batch or 2
-        jobs.append(job(runs[-1][1], gpu, resume=True, strategy=after, micro_batch=micro_batch))
+        disk = _disk(after, tmp_path)
+        jobs.append(job(runs[-1][1], gpu, resume=True, strategy=after, micro_batch=micro_batch, **disk))
     failed = {}
     for (name, out), one, done in zip(runs, jobs, _one_by_one(jobs, pairs, tmp_path), strict=True):
         (start,) = done["starts"]
@@ -112,6 +114,10 @@ def test_every_strategy_trains_saves_and_is_gone_on_with_under_the_next(group: s
         assert tensors(out) == tensors(tmp_path / reference), name  # adapters are merged, shards gathered
         assert one["options"]["strategy"] and start["used"] > 0
     assert not failed, "\n".join(f"{name}:\n{trace}" for name, trace in failed.items())
+
+
+def _disk(name: str, folder: Path) -> dict[str, Any]:
+    return {"nvme": folder / "disk"} if STRATEGIES[name].needs_disk else {}
 
 
 def _one_by_one(jobs: list[dict[str, Any]], pairs: list[tuple[str, str]], folder: Path) -> Iterator[dict[str, Any]]:

@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 import torch
 from small_runs import metrics, train
-from streaming import CONFIGS, EQUAL, PLAIN, SMALL, STREAM, learned, off, parts_of, task_of
+from streaming import CONFIGS, EQUAL, PLAIN, SMALL, STREAM, learned, off, parts_of, runs_of, task_of
 from transformers import (
     AlbertConfig,
     AutoConfig,
-    AutoModelForQuestionAnswering,
     BertConfig,
     DebertaV2Config,
     T5Config,
@@ -28,8 +27,7 @@ from bigqa.engine.processes import Processes
 from bigqa.engine.stream.store import joined, split
 from bigqa.errors import BigqaError
 from bigqa.memory.cards import A100
-from bigqa.memory.depth import depths_for
-from bigqa.memory.stream import STEADY, Shape, StreamedRuns
+from bigqa.memory.stream import STEADY, Shape
 from bigqa.models.sources import load_config, resolve
 from bigqa.plan.planner import estimator_for
 from bigqa.strategy import STRATEGIES, Strategy
@@ -135,7 +133,8 @@ def test_random_rounding_is_stepped_layer_by_layer_and_resumes(
 def test_a_run_ends_with_checkpoints_and_a_model(name: str, tmp_path: Path) -> None:
     """Of the trainer itself: what its loop asks of an update, this one has."""
     pytest.importorskip("bitsandbytes")
-    assert train(tmp_path, strategy=name, precision="auto", max_steps=2, save_every=1, micro_batch=4) == 0
+    options = {"strategy": name, "precision": "auto", "max_steps": 2, "save_every": 1, "micro_batch": 4}
+    assert train(tmp_path, nvme=tmp_path / "disk" if STRATEGIES[name].needs_disk else None, **options) == 0
     assert [line["step"] for line in metrics(tmp_path)] == [1, 2]
     assert [folder.name[-1] for folder in sorted((tmp_path / "checkpoints").iterdir())] == ["1", "2"]
     assert (tmp_path / "model" / "model.safetensors").is_file()
@@ -218,13 +217,6 @@ def test_a_master_is_its_bf16_and_sixteen_bits_more() -> None:
     assert torch.equal(low[~between], master[~between].bfloat16())
     error, best = ((one.double() - master.double()).abs() for one in (low, master.bfloat16()))
     assert torch.equal(error[between], best[between])
-
-
-def runs_of(config: Any) -> StreamedRuns:
-    def make(changed: Any) -> Any:
-        return AutoModelForQuestionAnswering.from_config(changed, dtype=torch.float32)
-
-    return StreamedRuns(config, make, task_of(config), lambda: depths_for(config, make))
 
 
 def test_the_host_and_the_link_are_predicted_to_the_byte(processes: Processes) -> None:

@@ -88,7 +88,7 @@ def rows_on(device: Device, low: Precision, names: tuple[str, ...] = ()) -> dict
 
 def _runs_alone(row: Strategy, device: Device) -> bool:
     """Whether one process can run a row and gains by it."""
-    if "nvme" in (row.offload_optimizer, row.offload_parameters):
+    if row.needs_disk:
         return False
     if device == "cuda":
         return row.device == "cuda"

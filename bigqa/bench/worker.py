@@ -102,6 +102,7 @@ def settings_of(case: Case, folder: Path) -> Settings:
         max_steps=_num_steps(case),
         device=case.axes.device,
         ladder=(),
+        nvme=folder / "disk" if case.axes.needs_disk else None,
     )
 
 

@@ -83,6 +83,8 @@ def _beside_streaming(strategy: Strategy) -> str | None:
         return "streamed layers recompute, offload and release by themselves: leave these axes out"
     if strategy.optimizer != "adamw" and (strategy.precision, strategy.optimizer) != ("bf16-sr", "adamw8bit"):
         return "streamed layers have 8-bit states with random rounding alone"
+    if "cpu" in (strategy.offload_optimizer, strategy.offload_parameters):
+        return "streamed layers lie in host memory by themselves: offload them to nvme, or leave these axes out"
     return None
 
 
@@ -96,7 +98,7 @@ def possible_strategy(settings: Settings, processes: Processes) -> Strategy:
     problem = problem or _has_no_bf16(strategy, processes.device) or _one_rate_alone(strategy, settings)
     if problem:
         raise BigqaError(f"this strategy cannot be had: {problem}")
-    if "nvme" in (strategy.offload_optimizer, strategy.offload_parameters) and settings.nvme is None:
+    if strategy.needs_disk and settings.nvme is None:
         raise BigqaError("this strategy offloads to a disk: say where with --nvme DIR")
     return strategy
 

@@ -86,7 +86,7 @@ def deepspeed_config(
     if strategy.precision == "fp16":
         config["fp16"] = {"enabled": True, "loss_scale": 0, "initial_scale_power": 16, "loss_scale_window": 2000,
                           "hysteresis": 1, "min_loss_scale": 1}  # fmt: skip
-    if strategy.offload_optimizer == "nvme" or strategy.offload_parameters == "nvme":
+    if strategy.needs_disk:
         config["aio"] = {"block_size": 1048576, "queue_depth": 16, "intra_op_parallelism": 2, "single_submit": False,
                          "overlap_events": True}  # fmt: skip
     return config

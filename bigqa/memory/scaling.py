@@ -63,6 +63,8 @@ class Footprint:
     """Taken of a disk, where weights or states of streamed layers lie there."""
     read_bytes: int = 0
     """Of the disk in a step."""
+    weights_read_bytes: int = 0
+    """The part of what is read that is weights', for the passes."""
     written_bytes: int = 0
     swing_bytes: int = 0
     """Held at most during a micro-batch, beyond what was held before it: on a CPU the kernel's until then."""

@@ -38,7 +38,8 @@ STEADY = 5
 FEWEST_LAYERS = 3
 WORK = ("flops", "batched_flops", "moved_bytes", "operations", "drawn")
 ON_HOST = (
-    "kept_bytes", "pinned_bytes", "arriving_bytes", "leaving_bytes", "disk_bytes", "read_bytes", "written_bytes",
+    "kept_bytes", "pinned_bytes", "arriving_bytes", "leaving_bytes", "disk_bytes", "read_bytes",
+    "weights_read_bytes", "written_bytes",
 )  # fmt: skip
 NO_RATES = Rates(eps=1e-6, clip=1.0, weight_decay=0.01)
 
@@ -74,7 +75,7 @@ def trace_streamed(
         shelf.bytes_read = shelf.bytes_written = 0
         recorder.work = work = Work()
         recorder.phase = "forward" if recorder.on_gpu else recorder.phase
-        with _phases_of(recorder, task, update):
+        with _phases_of(recorder, task, update), _reads_of(update) as weights_read:
             train_step(parts, batches, count)
         recorder.closed = True
     host = {
@@ -84,6 +85,7 @@ def trace_streamed(
         "leaving_bytes": link.bytes_out,
         "disk_bytes": shelf.disk_bytes,
         "read_bytes": shelf.bytes_read,
+        "weights_read_bytes": weights_read[0],
         "written_bytes": shelf.bytes_written,
     }
     return Traced(recorder.stream(work), host)
@@ -114,6 +116,23 @@ def _phases_of(recorder: Recorder, task: Task, update: StreamedUpdate) -> Iterat
         yield
     finally:
         del task.loss_sum, update.step, update.placed.send
+
+
+@contextmanager
+def _reads_of(update: StreamedUpdate) -> Iterator[list[int]]:
+    """Yield a list that will hold what was read of a disk by the time that the update begins."""
+    found: list[int] = []
+    step = update.step
+
+    def last() -> Any:
+        found.append(update.shelf.bytes_read)
+        return step()
+
+    update.step = last  # type: ignore[method-assign]
+    try:
+        yield found
+    finally:
+        update.step = step  # type: ignore[method-assign]
 
 
 class TracedTask(Task, Protocol):

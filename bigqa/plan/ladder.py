@@ -25,17 +25,29 @@ def ladder_of(candidates: "list[Candidate]", chosen: "Candidate") -> tuple[Rung,
     """Return what comes after the chosen candidate, in the planner's order.
 
     Left out: what changes more of what is learned, what has other windows, and what needs no less memory than the rung
-    before it on the same device. The CPU is the last resort of a GPU.
+    before it on the same device: of the GPU, or as much of it and less of the host's, as where states go to a disk. The
+    CPU is the last resort of a GPU.
     """
-    rungs, least = [], {chosen.strategy.device: chosen.peak_bytes}
+    rungs, least = [], {chosen.strategy.device: chosen}
     for candidate in candidates:
         device = candidate.strategy.device
         same = candidate.seq_len == chosen.seq_len and candidate.strategy.adapters == chosen.strategy.adapters
-        if not (candidate.fits and same) or candidate.peak_bytes >= least.get(device, candidate.peak_bytes + 1):
+        if not (candidate.fits and same) or not _takes_less(candidate, least.get(device)):
             continue
-        least[device] = candidate.peak_bytes
+        least[device] = candidate
         rungs.append(Rung(name=candidate.name, strategy=candidate.strategy, micro_batch=candidate.micro_batch))
     return tuple(sorted(rungs, key=lambda rung: rung.strategy.device != chosen.strategy.device))
+
+
+def _takes_less(one: "Candidate", other: "Candidate | None") -> bool:
+    """Whether a candidate takes less memory than another of its device, if there is one."""
+    if other is None:
+        return True
+    return _memory_of(one) < _memory_of(other)
+
+
+def _memory_of(candidate: "Candidate") -> tuple[int, int]:
+    return candidate.peak_bytes, candidate.memory.host_bytes if candidate.memory is not None else 0
 
 
 def plain_ladder(strategy: Strategy, micro_batch: int) -> tuple[Rung, ...]:

@@ -74,7 +74,7 @@ class Machine(Record):
         in_bf16 = strategy.precision.startswith("bf16") and strategy.device == "cuda"
         if in_bf16 and gpu is not None and not gpu.has_bf16:
             return f"{gpu.name} has no bf16"
-        if "nvme" in (strategy.offload_optimizer, strategy.offload_parameters) and not self.nvme:
+        if strategy.needs_disk and not self.nvme:
             return "needs --nvme DIR"
         if strategy.seq_len is not None and strategy.seq_len >= seq_len:
             return f"windows are of {seq_len} already"
@@ -108,7 +108,7 @@ class Machine(Record):
         if strategy.device == "cuda":
             limits.insert(0, Limit("GPU memory", memory.device_bytes, self.limit_bytes(strategy), HEADROOM))
         if memory.disk_bytes and self.disk_free_bytes is not None:
-            limits.append(Limit("disk space", memory.disk_bytes, self.disk_free_bytes, 0.0))
+            limits.append(Limit("disk space", memory.disk_bytes * on_a_machine, self.disk_free_bytes, 0.0))
         return next((limit for limit in limits if limit.needs > limit.has * (1 - limit.left_free)), None)
 
 

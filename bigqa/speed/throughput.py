@@ -111,7 +111,8 @@ def speed_of(work: Footprint, strategy: Strategy, rates: Rates, shape: Shape) ->
     micro_s = _micro_batch_s(work, strategy, rates, shape) + _gathering_s(strategy, rates, shape)
     passes_s = shape.num_micro_batches * micro_s
     if strategy.stream:
-        passes_s = max(passes_s, link_s(work, strategy, rates), _summed_s(strategy, shape))
+        weights_s = work.weights_read_bytes / rates.disk_bytes_per_s
+        passes_s = max(passes_s, link_s(work, strategy, rates), _summed_s(strategy, shape), weights_s)
     step_s = passes_s + _update_s(work, strategy, rates, shape)
     return Speed(step_s, shape.world_size * shape.micro_batch * shape.num_micro_batches / step_s)
 
@@ -168,7 +169,9 @@ def _update_s(work: Footprint, strategy: Strategy, rates: Rates, shape: Shape) -
     host_adam_per_s = rates.adam_per_s or CPU_ADAM_PARAMETERS_PER_S * shape.host_cores
     if strategy.stream:  # nothing else runs beside it
         adam_s = _adam_s(strategy.model_copy(update={"device": "cpu"}), rates, share, host_adam_per_s)
-        return adam_s * (MASTERS_IN_PARTS if strategy.precision == "bf16" else 1.0)
+        states_bytes = work.read_bytes - work.weights_read_bytes + work.written_bytes
+        adam_s *= MASTERS_IN_PARTS if strategy.precision == "bf16" else 1.0
+        return max(adam_s, states_bytes / rates.disk_bytes_per_s)
     if strategy.offload_optimizer != "none":
         transfer_s = (2 + 2) * share / rates.link_bytes_per_s
         disk_s = 2 * 16 * share / rates.disk_bytes_per_s if strategy.offload_optimizer == "nvme" else 0.0

@@ -136,12 +136,16 @@ class RandomSteps:
 
     def make_states(self, weight: Weight) -> None:
         self._parameters[weight.name] = parameter = nn.Parameter(weight.low.view(weight.shape))
-        if self.shelf.states_on_disk:  # which is asked for all of its room at the start
+        on_disk = self.shelf.states_on_disk  # which is asked for all of its room at the start
+        if on_disk and self.shelf.link.device.type != "meta":
             self.optimizer.make_state(parameter)
             return
         shape = nn.Parameter(torch.empty(weight.shape, dtype=weight.low.dtype, device="meta"))
-        state = self.optimizer.make_state(shape)  # the weight's own is made when it is stepped
-        self.shelf.link.kept_bytes += sum(one.nbytes for one in state.values() if isinstance(one, Tensor))
+        state = self.optimizer.make_state(shape)  # in memory the weight's own is made when it is stepped
+        tensors = (one for one in state.values() if isinstance(one, Tensor))
+        self.shelf.link.kept_bytes += sum(one.nbytes for one in tensors if one.is_meta)
+        if on_disk:
+            self.optimizer.state[parameter] = state
         del self.optimizer.state[shape]
 
     def passes(self, weight: Weight) -> list[Tensor]:
