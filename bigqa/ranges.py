@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 from bigqa.errors import UsageError
 from bigqa.language import Text, tr
-from bigqa.units import parse_bytes
+from bigqa.units import parse_bytes, parse_seconds
 
 WHOLE = re.compile(r"[+-]?[0-9]{1,30}")
 DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]{1,3})?", re.IGNORECASE)
@@ -99,8 +99,17 @@ RANGES = {
     "world": Range(1, 2**20),
     "threads": Range(1, 4096),
     "memory": Range(1, 2**60),
+    "until": Range(1, 10**8),
 }
-"""By the name of the setting; sizes are in bytes. What a name means is said where it is a field or an option."""
+"""By the name of the setting; sizes are in bytes, times in seconds. What a name means is said where it is a
+field or an option."""
+
+
+FORMS = {
+    "memory": tr("a size such as 8GiB or 7600MiB"),
+    "until": tr("a time from now such as 11h30m, 90m or 45s"),
+}
+"""How a number is written that has a unit."""
 
 
 def option_of(name: str) -> str:
@@ -118,7 +127,7 @@ def refusal(name: str, given: object, option: str | None = None) -> UsageError:
     """Say which number is wanted in the place of another one, or of what is none."""
     shown = str(given)
     shown = shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}..."
-    wanted = tr("a size such as 8GiB or 7600MiB") if name == "memory" else RANGES[name].words
+    wanted = FORMS[name] if name in FORMS else RANGES[name].words
     option = option or option_of(name)
     return UsageError(tr("{option}: {shown!r} is not {wanted}", option=option, shown=shown, wanted=wanted))
 
@@ -151,16 +160,12 @@ def numbers(name: str, option: str | None = None) -> Callable[[object], tuple[in
 def size(option: str) -> Callable[[object], int]:
     """Return what reads a size as people write it, in bytes."""
 
-    def read(given: object) -> int:
-        try:
-            found = parse_bytes(str(given))
-            if RANGES["memory"].holds(found):
-                return found
-        except (ValueError, OverflowError):
-            pass
-        raise refusal("memory", given, option)
+    return _with_unit(parse_bytes, "SIZE", "memory", option)
 
-    return _named(read, "SIZE", "memory")
+
+def duration(name: str) -> Callable[[object], int]:
+    """Return what reads a time as people write it, in seconds."""
+    return _with_unit(parse_seconds, "TIME", name, None)
 
 
 def sizes(option: str) -> Callable[[object], tuple[int, ...]]:
@@ -176,6 +181,19 @@ def checked(read: Callable[[object], Any]) -> Callable[[object], str]:
         return str(given)
 
     return _named(same, read.__name__, read.range_of)  # type: ignore[attr-defined]
+
+
+def _with_unit(parse: Callable[[str], int], metavar: str, name: str, option: str | None) -> Callable[[object], int]:
+    def read(given: object) -> int:
+        try:
+            found = parse(str(given))
+            if RANGES[name].holds(found):
+                return found
+        except (ValueError, OverflowError):
+            pass
+        raise refusal(name, given, option)
+
+    return _named(read, metavar, name)
 
 
 def _several(one: Any) -> Callable[[object], tuple[Any, ...]]:

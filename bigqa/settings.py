@@ -91,6 +91,8 @@ class Settings(Ranged):
     """As a plan gives it; none: plain, in `precision`."""
     ladder: tuple[Rung, ...] | None = None
     """What the run steps down to when memory runs out, in order; none: not decided yet, empty: used up."""
+    planned_for: str | None = None
+    """The machine that bigqa chose the strategy for; none: a person chose it."""
     deterministic: bool = False
     """Take from a GPU what gives the same bits each time, at a price; on a CPU that is so anyway."""
     check: bool = True
@@ -125,7 +127,8 @@ class Settings(Ranged):
         """Return the settings of the same run under another strategy."""
         device = self.device if rung.strategy.device == "cuda" else "cpu"
         update = {"strategy": rung.strategy, "micro_batch": rung.micro_batch, "device": device, "ladder": rest}
-        return self.model_copy(update=update)
+        left = {"planned_for": None} if device == "cpu" else {}  # it stays there, on whatever machine
+        return self.model_copy(update=update | left)
 
 
 def make_settings(**values: object) -> Settings:

@@ -35,12 +35,15 @@ from bigqa.run.options import given, train_signature
 def train(**options: Any) -> None:
     """Run on the processes that the launcher started."""
     hold_tight()
+    from bigqa.engine.loop import deadline
+    from bigqa.run.again import resolved
     from bigqa.run.folder import settings_from
     from bigqa.run.launcher import launch, started_alone, watch_launcher
 
     watch_launcher()
-    resume = options["resume"]
-    settings = settings_from(given(options), resume)
+    deadline.give_if_none(options["until"])
+    changes, resume = resolved(given(options), options["resume"])
+    settings = settings_from(changes, resume)
     count = started_alone()
     if count is not None:
         raise SystemExit(launch(sys.argv[1:], settings.out, count, resume=resume is not None))

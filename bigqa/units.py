@@ -21,6 +21,18 @@ def format_seconds(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+DURATION = re.compile(r"(?:([0-9]+)d)?(?:([0-9]+)h)?(?:([0-9]+)m(?:in)?)?(?:([0-9]+)s)?", re.IGNORECASE)
+
+
+def parse_seconds(text: str) -> int:
+    """Return the seconds of a time as people write it: "11h30m", "90m", "45s", "1d12h". Raises: ValueError."""
+    found = DURATION.fullmatch("".join(text.split()))
+    if found is None or not any(found.groups()):
+        raise ValueError(f"{text!r} is not a time; write it like 11h30m, 90m or 45s")
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
 SIZE = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 
 

@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 from bigqa.engine.attention.packing import fill, split_padded
+from bigqa.engine.loop import stop as stopping
 from bigqa.engine.loop.checkpoint import _tensors, keep_last
 from bigqa.engine.loop.feed import Feed
 from bigqa.engine.loop.meter import MemoryMeter, SpeedMeter, peak_resident_bytes
@@ -218,6 +219,7 @@ def test_a_stop_is_asked_for_by_a_file_or_by_the_launchers_end(tmp_path: Path, m
     try:
         launcher = subprocess.Popen(["sleep", "60"])
         monkeypatch.setenv(PARENT_VARIABLE, str(launcher.pid))
+        monkeypatch.setattr(stopping, "LOOK_S", 0.0)
         stop = StopRequest(tmp_path)
         assert not stop.asked()
         (tmp_path / ".stop-requested").touch()

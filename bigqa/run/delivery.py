@@ -15,6 +15,7 @@ from bigqa import interrupts
 from bigqa.console import progress
 from bigqa.engine import adapters
 from bigqa.engine.build import choose_precision, strategy_of
+from bigqa.engine.loop.deadline import TIME_IS_UP
 from bigqa.engine.loop.evaluation import BEST
 from bigqa.engine.loop.fit import Outcome, Training
 from bigqa.engine.loop.meter import MemoryMeter
@@ -39,7 +40,8 @@ Result = TypeVar("Result")
 def tell_stopped(training: Training, outcome: Outcome) -> None:
     """Say how a run that was asked to stop is gone on with."""
     training.stop.clear()
-    training.recorder.say(f"stopped and saved at step {outcome.steps}/{training.num_steps}; to go on:")
+    why = "the time is up: " if training.stop.exit_code == TIME_IS_UP else ""
+    training.recorder.say(f"{why}stopped and saved at step {outcome.steps}/{training.num_steps}; to go on:")
     training.recorder.say(f"  bigqa train --resume {training.settings.out}")
 
 

@@ -141,6 +141,8 @@ def _changed(begun: Settings, options: dict[str, Any]) -> Settings:
     known = {name: value for name, value in asked.items() if name in CHANGEABLE | {"ladder"}}
     if "strategy" in known:
         known = {"micro_batch": None, "ladder": None} | known
+    if known.keys() & {"strategy", "micro_batch", "precision", "device"}:
+        known |= {"planned_for": None}
     return make_settings(**(begun.model_dump() | known))
 
 

@@ -16,6 +16,7 @@ import yaml
 
 from bigqa import interrupts
 from bigqa.console import tell
+from bigqa.engine.loop import deadline
 from bigqa.engine.loop.stop import ENDED_FILE, PARENT_VARIABLE, STOP_FILE
 from bigqa.errors import UsageError
 from bigqa.lock import HANDED_ON, held
@@ -30,11 +31,13 @@ LAUNCHED = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")
 RANK_VARIABLES = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 
 
-def launch(words: Sequence[str], folder: Path, num_processes: int, *, resume: bool) -> int:
+def launch(words: Sequence[str], folder: Path, num_processes: int, *, resume: bool, until: float | None = None) -> int:
     """Run `bigqa/train.py` with these words in one process or several; return the exit code.
 
+    `until`: when its time is up, in seconds since the epoch.
     A run that stepped down, or a worker of which the kernel killed, is gone on with on the next rung of its ladder.
     """
+    deadline.give(until)
     with held(folder, tell) as lock:
         if not resume:
             check_new(folder)  # another may have ended since it was looked at

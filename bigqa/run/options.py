@@ -10,12 +10,14 @@ from typing import Annotated, Any
 
 import typer
 
-from bigqa.ranges import checked, number
+from bigqa.ranges import checked, duration, number
 
 RESUME_HELP = (
     "Go on with this run folder from its last checkpoint. Data, model, tokenizer and recipe must be what the run began "
-    "with; --train-file, --model and --tokenizer may name another place of the same."
+    "with; --train-file, --model and --tokenizer may name another place of the same. auto: go on with --out where it "
+    "holds a run, else begin it."
 )
+UNTIL_HELP = "Save and end before this much time is up, such as 11h30m, 90m or 45s; the exit code is 124 then."
 MODEL_HELP = "A preset, a Hugging Face folder or hub id, a released Enliple folder, or a config.json."
 
 
@@ -88,11 +90,16 @@ Deterministic = Annotated[
 Check = Annotated[bool | None, typer.Option("--check/--no-check", help="Refuse what is predicted not to fit.")]
 SaveEvery = Annotated[int | None, ranged("save_every", "Steps between checkpoints.")]
 Keep = Annotated[int | None, ranged("keep", "Checkpoints to keep.")]
+Until = Annotated[float | None, typer.Option(parser=duration("until"), help=UNTIL_HELP)]
 PushToHub = Annotated[
     str | None, typer.Option(metavar="OWNER/NAME", help="Put the result on the hub, private where it is made anew.")
 ]
 Limit = Annotated[int | None, ranged("limit", "Train on the first so many questions only.")]
 NumProcesses = Annotated[int, ranged("num_processes", "Processes to launch (`bigqa train` only).")]
+
+
+OF_THE_LAUNCH = ("num_processes", "resume", "until")
+"""About one start of a run, and not about the run."""
 
 
 def train_signature(
@@ -142,18 +149,18 @@ def train_signature(
     save_every: SaveEvery = None,
     keep: Keep = None,
     limit: Limit = None,
+    until: Until = None,
     push_to_hub: PushToHub = None,
     num_processes: NumProcesses = 1,
 ) -> None:
     """Fine-tune a model on a task: question answering, classification, scores of pairs, or a language model's answers.
 
     The run folder explains itself: config, plan, versions, metrics, log, TensorBoard events, checkpoints, the final
-    model in Hugging Face form, and report.json. Ctrl-C saves; --resume RUN goes on.
+    model in Hugging Face form, and report.json. Ctrl-C saves; --resume RUN goes on. One command for every session of a
+    machine that is lent for some hours: bigqa train --resume auto --until 11h30m --out RUN and the rest.
     """
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:
     """Return the options of a run that were given, without those of the launch."""
-    return {
-        name: value for name, value in options.items() if value is not None and name not in ("num_processes", "resume")
-    }
+    return {name: value for name, value in options.items() if value is not None and name not in OF_THE_LAUNCH}

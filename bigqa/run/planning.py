@@ -17,21 +17,31 @@ from bigqa.plan.machine import machine_for
 from bigqa.plan.planner import Planner, known_estimator
 from bigqa.run.job import job_of
 from bigqa.settings import Rung, Settings
+from bigqa.strategy import Strategy
+from bigqa.units import GIB
 
 
 def planned(settings: Settings, processes: Processes) -> Settings:
-    """Choose strategy and micro-batch where neither a plan nor the command line did, as `bigqa probe` would."""
-    if settings.strategy is not None or settings.micro_batch is not None or settings.precision != "auto":
+    """Choose strategy and micro-batch where neither a plan nor a person did, as `bigqa probe` would.
+
+    A run that goes on with bigqa's own choice on another machine gets another one, which learns the same.
+    """
+    here = processes.from_main(_called(processes) if processes.is_main else None)
+    begun, goes_on = settings.strategy, settings.planned_for is not None
+    if settings.planned_for == here:
         return settings
-    found = processes.from_main(_choice(settings, processes) if processes.is_main else None)
+    if not goes_on and (begun is not None or settings.micro_batch is not None or settings.precision != "auto"):
+        return settings
+    found = processes.from_main(_choice(settings, processes, begun) if processes.is_main else None)
     if isinstance(found, str):
         raise BigqaError(found)
     assert isinstance(found, tuple)
     found, ladder = found
     if processes.is_main:
-        say(f"plan: {found.name} in {found.strategy.precision}, micro-batches of {found.micro_batch}")
+        before = f"planned for {settings.planned_for}, now on {here}; the new " if goes_on else ""
+        say(f"{before}plan: {found.name} in {found.strategy.precision}, micro-batches of {found.micro_batch}")
     update = {"strategy": found.strategy, "micro_batch": found.micro_batch, "seq_len": found.seq_len}
-    return settings.model_copy(update=update | {"ladder": ladder})
+    return settings.model_copy(update=update | {"ladder": ladder, "planned_for": here})
 
 
 def with_ladder(settings: Settings, processes: Processes) -> Settings:
@@ -70,8 +80,24 @@ def shortfall(settings: Settings, processes: Processes) -> str | None:
     return problem
 
 
-def _choice(settings: Settings, processes: Processes) -> tuple[Candidate, tuple[Rung, ...]] | str:
+def _called(processes: Processes) -> str:
+    """Name what a plan for this machine hangs on: the same after a restart, another on another card."""
+    hardware = detect()
+    if processes.device.type != "cuda" or not hardware.gpus:
+        return f"a CPU with {round(hardware.host_total_bytes / GIB)} GiB"
+    card = min(hardware.gpus[: processes.on_this_machine], key=lambda card: card.total_bytes)
+    return f"{card.name} with {round(card.total_bytes / GIB)} GiB"
+
+
+def _choice(
+    settings: Settings, processes: Processes, begun: Strategy | None
+) -> tuple[Candidate, tuple[Rung, ...]] | str:
+    """Return the best plan and its ladder, or why there is none. `begun`: of a run that goes on, to learn the same."""
     candidates = _planner(settings, processes).candidates()
+    if begun is not None:
+        candidates = [
+            one for one in candidates if one.strategy.adapters == begun.adapters and one.seq_len == settings.seq_len
+        ]
     chosen = choose([candidate for candidate in candidates if candidate.strategy.device == processes.device.type])
     if chosen is None:
         other = "; the CPU would do: --device cpu" if choose(candidates) else ""

@@ -15,6 +15,7 @@ from torch import Tensor
 from bigqa import interrupts
 from bigqa.engine import pinned
 from bigqa.engine.loop import checkpoint
+from bigqa.engine.loop.disk import WAIT_S, tried, waited_for
 from bigqa.engine.loop.evaluation import Evaluation
 from bigqa.engine.loop.feed import Feed
 from bigqa.engine.loop.meter import SpeedMeter
@@ -31,6 +32,11 @@ from bigqa.errors import BigqaError
 from bigqa.machine.heap import collect_as_ever
 from bigqa.settings import Settings
 from bigqa.tasks.base import Batch
+
+AGAIN_STEPS = 10
+"""Until a checkpoint that the disk was away for is tried again."""
+STATE_BYTES = 12
+"""Of a checkpoint, for each parameter: its weight and two moments in fp32."""
 
 
 @dataclass(kw_only=True)
@@ -53,6 +59,8 @@ class Training:
     """What each window counts in the mean loss of a step; none: all alike."""
     evaluation: Evaluation | None = None
     """Scores as the run trains; none: at its end alone."""
+    owes: bool = False
+    """Whether a checkpoint could not be written, since the disk was away."""
     saves: bool = True
     """Whether checkpoints are written: a benchmark's run leaves nothing behind."""
 
@@ -105,20 +113,24 @@ def fit(training: Training, first_step: int = 0) -> Outcome:
     ended = False
     run.parts.model.train()
     reading = StepReader(run.processes.device, run.recorder, speed)
-    run.stop.late = lambda: save_late(run, first_step)
-    with contextlib.closing(run.feed()) as feed, contextlib.closing(reading) as reader:
+    late = run.stop.late = lambda: save_late(run, first_step)
+    clock = run.stop.deadline
+    clock.expect_to_save(STATE_BYTES * sum(parameter.numel() for parameter in run.parts.model.parameters()))
+    with contextlib.closing(run.feed()) as feed, contextlib.closing(reading) as reader, clock.watched(late):
         ended = _goes_no_further(run, first_step, reader)
         for step in range(first_step, first_step if ended else num_steps):
-            with _kept_when_memory_runs_out(run, step, reader):
+            with clock.timed("step"), _kept_when_memory_runs_out(run, step, reader):
                 reader.launched(*_one_step(run, feed.take(step), step, num_steps))
             # Several processes stop after the same step: the one whose numbers said so.
-            stopping = reader.stop_asked if run.processes.world_size > 1 else run.stop.asked()
-            due = stopping or (step + 1) % run.settings.save_every == 0 or step + 1 == num_steps
+            stopping = reader.stop_asked if run.processes.world_size > 1 else _stop_asked(run, step + 1)
+            is_last = stopping or step + 1 == num_steps
+            every = min(run.settings.save_every, AGAIN_STEPS) if run.owes else run.settings.save_every
+            due = is_last or (step + 1) % every == 0
             if run.saves and due:
                 reader.read()
-                with _kept_when_memory_runs_out(run, step + 1, reader), run.parts.update.turn:
+                with _kept_when_memory_runs_out(run, step + 1, reader), run.parts.update.turn, clock.timed("save"):
                     run.stop.obeyed = stopping
-                    save(run, step + 1)
+                    save(run, step + 1, must=is_last)
                 reader.resume()
             steps = step + 1
             if step == first_step and (problem := pinned.refused()):  # a step has asked for all that it wants
@@ -139,6 +151,14 @@ def fit(training: Training, first_step: int = 0) -> Outcome:
     )
 
 
+def _stop_asked(run: Training, done: int) -> bool:
+    """Say whether the run should stop after so many steps: asked to, or with no time for what comes before the next."""
+    found = run.evaluation
+    is_scored = found is not None and found.due(done, run.num_steps)
+    # The wish of one of several processes is read when the next step has been launched.
+    return run.stop.asked(step=min(2, run.processes.world_size), scores=int(is_scored))
+
+
 def _goes_no_further(run: Training, first_step: int, reader: StepReader) -> bool:
     """Take up the scores of a run that goes on; return whether its patience was at its end already."""
     if run.evaluation is None:
@@ -156,7 +176,7 @@ def _evaluated(run: Training, done: int, reader: StepReader) -> bool:
         return False
     reader.read()
     is_best = ended = False
-    with _kept_when_memory_runs_out(run, done, reader):
+    with run.stop.deadline.timed("scores"), _kept_when_memory_runs_out(run, done, reader):
         if run.processes.is_main:
             is_best = found.add(done, found.score())
             run.recorder.say(f"step {done}: {found.metric} {found.history[-1][found.metric]:.4g}" + " (best)" * is_best)
@@ -164,7 +184,7 @@ def _evaluated(run: Training, done: int, reader: StepReader) -> bool:
         is_best, ended = run.processes.from_main((is_best, found.ended))  # type: ignore[misc]
         if is_best and found.keep_best and run.saves:
             with run.parts.update.turn:
-                save(run, done)  # a run never goes on from before its best
+                save(run, done, must=True)  # a run never goes on from before its best
             if run.processes.is_main:
                 found.keep(checkpoint.path_of(run.settings.out / "checkpoints", done))
         if ended and run.processes.is_main:
@@ -243,13 +263,33 @@ def _save_alone(run: Training, step: int) -> bool:
     return True
 
 
-def save(run: Training, step: int) -> None:
-    """Write a checkpoint from the main process, and drop old ones; every process must call."""
+def save(run: Training, step: int, *, must: bool) -> None:
+    """Write a checkpoint from the main process, and drop old ones; every process must call.
+
+    `must`: wait for a disk that is away; else the run goes on, and it is tried again soon.
+    """
     state = run.parts.update.state()
-    if run.processes.is_main:
+    is_saved = run.processes.from_main(_saved(run, step, state, must=must) if run.processes.is_main else None)
+    if must and not is_saved:
+        raise BigqaError(f"{run.settings.out} is away, and did not come back: the steps since its last save are lost")
+    run.owes = not is_saved
+
+
+def _saved(run: Training, step: int, state: State, *, must: bool) -> bool:
+    folder, say = run.settings.out, run.recorder.say
+
+    def write() -> None:
         _write(run, step, state)
-        checkpoint.keep_last(run.settings.out / "checkpoints", run.settings.keep)
-    run.processes.wait()
+        checkpoint.keep_last(folder / "checkpoints", run.settings.keep)
+
+    if must:
+        return waited_for(folder, write, say, WAIT_S)
+    is_saved = tried(folder, write)
+    if is_saved and run.owes:
+        say(f"{folder} is there again: step {step} is saved")
+    elif not is_saved and not run.owes:
+        say(f"{folder} is away: step {step} is not saved; going on, and trying again every {AGAIN_STEPS} steps")
+    return is_saved
 
 
 def _write(run: Training, step: int, state: State) -> None:
@@ -275,6 +315,6 @@ def _one_step(run: Training, batches: list[Batch], step: int, num_steps: int) ->
         "windows": len(positions),
         "tokens": sum(run.lengths[position] for position in positions),
     }
-    asked = torch.full_like(share, float(run.stop.asked()))
+    asked = torch.full_like(share, float(_stop_asked(run, step + 1)))
     over_all = run.processes.sum(torch.stack([share, asked]))
     return known, torch.cat([over_all, norm.detach().to(over_all).reshape(1)])

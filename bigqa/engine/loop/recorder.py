@@ -10,11 +10,14 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch.utils.tensorboard import SummaryWriter
 
+from bigqa.engine.loop.disk import Appended
+from bigqa.engine.loop.events import Events
 from bigqa.units import format_bytes, format_seconds
 
 PLAIN_INTERVAL_S = 10.0
+DRAWN = ("loss", "lr", "grad_norm", "samples_per_s", "tokens_per_s", "memory_bytes")
+"""Figures that TensorBoard shows."""
 
 
 class Silent:
@@ -42,16 +45,15 @@ class Recorder(Silent):
     def __init__(self, folder: Path, console: Console) -> None:
         self.folder = folder
         self.console = console
-        self._metrics_path = folder / "metrics.jsonl"
-        self._log = (folder / "log.txt").open("a", encoding="utf-8")
-        self._board = SummaryWriter(folder / "tensorboard")
+        self._metrics = Appended(folder / "metrics.jsonl")
+        self._log = Appended(folder / "log.txt")
+        self._board = Events(folder / "tensorboard")
         self._bar = _progress_bar(console) if console.is_terminal else None
         self._last_plain = 0.0
 
     def start(self, first_step: int, num_steps: int) -> None:
         """Begin; what was recorded of steps that are run again is dropped."""
-        _keep_steps_before(self._metrics_path, first_step)
-        self._metrics = self._metrics_path.open("a", encoding="utf-8")
+        _keep_steps_before(self._metrics.path, first_step)
         self._started, self._first, self._num_steps = time.perf_counter(), first_step, num_steps
         if self._bar is not None:
             self._bar.start()
@@ -59,10 +61,8 @@ class Recorder(Silent):
 
     def step(self, record: dict[str, Any]) -> None:
         """Record one step; the file is whole after every line."""
-        self._metrics.write(json.dumps(record) + "\n")
-        self._metrics.flush()
-        for name in ("loss", "lr", "grad_norm", "samples_per_s", "tokens_per_s", "memory_bytes"):
-            self._board.add_scalar(name, record[name], record["step"])
+        self._metrics.line(json.dumps(record))
+        self._board.add(record["step"], {name: record[name] for name in DRAWN})
         self._show(record)
 
     def _show(self, record: dict[str, Any]) -> None:
@@ -84,15 +84,13 @@ class Recorder(Silent):
 
     def note(self, text: str) -> None:
         """Write a line into the log alone."""
-        self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
-        self._log.flush()
+        self._log.line(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
 
     def close(self) -> None:
         """Finish the bar and the files."""
         if self._bar is not None:
             self._bar.stop()
-        if hasattr(self, "_metrics"):
-            self._metrics.close()
+        self._metrics.close()
         self._board.close()
         self._log.close()
 

@@ -1,18 +1,20 @@
 """Stopping a run in good order. In: a signal, or a wish in the run folder. Out: a question asked after each step.
 
 A stop is asked for once and obeyed after the step in progress, so that what is saved is whole. A file in the folder
-asks for it too, from whatever machine, and so does the launcher's death. In a program of ours signals come by way of
-`bigqa.interrupts`; in another, whose main thread trains, they are taken here.
+asks for it too, from whatever machine, and so do the launcher's death and the end of the run's time. In a program of
+ours signals come by way of `bigqa.interrupts`; in another, whose main thread trains, they are taken here.
 """
 
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
 from bigqa import interrupts
+from bigqa.engine.loop.deadline import TIME_IS_UP, Deadline
 
 PARENT_VARIABLE = "BIGQA_LAUNCHER_PID"
 STOP_FILE = ".stop-requested"
@@ -20,6 +22,8 @@ ENDED_FILE = ".ended"
 """Holds the exit code of the first process that ended of itself; one that was killed leaves none."""
 LATE_S = 10.0
 """After a stop was asked for: what is whole is saved then, though the step in progress is not over."""
+LOOK_S = 1.0
+"""Between two looks into the folder, which may lie on a slow disk."""
 
 
 def tell_end(folder: Path, code: int) -> bool:
@@ -42,7 +46,9 @@ class StopRequest:
         """Whether the loop has saved for it."""
         self.late: Callable[[], None] | None = None
         """What saves beside a step that is not over in time; see `LATE_S`."""
+        self.deadline = Deadline.of_environment()
         self._file = folder / STOP_FILE
+        self._looked, self._found = -LOOK_S, False
         self._parent = int(os.environ.get(PARENT_VARIABLE, "0"))
         if not interrupts.listens() and threading.current_thread() is threading.main_thread():
             for number in interrupts.SIGNALS:
@@ -63,9 +69,10 @@ class StopRequest:
             timer.daemon = True
             timer.start()
 
-    def asked(self) -> bool:
-        """Say whether the run should stop now."""
-        return self.number is not None or self._file.exists() or self._launcher_is_gone()
+    def asked(self, **ahead: int) -> bool:
+        """Say whether the run should stop now; `ahead`: what it would do before it asks again (see `Deadline`)."""
+        by_clock = self.deadline.is_near(**ahead)
+        return self.number is not None or by_clock or self._is_in_folder() or self._launcher_is_gone()
 
     def clear(self) -> None:
         """Forget a stop that was obeyed, so that the run can go on later."""
@@ -74,7 +81,15 @@ class StopRequest:
     @property
     def exit_code(self) -> int:
         """Return the code that a run ends with which was stopped."""
+        if self.number is None and self.deadline.at is not None:
+            return TIME_IS_UP
         return interrupts.code_of(self.number or signal.SIGINT)
+
+    def _is_in_folder(self) -> bool:
+        now = time.monotonic()
+        if now - self._looked >= LOOK_S:
+            self._looked, self._found = now, os.path.exists(self._file)  # false, too, where the disk is gone
+        return self._found
 
     def _launcher_is_gone(self) -> bool:
         if not self._parent:
