@@ -187,13 +187,16 @@ class Classify(TaskKind[ClassifyOptions]):
             choose=options.thresholds == "dev",
         )
 
-    def together(
-        self, runs: Sequence[Path], file: Path, options: ClassifyOptions, config: Mapping[str, Any]
-    ) -> Scored:
+    def together(self, runs: Sequence[Path], file: Path, options: ClassifyOptions, config: Mapping[str, Any]) -> Scored:
         """Give labels by the mean of the runs' probabilities."""
-        each = [[json.loads(line) for line in read_text(run / scoring.FILE, "a run's answers").splitlines()] for run in runs]
+        each = [
+            [json.loads(line) for line in read_text(run / scoring.FILE, "a run's answers").splitlines()] for run in runs
+        ]
         labels = list(each[0][0]["probabilities"])
-        shares = [np.mean([[one["probabilities"][name] for name in labels] for one in row], 0) for row in zip(*each, strict=True)]
+        shares = [
+            np.mean([[one["probabilities"][name] for name in labels] for one in row], 0)
+            for row in zip(*each, strict=True)
+        ]
         return scoring.score(
             [tuple(one["wanted"]) for one in each[0]],
             shares,

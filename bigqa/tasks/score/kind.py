@@ -144,9 +144,7 @@ class Score(TaskKind[ScoreOptions]):
         found = [float(logits[0]) for _, logits in asked_in_turn(texts, tokenizer, options.seq_len, ask, task)]
         return _scored([one.number for one in measured], found)
 
-    def together(
-        self, runs: Sequence[Path], file: Path, options: ScoreOptions, config: Mapping[str, Any]
-    ) -> Scored:
+    def together(self, runs: Sequence[Path], file: Path, options: ScoreOptions, config: Mapping[str, Any]) -> Scored:
         """Give the mean of the runs' numbers."""
         each = [[json.loads(line) for line in read_text(run / FILE, "a run's answers").splitlines()] for run in runs]
         means = [float(np.mean([one["given"] for one in row])) for row in zip(*each, strict=True)]
