@@ -49,7 +49,7 @@ check: install  ## ruff, its formatter, mypy
 	@$(PYTHON) -m mypy bigqa
 
 slow: install  ## run the tests that take minutes
-	@$(PYTHON) -m pytest -m slow
+	@$(PYTHON) -m pytest -m "slow and not nullgpu"
 
 messages: install  ## bring the Korean catalogue up to date with the texts of the code, and name what it lacks
 	@$(PYTHON) tests/messages.py
@@ -60,8 +60,8 @@ mutants: install  ## break the code in small ways, see that tests fail; resumabl
 
 # torch's CUDA build goes into bigqa's cache, beside .venv's other packages: 600 MB to download, 1.4 GB on disk, once.
 # Where it cannot be downloaded, that is said in a line, and the tests are passed over.
-test-null-gpu: install  ## run the tests that need torch's CUDA build, on a GPU that is not there
-	@BIGQA_NULL_INSTALL=1 $(PYTHON) tests/run_null_gpu.py
+test-null-gpu: install  ## run the tests that need torch's CUDA build, on a GPU that is not there (WHOLE=1: long ones too)
+	@BIGQA_NULL_INSTALL=1 WHOLE=$(WHOLE) $(PYTHON) tests/run_null_gpu.py
 
 # Not installed: a machine that is lent for minutes has torch already. WHEELS: a folder of wheels that it lacks.
 gpu:  ## measure all on this CUDA GPU; resumable (BUDGET=540 WHEELS=dir DATA=korquad.json)

@@ -1,6 +1,7 @@
 """Runs the tests of the null GPU where torch's CUDA build is there or can be had. Run by `make test-null-gpu`.
 
-Where it cannot be downloaded that is said in a line, and they are passed over: a network is no fault of the code.
+Those that take minutes are left out unless WHOLE is set. Where the build cannot be downloaded that is said in a line,
+and all are passed over: a network is no fault of the code.
 """
 
 import os
@@ -12,7 +13,8 @@ from bigqa.nullgpu.build import libraries_for
 from bigqa.nullgpu.python import ask
 from bigqa.nullgpu.torch_build import NotInstalled, cuda_build
 
-PYTEST = ("-m", "pytest", "-m", "nullgpu", "--numprocesses", "2", "--dist", "worksteal")
+PYTEST = ("-m", "pytest", "--numprocesses", "2", "--dist", "worksteal")
+MARKED = "nullgpu" if os.environ.get("WHOLE") else "nullgpu and not slow"
 
 
 def main() -> int:
@@ -26,7 +28,7 @@ def main() -> int:
     except BigqaError as error:
         print(f"tests of the null GPU cannot run: {error}", file=sys.stderr)
         return 2
-    os.execv(sys.executable, [sys.executable, *PYTEST, *sys.argv[1:]])
+    os.execv(sys.executable, [sys.executable, *PYTEST, "-m", MARKED, *sys.argv[1:]])
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
 """What a strategy becomes on a device: its precision, its kind, and which axes exclude each other."""
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from bigqa.engine import build
+from bigqa.errors import BigqaError
 from bigqa.plan.ladder import AGAIN, plain_ladder
 from bigqa.settings import Settings
 from bigqa.strategy import STRATEGIES, Strategy
@@ -74,13 +77,26 @@ def test_a_ladder_without_a_plan_goes_down_by_halves() -> None:
     assert os.EX_TEMPFAIL == AGAIN
 
 
-def test_bf16_is_refused_on_a_card_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("capability", "precision", "device", "refused"),
+    [
+        ((7, 5), "bf16", "cuda", True),
+        ((7, 5), "bf16-sr", "cuda", True),
+        ((7, 5), "fp16", "cuda", False),
+        ((7, 5), "bf16", "cpu", False),
+        ((8, 0), "bf16", "cuda", False),
+    ],
+)
+def test_bf16_is_refused_on_a_card_without_it(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], precision: Any, device: str, refused: bool
+) -> None:
+    """Where a run asks what it can have: `bench` and `--strategy` come by there as a plan does."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    turing = torch.device("cuda", 0)
-    assert "Tesla T4 has no bf16" in str(build._has_no_bf16(Strategy(precision="bf16"), turing))
-    assert "Tesla T4 has no bf16" in str(build._has_no_bf16(Strategy(precision="bf16-sr"), turing))
-    assert build._has_no_bf16(Strategy(precision="fp16"), turing) is None
-    assert build._has_no_bf16(Strategy(precision="bf16"), torch.device("cpu")) is None
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    assert build._has_no_bf16(Strategy(precision="bf16"), turing) is None
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    asked = "bf16" if precision == "bf16-sr" else precision
+    wanted = settings(strategy=Strategy(precision=precision), precision=asked)
+    processes: Any = SimpleNamespace(device=torch.device(device, 0), world_size=1)
+    says = "Tesla T4 has no bf16"
+    problem: AbstractContextManager[Any] = pytest.raises(BigqaError, match=says) if refused else nullcontext()
+    with problem:
+        assert build.possible_strategy(wanted, processes).precision == precision

@@ -49,6 +49,8 @@ def test_a_large_model_trains_in_what_two_of_its_layers_take() -> None:
         )  # fmt: skip
         assert found["outcome"] == "ok", found
         assert predicted.allocated_bytes == pytest.approx(found["allocated"], rel=0.01)
-        assert predicted.reserved_bytes == pytest.approx(found["reserved"], rel=0.01)
+        # All micro-batches are full here; where they are not, a segment more may be wanted.
+        assert predicted.least is not None and predicted.least[1] == pytest.approx(found["reserved"], rel=0.01)
+        assert predicted.reserved_bytes == predicted.least[1] + 2 * MIB
         assert predicted.pinned_bytes == pytest.approx(found["pinned"], rel=0.01)
         assert found["reserved"] <= MOST_MIB[micro_batch, seq_len, count] * MIB

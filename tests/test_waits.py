@@ -97,12 +97,15 @@ def test_no_step_waits_for_the_gpu() -> None:
 OF_TASKS = """
 import json, warnings, torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BertConfig, LlamaConfig
+from bigqa.engine.attention import kernels
 from bigqa.tasks.classify.task import Classification
 from bigqa.tasks.lm.task import LanguageModel
 from bigqa.tasks.score.task import Regression
 sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 64}
 def made(config, kind):
-    return kind.from_config(config).to("cuda")
+    model = kind.from_config(config)
+    kernels.use(model)
+    return model.to(torch.bfloat16).to("cuda")
 rows = [{"input_ids": [5] * length, "token_type_ids": [0] * length, "answer": [1] * length} for length in (9, 4)]
 found, sequences = {}, AutoModelForSequenceClassification
 for name, task, config, kind, label in (
@@ -111,8 +114,9 @@ for name, task, config, kind, label in (
     ("lm", LanguageModel(0, False), LlamaConfig(**sizes), AutoModelForCausalLM, 1),
 ):
     model = made(config, kind)
-    batch = {key: one.cuda() for key, one in task.collate([row | {"label": label} for row in rows]).items()}
-    for _ in range(2):
+    labelled = [row | {"label": label} for row in rows]
+    for made_up in (task.collate(labelled), task.pack(labelled)):
+        batch = {key: one.cuda() for key, one in made_up.items()}
         torch.cuda.set_sync_debug_mode("warn")
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")

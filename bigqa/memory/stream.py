@@ -21,6 +21,7 @@ from bigqa.engine.loop.step import Parts, train_step
 from bigqa.engine.stream.building import Rates, streamed
 from bigqa.engine.stream.disk import IN_PLAY_BYTES
 from bigqa.engine.stream.update import StreamedUpdate
+from bigqa.memory.allocator import SMALL_SEGMENT
 from bigqa.memory.cards import Card
 from bigqa.memory.conditions import collected_on_demand, dropout_of
 from bigqa.memory.depth import depth_of, with_layers
@@ -175,11 +176,19 @@ class StreamedRuns:
         self._known: dict[tuple[Strategy, Shape], list[Traced]] = {}
 
     def footprint(self, strategy: Strategy, shape: Shape, card: Card) -> Footprint:
-        """Return what a step holds and does: products and the like of one of its micro-batches."""
-        found = self._of_step(strategy, shape, card)
-        return replace(found, kept_bytes=found.kept_bytes + min(found.disk_bytes, IN_PLAY_BYTES))
+        """Return what a step holds and does: products and the like of one of its micro-batches.
 
-    def _of_step(self, strategy: Strategy, shape: Shape, card: Card) -> Footprint:
+        Of a GPU's allocator it holds a segment less where all micro-batches are full: else what is a large block of one
+        may be a small one of another, in a segment of its own.
+        """
+        found = self._of_full(strategy, shape, card)
+        found = replace(found, kept_bytes=found.kept_bytes + min(found.disk_bytes, IN_PLAY_BYTES))
+        if strategy.device == "cpu":
+            return found
+        least = found.allocated_bytes, found.reserved_bytes
+        return replace(found, reserved_bytes=found.reserved_bytes + SMALL_SEGMENT, least=least)
+
+    def _of_full(self, strategy: Strategy, shape: Shape, card: Card) -> Footprint:
         steady = shape._replace(micro_batches=min(shape.micro_batches, STEADY))
         found = self._at(strategy, steady, card)
         if steady == shape:
