@@ -32,12 +32,16 @@ class Kept(Silent):
 
     def __init__(self, stop_at: int | None = None, folder: Path | None = None) -> None:
         self.records: list[dict[str, Any]] = []
+        self.said: list[str] = []
         self.stop_at, self.folder = stop_at, folder
 
     def step(self, record: dict[str, Any]) -> None:
         self.records.append(record)
         if record["step"] == self.stop_at and self.folder is not None:
             (self.folder / STOP_FILE).touch()
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
 
 
 def training(processes: Processes, out: Path, recorder: Kept, **options: Any) -> Training:
@@ -247,3 +251,13 @@ def test_a_stop_in_the_last_step_is_obeyed(tmp_path: Path) -> None:
         return outcome.steps, outcome.finished, _saved(tmp_path)
 
     assert in_processes(work, 1) == [(STEPS, False, ["step-00000006", "step-00000007"])]
+
+
+@pytest.mark.parametrize("problem", [None, "host memory cannot be pinned here"])
+def test_memory_that_could_not_be_pinned_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: str | None
+) -> None:
+    monkeypatch.setattr("bigqa.engine.pinned.refused", lambda: problem)
+    kept = Kept()
+    fit(training(Processes("cpu"), tmp_path, kept, saves=False))
+    assert kept.said == ([problem] if problem else []) and len(kept.records) == STEPS

@@ -67,6 +67,7 @@ def batches(step: int, count: int = 3) -> list[dict[str, torch.Tensor]]:
             "attention_mask": torch.tensor([True] * (step % 2) + [False] * 4),
             "weight": torch.tensor(step / 2),
             "ends": torch.tensor([0, step, number], dtype=torch.int32),
+            "label": torch.zeros(0, dtype=torch.long),
         }
         for number in range(count)
     ]
