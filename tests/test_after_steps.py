@@ -167,6 +167,7 @@ print(json.dumps(found))
 
 
 @pytest.mark.nullgpu
+@pytest.mark.slow
 def test_a_run_ends_with_a_model_within_what_its_steps_take() -> None:
     """Every row without DeepSpeed, at one short window: what does not hang on activations weighs most there."""
     found = on_null_gpu(WHOLE.replace("NAMES", repr(ROWS)))

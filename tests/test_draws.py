@@ -208,6 +208,7 @@ print(json.dumps([load_config(resolve("enliple-small")).num_hidden_layers, found
 
 
 @pytest.mark.nullgpu
+@pytest.mark.slow
 def test_recomputed_operations_begin_where_they_began_on_a_gpu() -> None:
     """Every row of a GPU, in a process of its own."""
     layers, found = on_null_gpu(ON_A_GPU.replace("NAMES", repr(ON_GPU)))

@@ -26,6 +26,7 @@ def test_a_small_session_has_the_stages_of_a_whole_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.nullgpu
+@pytest.mark.slow
 def test_make_gpu_from_its_first_line_to_its_last(tmp_path: Path) -> None:
     words = ["--small", "--budget-s", "50000", "--data", str(FOLDER / "train.json"), "--out", str(tmp_path / "gpu")]
     environment = environment_of(NullGpu(find_card("A100-80"))) | {"BIGQA_CACHE": str(tmp_path / "cache")}

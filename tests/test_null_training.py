@@ -23,7 +23,7 @@ from bigqa.settings import Rung
 from bigqa.strategy import STRATEGIES
 from bigqa.units import MIB
 
-pytestmark = pytest.mark.nullgpu
+pytestmark = [pytest.mark.nullgpu, pytest.mark.slow]
 WORKER = Path(__file__).with_name("null_jobs.py")
 A100 = find_card("A100-80")
 OPTIONS: dict[str, Any] = {
