@@ -1,11 +1,12 @@
 """Puts the streamed step together, for the trainer and for the predictor. In: a model. Out: passes and an update."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bigqa.engine.optim.optimizers import undecayed_names
 from bigqa.engine.optim.precision import DTYPES
@@ -33,12 +34,13 @@ class Rates:
 
 def streamed(
     model: nn.Module, task: Task, strategy: Strategy, device: torch.device, rates: Rates, group: Any = None,
-    folder: Path | None = None,
+    folder: Path | None = None, made: Mapping[str, Tensor] | None = None,
 ) -> tuple[LayerPasses, StreamedUpdate]:  # fmt: skip
     """Take a model in host memory apart, whose modules have been changed.
 
     `group`: of several processes, for tensors in host memory; this is the first thing that they do with it.
-    `folder`: on a disk, for what the strategy has there.
+    `folder`: on a disk, for what the strategy has there; `made`: fp32 values of weights that the model has without
+    data, of which one is asked for at a time.
     Raises: BigqaError where it cannot be streamed.
     """
     if hasattr(model.config, "use_cache"):  # a cache would grow once more in every recomputation
@@ -48,7 +50,8 @@ def streamed(
     steps = steps_of(strategy, shelf, eps=rates.eps)
     staged = shelf.weights_on_disk and strategy.device == "cuda"
     placed = Placed(
-        model, layers, shelf, undecayed, DTYPES[strategy.precision], waits=steps.waits, staged=staged
+        model, layers, shelf, undecayed, DTYPES[strategy.precision], waits=steps.waits, staged=staged,
+        made=made,
     )  # fmt: skip
     for weight in placed.weights.values():
         steps.make_states(weight)

@@ -25,9 +25,12 @@ class Placed:
 
     def __init__(
         self, model: nn.Module, layers: Layers, shelf: Shelf, undecayed: set[str], dtype: torch.dtype, *, waits: bool,
-        staged: bool,
+        staged: bool, made: Mapping[str, Tensor] | None = None,
     ) -> None:  # fmt: skip
-        """`waits`: all gradients wait on the host, and fp32 masters are kept; `staged`: see `Slots`."""
+        """`waits`: all gradients wait on the host, and fp32 masters are kept.
+
+        `staged`: as of `Slots`; `made`: as of `make_unit`.
+        """
         self.model, self.layers, self.shelf, self.link, self.waits = model, layers, shelf, shelf.link, waits
         self.takes_turns = shelf.states_on_disk or not waits
         """Whether gradients of layers come to two places by turns, and go from there."""
@@ -36,7 +39,7 @@ class Placed:
         tables = {name: [name] for name in layers.tables}
         inside = {name for names in of_layers for name in names}
         outer = [name for name in self.owners if name not in inside and name not in tables]
-        self._options: dict[str, Any] = {"undecayed": undecayed, "dtype": dtype, "keeps": waits}
+        self._options: dict[str, Any] = {"undecayed": undecayed, "dtype": dtype, "keeps": waits, "made": made}
         self.layer_units = [self._unit(names, moves=True) for names in of_layers]
         self.outer = self._unit(outer, moves=True, stays=True)
         self.table_units = {name: self._unit(names, moves=False) for name, names in tables.items()}

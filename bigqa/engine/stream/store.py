@@ -151,11 +151,11 @@ class Unit:
 
 def make_unit(
     shelf: Shelf, values: Mapping[str, Tensor], undecayed: set[str], dtype: torch.dtype, *, moves: bool, keeps: bool,
-    stays: bool = False,
+    stays: bool = False, made: Mapping[str, Tensor] | None = None,
 ) -> Unit:  # fmt: skip
     """Put weights on the host. `moves`: they and their gradients are copied; `keeps`: with fp32 masters.
 
-    `stays`: the weights are in memory, wherever others are.
+    `stays`: the weights are in memory, wherever others are; `made`: fp32 values of those that are without data.
     """
     places, end = {}, 0
     for name, value in values.items():
@@ -170,7 +170,9 @@ def make_unit(
         place = places[name]
         weights[name] = weight = Weight(name, value.shape, name not in undecayed, flat[place])
         weight.rest = None if rest is None else rest[place]
-        if not value.is_meta:
+        if made is not None and value.is_meta:
+            take(weight, made[name], shelf)
+        elif not value.is_meta:
             take(weight, value, shelf)
     return Unit(weights, flat, places, rest)
 

@@ -100,8 +100,11 @@ class StreamedUpdate(Update):
         for one, following in zip(weights, [*weights[1:], None], strict=True):
             if following is not None:
                 self.shelf.ahead(part[:READ_AHEAD] for part in self.steps.passes(following))
-            decay = self.weight_decay if one.decays else 0.0
-            self.steps.step(one, one.gradient_kept(), self.lr, decay, factor)
+            self._step_one(one, factor)
+
+    def _step_one(self, weight: Weight, factor: Tensor) -> None:
+        decay = self.weight_decay if weight.decays else 0.0
+        self.steps.step(weight, weight.gradient_kept(), self.lr, decay, factor)
 
     def _change(self) -> None:
         """Begin to change weights, which a thread beside this one must not read until the step is over."""
