@@ -61,6 +61,11 @@ class Strategy(BaseModel):
         return "nvme" in (self.offload_optimizer, self.offload_parameters)
 
     @property
+    def weights_on_disk(self) -> bool:
+        """Whether streamed weights lie on a disk: then the model need never be in memory whole."""
+        return self.stream and self.offload_parameters == "nvme"
+
+    @property
     def tier(self) -> int:
         """What it changes: 0 nothing, 1 rounding only, 2 what is learned.
 

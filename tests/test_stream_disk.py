@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from small_runs import metrics, train
 from streaming import CONFIGS, PLAIN, SMALL, STREAM, learned, off, parts_of, runs_of, task_of
 from transformers import BertConfig
 
@@ -16,11 +18,12 @@ from bigqa.engine.build import not_together
 from bigqa.engine.loop import checkpoint
 from bigqa.engine.loop.step import train_step
 from bigqa.engine.processes import Processes
-from bigqa.engine.stream import disk
+from bigqa.engine.stream import disk, loading
 from bigqa.engine.stream.disk import IN_PLAY_BYTES, MappedDisk, merged
 from bigqa.errors import BigqaError
 from bigqa.memory.cards import A100
 from bigqa.memory.stream import Shape
+from bigqa.run import delivery
 
 ALL = {"offload_optimizer": "nvme", "offload_parameters": "nvme"}
 TIERS: dict[str, dict[str, Any]] = {
@@ -59,6 +62,29 @@ def test_on_a_disk_is_learned_to_the_bit_what_is_learned_in_memory(
     assert list(tmp_path.iterdir()) == []  # the file has no name
 
 
+@pytest.mark.parametrize(("here", "there"), [("stream", "stream-disk"), ("stream-8bit", "stream-disk-8bit")])
+def test_a_run_hands_over_the_model_that_it_would_in_memory(
+    here: str, there: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From weights that come by files to those that are written a few at a time."""
+    pytest.importorskip("bitsandbytes")
+    monkeypatch.setattr(loading, "LARGE_BYTES", 2**12)
+    monkeypatch.setattr(delivery, "SHARD", "200KB")
+    options = {"precision": "auto", "max_steps": 2, "save_every": 1, "micro_batch": 4}
+    for name in (here, there):
+        assert train(tmp_path / name, strategy=name, nvme=tmp_path / "disk", **options) == 0
+    assert [line["step"] for line in metrics(tmp_path / there)] == [1, 2]
+    assert [folder.name[-1] for folder in sorted((tmp_path / there / "checkpoints").iterdir())] == ["1", "2"]
+    one, other = (weights_in(tmp_path / name / "model") for name in (here, there))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    assert len(list((tmp_path / there / "model").glob("*.safetensors"))) > 1
+    assert list((tmp_path / "disk").iterdir()) == []
+
+
+def weights_in(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: one for file in folder.glob("*.safetensors") for name, one in load_file(file).items()}
+
+
 def test_runs_go_on_from_a_disk_and_onto_one(processes: Processes, tmp_path: Path) -> None:
     config, on_disk = CONFIGS["bert"](), STREAM.model_copy(update=ALL)
     unbroken = learned(parts_of(config, PLAIN, processes), config, 0, 4, packed=True)
@@ -85,13 +111,14 @@ def test_what_a_disk_holds_and_moves_is_predicted_to_the_byte(tier: str, process
     before = shelf.bytes_read, shelf.bytes_written  # of putting weights in place
     train_step(parts, full, 14)
     found = runs_of(config).footprint(strategy, Shape(2, 32, 7, packed=False), A100)
-    assert found.disk_bytes == shelf.disk_bytes
     assert found.read_bytes == shelf.bytes_read - before[0]
     assert found.written_bytes == shelf.bytes_written - before[1]
     assert 0 < found.weights_read_bytes < found.read_bytes
     of_rows = sum(min(7 * 64, count) for count in (400, 64, 2)) * 32 * 4
     in_play = min(found.disk_bytes, IN_PLAY_BYTES) + parts.passes.slots.ahead_bytes
     assert found.kept_bytes + found.pinned_bytes - in_play == pytest.approx(link.kept_bytes + of_rows, rel=0.05)
+    parts.update.finish()
+    assert found.disk_bytes == shelf.disk_bytes
 
 
 def test_pages_that_are_left_are_in_the_file_and_not_in_memory(tmp_path: Path) -> None:

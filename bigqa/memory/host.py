@@ -26,6 +26,8 @@ def loading_bytes(strategy: Strategy, num_parameters: int) -> int:
 
     The masters are copies made before the model is rounded; see `engine.precision` and `engine.build`.
     """
+    if strategy.weights_on_disk:  # `engine.stream.loading`: one at a time, in fp32 and in what it is loaded as
+        return 0
     if strategy.stream:  # each weight goes as it is taken apart
         return 4 * num_parameters
     twice = strategy.needs_deepspeed or (strategy.precision in ("bf16", "fp16") and strategy.adapters == "none")

@@ -60,9 +60,15 @@ def trace_streamed(
     """Trace a step of so many micro-batches. Raises: BigqaError where the model cannot be streamed."""
     recorder = Recorder(on_gpu=strategy.device == "cuda")
     meta = torch.device("meta")
-    with collected_on_demand(), attention.standing_in_for(strategy.device), dropout_of(strategy.device), recorder:
+
+    def made() -> nn.Module:
         with meta:
-            model = make_model().train()
+            return make_model().train()
+
+    # Of weights that go to a disk none is in memory before: see `engine.stream.loading`.
+    model = made() if strategy.weights_on_disk and not recorder.on_gpu else None
+    with collected_on_demand(), attention.standing_in_for(strategy.device), dropout_of(strategy.device), recorder:
+        model = model or made()
         recorder.phase = "set-up"
         change_modules(model, strategy)
         passes, update = streamed(model, task, strategy, meta, NO_RATES)
@@ -84,7 +90,7 @@ def trace_streamed(
         "pinned_bytes": link.pinned_bytes,
         "arriving_bytes": link.bytes_in - before,
         "leaving_bytes": link.bytes_out,
-        "disk_bytes": shelf.disk_bytes,
+        "disk_bytes": shelf.disk_bytes + update.handed_back_bytes,
         "read_bytes": shelf.bytes_read,
         "weights_read_bytes": weights_read[0],
         "written_bytes": shelf.bytes_written,

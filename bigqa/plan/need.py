@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from bigqa.engine.build import not_together
 from bigqa.errors import BigqaError
 from bigqa.machine.gpus import GPUS, GpuModel
-from bigqa.memory.estimate import Estimator
+from bigqa.memory.estimate import Estimator, MemoryEstimate
 from bigqa.plan.candidates import Workload
 from bigqa.plan.machine import HEADROOM
 from bigqa.plan.planner import known_estimator
@@ -26,6 +26,10 @@ class Need:
     """At the published batch in one micro-batch."""
     cards: tuple[str, ...]
     """Of the table, those that have the least."""
+    host_bytes: int = 0
+    """Of the host, where it is least."""
+    disk_bytes: int = 0
+    """Of a fast disk."""
     reason: str = ""
     """Why the strategy cannot be had at all; nothing where it can."""
 
@@ -53,19 +57,21 @@ def _need(estimator: Estimator, name: str, strategy: Strategy, workload: Workloa
     seq_len = strategy.seq_len or workload.seq_len
     try:
         least, published = (
-            _device_bytes(estimator, strategy, size, seq_len, workload.global_batch)
-            for size in (1, workload.global_batch)
+            _memory(estimator, strategy, size, seq_len, workload.global_batch) for size in (1, workload.global_batch)
         )
     except BigqaError as error:
-        return Need(name, strategy.tier, 0, 0, (), str(error))
-    cards = (card.name for card in GPUS if card.memory_bytes * (1 - HEADROOM) >= least and _can_run(card, strategy))
-    return Need(name, strategy.tier, least, published, tuple(cards))
+        return Need(name, strategy.tier, 0, 0, (), reason=str(error))
+    enough = [card for card in GPUS if card.memory_bytes * (1 - HEADROOM) >= least.device_bytes]
+    cards = tuple(card.name for card in enough if _can_run(card, strategy))
+    sizes = least.device_bytes, published.device_bytes
+    return Need(name, strategy.tier, *sizes, cards, host_bytes=least.host_bytes, disk_bytes=least.disk_bytes)
 
 
-def _device_bytes(estimator: Estimator, row: Strategy, micro_batch: int, seq_len: int, global_batch: int) -> int:
+def _memory(
+    estimator: Estimator, row: Strategy, micro_batch: int, seq_len: int, global_batch: int
+) -> MemoryEstimate:  # fmt: skip
     count = -(-global_batch // micro_batch)
-    found = estimator.estimate(row, micro_batch, seq_len, accumulating=count > 1, micro_batches=count)
-    return found.device_bytes
+    return estimator.estimate(row, micro_batch, seq_len, accumulating=count > 1, micro_batches=count)
 
 
 def _can_run(card: GpuModel, row: Strategy) -> bool:

@@ -34,6 +34,8 @@ from bigqa.versions import versions
 
 ADAPTER = "adapter"
 """Of a run's folder: LoRA's matrices by themselves, as PEFT loads them beside the model that they were trained on."""
+SHARD = "1GB"
+"""Of the files that hold a model's weights."""
 Result = TypeVar("Result")
 
 
@@ -78,7 +80,9 @@ def _save_model(model: Any, training: Training, job: Job, tokenizer: Any) -> Non
     """Write `RUN/model`: fp32 weights, config, tokenizer, and the task with its options."""
     with atomic_folder(training.settings.out / "model", replace=True) as temporary:
         model.config.dtype = torch.float32
-        model.save_pretrained(temporary)
+        # transformers has a file's weights in memory as it writes them: those of a disk need not fit there.
+        on_disk = strategy_of(training.settings, training.processes.device).weights_on_disk
+        model.save_pretrained(temporary, **({"max_shard_size": SHARD} if on_disk else {}))
         tokenizer.save_pretrained(temporary)
         write_options(temporary, job.kind, job.options)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from bigqa.console import progress
 from bigqa.engine.processes import Processes
+from bigqa.engine.stream.loading import in_files
 from bigqa.errors import BigqaError
 from bigqa.files import cache_folder
 from bigqa.models.sources import check_lengths, describe_config, load, load_tokenizer
@@ -46,14 +47,15 @@ def model_and_tokenizer(settings: Settings, job: Job) -> Made:
     doubts = check_together(job.source, tokenizer, config, job.kind)
     if (line := job.kind.check_text(settings.train_file, tokenizer, job.options)) is not None:
         doubts.append(line)
-    loaded = load(
-        job.source,
-        config,
-        head=job.kind.head,
-        vocabulary_size=rows_needed(tokenizer),
-        seed=settings.seed,
-        new_head=bool(job.facts),
-    )
+    with in_files(settings.nvme if settings.strategy is not None and settings.strategy.weights_on_disk else None):
+        loaded = load(
+            job.source,
+            config,
+            head=job.kind.head,
+            vocabulary_size=rows_needed(tokenizer),
+            seed=settings.seed,
+            new_head=bool(job.facts),
+        )
     return Made(loaded, tokenizer, described, tuple(doubts))
 
 

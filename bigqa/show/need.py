@@ -17,13 +17,13 @@ CARDS = "enough at micro-batch 1"
 
 
 def show_need(rows: Sequence[Need], console: Console) -> None:
-    """Print how much GPU memory is enough, and what cannot be had."""
+    """Print how much GPU memory is enough, in words and in a table, and what cannot be had."""
     possible = [row for row in rows if not row.reason]
+    console.print(need_text(possible), markup=False, highlight=False, soft_wrap=True)
     show(need_table(possible), console, ("changes", CARDS))
     for row in rows:
         if row.reason:
             console.print(f"{row.name}: not possible: {row.reason}", markup=False, highlight=False, soft_wrap=True)
-    console.print(need_text(possible), markup=False, highlight=False, soft_wrap=True)
 
 
 def need_table(rows: Sequence[Need]) -> Table:
@@ -39,17 +39,31 @@ def need_table(rows: Sequence[Need]) -> Table:
 
 def need_text(rows: Sequence[Need]) -> str:
     """Say in a line for each tier what is enough."""
-    lines = []
+    lines, named = [], []
     for tier, changes in TIERS.items():
         members = [row for row in rows if row.tier == tier]
         if members:
             least = min(members, key=lambda row: row.least_bytes)
             lines.append(f"Changing {changes}: {format_bytes(least.least_bytes)} is enough ({least.name}).")
+            named += [least, *_on_a_disk(least, members)]
     whole = [row for row in rows if row.name == "plain"]
     if whole:
         lines.append(f"With nothing saved, at the published batch: {format_bytes(whole[0].published_bytes)} (plain).")
+    if named:
+        lines.append(f"Of the host besides: {', '.join(map(_of_host, named))}.")
     lines.append("As NVML shows it, on one GPU. These are predictions; none has been measured on a GPU yet.")
     return "\n".join(lines)
+
+
+def _on_a_disk(least: Need, members: Sequence[Need]) -> list[Need]:
+    """Return what needs no more of a GPU than the least, and less of the host, since it has a disk."""
+    alike = [row for row in members if row.disk_bytes and row.least_bytes == least.least_bytes]
+    return [row for row in alike if row.host_bytes < least.host_bytes]
+
+
+def _of_host(row: Need) -> str:
+    disk = f" and {format_bytes(row.disk_bytes)} of a disk" if row.disk_bytes else ""
+    return f"{format_bytes(row.host_bytes)}{disk} ({row.name})"
 
 
 def _cards(names: Sequence[str]) -> str:

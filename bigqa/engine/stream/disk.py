@@ -24,6 +24,8 @@ from bigqa.units import MIB
 
 BATCH_BYTES = 32 * MIB
 """Read ahead, written out, and left but not yet written: as much of each."""
+TAKEN_BYTES = 64 * MIB
+"""Of the disk at once."""
 ADVISED_BYTES = 128 * 1024
 """Linux reads no more ahead for one call than a disk's own read-ahead. Source: its mm/readahead.c,
 `force_page_cache_ra`."""
@@ -94,19 +96,27 @@ class MappedDisk:
             raise write_error(folder, error) from error
         self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
         self._begin = self._bytes.data_ptr()
+        self._taken = 0
         self._lock = threading.Lock()
         self._left: list[Range] = []
         self._on_their_way: list[Range] = []
 
     def make(self, count: int, dtype: torch.dtype) -> Tensor:
         begin, size = self.size_bytes, count * dtype.itemsize
+        self.size_bytes += whole_pages(size)
+        self._take_room()
+        return self._bytes[begin : begin + size].view(dtype)
+
+    def _take_room(self) -> None:
+        """Take room of the disk for all that was made and a little more: each time is a turn of its journal."""
+        more = min(max(TAKEN_BYTES, self.size_bytes - self._taken), len(self._bytes) - self._taken)
+        if self.size_bytes <= self._taken or not hasattr(os, "posix_fallocate"):
+            return
         try:
-            if size and hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(self._file.fileno(), begin, whole_pages(size))
+            os.posix_fallocate(self._file.fileno(), self._taken, more)
         except OSError as error:
             raise write_error(self.folder, error) from error
-        self.size_bytes += whole_pages(size)
-        return self._bytes[begin : begin + size].view(dtype)
+        self._taken += more
 
     def holds(self, tensor: Tensor) -> bool:
         return 0 <= tensor.data_ptr() - self._begin < self.size_bytes

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bigqa.engine.optim.pieces import pieces_of
 from bigqa.engine.optim.precision import cast
 from bigqa.engine.stream.layers import Layers
 from bigqa.engine.stream.shelf import Shelf
@@ -156,6 +157,12 @@ class Placed:
         self.shelf.leave(weight.parts)
         return master
 
+    def _handed_back(self, weight: Weight) -> Tensor:
+        flat = self.shelf.handed_back(weight.low.numel())
+        for piece in self.shelf.along(pieces_of(flat), changed=[flat], read=weight.parts):
+            flat[piece] = weight.piece(piece)
+        return flat.view(weight.shape)
+
     def hand_back(self) -> nn.Module:
         """Return the model with fp32 weights of its own, in host memory. There is nothing left here."""
         self.layers.restore()
@@ -166,7 +173,7 @@ class Placed:
         for unit in self.units:
             unit_weights, unit.weights = unit.weights, {}
             for name, weight in unit_weights.items():
-                self._own(name, nn.Parameter(self.exact(weight).clone()))
+                self._own(name, nn.Parameter(self._handed_back(weight)))
                 self.weights.pop(name)
         self.slots.let_go()
         del self.outer_place

@@ -44,6 +44,10 @@ class Shelf:
         """Make room for what the update alone uses."""
         return self.link.kept(count, dtype)
 
+    def handed_back(self, count: int) -> Tensor:
+        """Make room for a weight in fp32, as the model has it in the end."""
+        return torch.empty(count)
+
     def along(
         self, pieces: Iterable[slice], *, changed: Sequence[Tensor] = (), read: Sequence[Tensor] = ()
     ) -> Iterator[slice]:
@@ -78,6 +82,9 @@ class ShelfOnDisk(Shelf):
     def states(self, count: int, dtype: torch.dtype) -> Tensor:
         return self.disk.make(count, dtype) if self.states_on_disk else super().states(count, dtype)
 
+    def handed_back(self, count: int) -> Tensor:
+        return self.disk.make(count, torch.float32) if self.weights_on_disk else super().handed_back(count)
+
     def along(
         self, pieces: Iterable[slice], *, changed: Sequence[Tensor] = (), read: Sequence[Tensor] = ()
     ) -> Iterator[slice]:
@@ -108,7 +115,7 @@ class ShelfOnDisk(Shelf):
 
 def shelf_of(strategy: Strategy, link: Link, model: nn.Module, folder: Path | None) -> Shelf:
     """Return where a strategy keeps what it streams. `folder`: on a disk. Raises: BigqaError."""
-    weights, states = (where == "nvme" for where in (strategy.offload_parameters, strategy.offload_optimizer))
+    weights, states = strategy.weights_on_disk, strategy.offload_optimizer == "nvme"
     if not weights and not states:
         return Shelf(link)
     if link.device.type == "meta":

@@ -5,7 +5,7 @@ weights lie end to end in the device's precision. Of bf16 the host keeps the 16 
 together are the fp32 master, exactly; of fp16, whose bits are others, the master itself.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -25,7 +25,7 @@ class Gradient(Protocol):
     """A flat gradient."""
 
     @property
-    def tensors(self) -> list[Tensor]:
+    def tensors(self) -> Sequence[Tensor]:
         """What it consists of, flat, where that is as long as it is."""
         ...
 
@@ -81,12 +81,12 @@ class Weight:
     """Flat: what fp32 has more, or the fp32 master itself."""
     states: dict[str, Any] = field(default_factory=dict)
 
-    def gradient_of_step(self) -> Gradient:
+    def gradient_of_step(self) -> RowGradient | DenseGradient:
         """Return the gradient of this step, as it comes."""
         assert self.gradient is not None
         return self.gradient if isinstance(self.gradient, RowGradient) else DenseGradient(self.gradient)
 
-    def gradient_kept(self) -> Gradient:
+    def gradient_kept(self) -> RowGradient | DenseGradient:
         """Return the gradient of this step, as it waits."""
         return self.gradient_of_step() if self.waiting is None else DenseGradient(self.waiting)
 

@@ -18,6 +18,7 @@ from bigqa.engine.optim.moments import NAMES
 from bigqa.engine.optim.pieces import pieces_of
 from bigqa.engine.optim.scaling import LossScaler
 from bigqa.engine.optim.update import State, Update
+from bigqa.engine.pinned import whole_pages
 from bigqa.engine.stream.beside import Beside
 from bigqa.engine.stream.host_steps import HostSteps
 from bigqa.engine.stream.link import Link
@@ -182,6 +183,12 @@ class StreamedUpdate(Update):
         self.placed.forget_gradients()
         self.passes.forget()
         self._norms = {}
+
+    @property
+    def handed_back_bytes(self) -> int:
+        """What `finish` will take of a disk besides."""
+        sizes = (one.low.numel() * torch.float32.itemsize for one in self.placed.weights.values())
+        return sum(map(whole_pages, sizes)) if self.shelf.weights_on_disk else 0
 
     def names(self) -> set[str]:
         """Return the names of all trained parameters."""

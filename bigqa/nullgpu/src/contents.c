@@ -17,8 +17,10 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static range known[RANGES];                           /* written by copies since the last kernel */
 static size_t known_count;
 static int (*asked)(size_t size);
+static size_t crossed[2];                             /* to the device, and from it */
 
 void null_on_read(int (*answer)(size_t size)) { asked = answer; }
+size_t null_crossed(int from_device) { return __atomic_load_n(&crossed[!!from_device], __ATOMIC_RELAXED); }
 
 void null_ran(void) {
     null_busy();
@@ -55,6 +57,7 @@ static void read_unknown(char *to, size_t size) {
 void null_copy(void *to, const void *from, size_t size) {
     if (!size) return;
     int to_device = null_is_on_device(to), from_device = null_is_on_device(from);
+    if (to_device != from_device) __atomic_fetch_add(&crossed[from_device], size, __ATOMIC_RELAXED);
     if (from_device && !to_device && size > copy_limit()) {
         null_span span;
         if (null_find(to, &span)) return; /* pinned: reads as zero where nobody wrote */

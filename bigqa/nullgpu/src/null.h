@@ -50,6 +50,7 @@ int null_is_on_device(const void *at);
 void null_copy(void *to, const void *from, size_t size);
 void null_set(void *at, int value, size_t size);
 void null_ran(void);                                  /* a kernel was launched: it may have written anywhere */
+size_t null_crossed(int from_device);                /* bytes that copies took to devices so far, or from them */
 void null_on_read(int (*answer)(size_t size));        /* asked whenever the host reads what a kernel should have made */
 
 /* ---- clock.c: streams and events, and what is done when ---- */
