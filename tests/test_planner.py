@@ -13,10 +13,11 @@ from bigqa.errors import BigqaError
 from bigqa.machine import hardware
 from bigqa.machine.gpus import GPUS, find_gpu
 from bigqa.machine.hardware import Cpu, Gpu, Hardware, capped, planned_gpu
+from bigqa.memory.estimate import MemoryEstimate
 from bigqa.memory.host import CPU_BASELINE_BYTES, CUDA_BASELINE_BYTES
 from bigqa.models.sources import load_config, resolve
-from bigqa.plan.candidates import Workload, choose, rank
-from bigqa.plan.ladder import plain_ladder
+from bigqa.plan.candidates import Candidate, Workload, choose, rank
+from bigqa.plan.ladder import ladder_of, plain_ladder
 from bigqa.plan.machine import Machine
 from bigqa.plan.planner import Planner, known_estimator
 from bigqa.strategy import STRATEGIES
@@ -168,6 +169,34 @@ def test_each_machine_has_the_memory_for_its_own_processes(estimator: Any) -> No
         assert tight.shortfall(row, memory) is None
         short = tight.model_copy(update={"host_bytes": int(3.9 * memory.host_bytes)})
         assert "host memory" in str(short.shortfall(row, memory))
+
+
+def needs(**sizes: int) -> MemoryEstimate:
+    known: dict[str, Any] = {"allocated_bytes": 0, "reserved_bytes": 0, "device_bytes": 0, "host_bytes": 0}
+    known |= {"pinned_bytes": 0, "disk_bytes": 0, "phase": "", "by_category": {}, "largest": ()}
+    return MemoryEstimate(**(known | sizes))
+
+
+def test_each_process_has_a_file_of_its_own_on_the_machines_disk() -> None:
+    row, memory = STRATEGIES["stream-disk"], needs(disk_bytes=10 * GIB)
+    for nodes in (1, 2):
+        four = machine(card("3090"), num_gpus=4, num_nodes=nodes, nvme=True, disk_free_bytes=40 * GIB)
+        assert four.shortfall(row, memory) is None
+        short = four.model_copy(update={"disk_free_bytes": 40 * GIB - 1}).shortfall(row, memory)
+        assert short == "this strategy needs 40.00 GiB of disk space, and 40.00 GiB are free"
+
+
+def test_a_ladder_goes_on_to_what_needs_as_much_of_a_gpu_and_less_of_the_host() -> None:
+    sizes = {"recompute": (5, 1), "stream": (1, 7), "stream-disk": (1, 3), "release-recompute": (1, 3), "cpu": (0, 9)}
+    judged = [
+        Candidate(
+            name=name, strategy=STRATEGIES[name], tier=0, micro_batch=1, grad_accum=1, seq_len=64, limit_bytes=9,
+            memory=needs(device_bytes=device, host_bytes=host), windows_per_step=1, samples_per_s=1.0, run_s=1.0,
+            verdict="fits", reason="",
+        )
+        for name, (device, host) in sizes.items()
+    ]  # fmt: skip
+    assert [rung.name for rung in ladder_of(judged, judged[0])] == ["stream", "stream-disk", "cpu"]
 
 
 def test_a_disk_that_was_not_looked_at_is_not_full(estimator: Any) -> None:
