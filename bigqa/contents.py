@@ -32,11 +32,19 @@ UNREADABLE = {
     b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "an old Office or HWP document; write its data as JSON",
     b"Rar!": "a RAR archive; unpack it",
     b"\x93NUMPY": "a NumPy array; write its data as JSON",
+    b"Obj\x01": "an Avro file; write its data as JSON or Parquet",
+    b"\x04\x22\x4d\x18": "packed by lz4; unpack it (lz4 -d)",
+    b"\x1f\x9d": "packed by compress; unpack it (uncompress)",
+    b"\x89PNG": "a picture, not data",
+    b"\xff\xd8\xff": "a picture, not data",
+    b"<?xml": "an XML file, as servers send them in place of what they refuse; write its data as JSON",
+    b"\xff\xfe\0\0": "UTF-32 text; convert it to UTF-8",
     b"\xff\xfe": "UTF-16 text; convert it to UTF-8",
     b"\xfe\xff": "UTF-16 text; convert it to UTF-8",
 }
 IN_A_ZIP = {
     "[Content_Types].xml": "an Office document (xlsx, docx); write its data as JSON, JSON lines or Parquet",
+    "mimetype": "a document (HWPX, OpenDocument, EPUB); write its data as JSON, JSON lines or Parquet",
     "data.pkl": "a file of PyTorch, whose pickles could run code and are never loaded; write its data as JSON",
 }
 """What a zip is that is not meant to be unpacked, by the name of a member."""
@@ -51,26 +59,47 @@ def packing_of(head: bytes) -> str | None:
 
 def what_else(head: bytes, name: str = "") -> str | None:
     """Say what a file is that is no JSON, and what to do; None where its first bytes do not tell."""
+    known = what_no_text(head)
+    if known is not None:
+        return known
+    text = head.decode("utf-8", "ignore").lstrip("\ufeff \t\r\n")
+    if re.match(r"[\[{\s]*\{\s*'", text):
+        return "in Python's notation, with single quotes, and not JSON; write it by json.dump"
+    return f"{_table(name)}; write it as JSON, JSON lines or Parquet" if _is_table(text, name) else None
+
+
+def what_no_text(head: bytes) -> str | None:
+    """Say what a file is that is no text of anybody's own, and what to do; None where its first bytes do not tell."""
     for magic, said in UNREADABLE.items():
         if head.startswith(magic):
             return said
     if head[257:262] == b"ustar":
         return "a tar archive; unpack it"
+    if head and not head.strip(b"\0"):
+        return "nothing but zero bytes, as of a copy that broke off; fetch it again"
+    if _is_wide(head[:8], 0) or _is_wide(head[:8], 1):
+        return UNREADABLE[b"\xff\xfe"]
     packing = packing_of(head)
     if packing is not None:
-        return f"packed as {packing}; unpack it"
+        document = next((said for member, said in IN_A_ZIP.items() if member.encode() in head), None)
+        return document or f"packed as {packing}; unpack it"
     text = head.decode("utf-8", "ignore").lstrip("\ufeff \t\r\n")
-    if re.match(r"[\[{\s]*\{\s*'", text):
-        return "in Python's notation, with single quotes, and not JSON; write it by json.dump"
     if re.match(r"<!doctype html|<html", text, re.IGNORECASE):
         return "a web page, not the file; was its download link opened?"
-    return f"{_table(name)}; write it as JSON, JSON lines or Parquet" if _is_table(text, name) else None
+    return None
+
+
+def _is_wide(head: bytes, first: int) -> bool:
+    """Say whether bytes are letters of ASCII in UTF-16 without its mark: every other one is zero."""
+    letters, zeros = head[first::2], head[1 - first :: 2]
+    return len(zeros) == 4 and not any(zeros) and all(letters) and letters.isascii()
 
 
 def what_zip(names: Iterable[str]) -> str | None:
     """Say what a zip of these members is that holds no data, and what to do; None where they do not tell."""
     ends = {name.rpartition("/")[2] for name in names}
-    return next((said for name, said in IN_A_ZIP.items() if name in ends), None)
+    inner = next((f"a zip that holds another, {end}; unpack it" for end in sorted(ends) if end.endswith(".zip")), None)
+    return next((said for name, said in IN_A_ZIP.items() if name in ends), inner)
 
 
 def what_encoding(content: bytes) -> str:

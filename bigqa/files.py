@@ -58,13 +58,22 @@ def parsed(text: str, path: Path | str, what: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         _name_it(text[:HEAD_BYTES].encode("utf-8", "replace"), path, what)
-        cut_short = error.pos >= len(text.rstrip()) - 1 or error.msg.startswith("Unterminated string")
-        kind = "is cut short" if cut_short else "is not JSON"
-        raise BigqaError(f"{what} {kind}: {path}, line {error.lineno} column {error.colno}: {error.msg}") from None
+        place = f"{path}, line {error.lineno} column {error.colno}"
+        if error.msg == "Extra data" and text.lstrip().startswith(("{", "[")):
+            advice = "write each on a line of its own (JSON lines), or all in one list"
+            raise BigqaError(f"{what} is more than one JSON value: the next is at {place}; {advice}") from None
+        raise BigqaError(f"{what} {_kind_of(error, text)}: {place}: {error.msg}") from None
     except ValueError as error:
         raise BigqaError(f"{what} has a number that cannot be read: {path}: {error}") from None
     except RecursionError:
         raise BigqaError(f"{what} is nested too deep to be read: {path}") from None
+
+
+def _kind_of(error: json.JSONDecodeError, text: str) -> str:
+    """Say whether JSON breaks off, or is none: a bracket too many is at its end as well."""
+    text = text.rstrip()
+    at_the_end = error.pos >= len(text) or (error.pos == len(text) - 1 and text[-1] not in "}]")
+    return "is cut short" if at_the_end or error.msg.startswith("Unterminated string") else "is not JSON"
 
 
 def _name_it(content: bytes, path: Path | str, what: str) -> None:

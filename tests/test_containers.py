@@ -118,6 +118,10 @@ PLAIN = {
     "lines with numbers of pandas": lines(
         [row | {"answers": {"text": ["494킬로미터"], "answer_start": [24.0]}, "is_impossible": 0.0} for row in ROWS]
     ),
+    "columns of pandas": dumped({name: {str(at): row[name] for at, row in enumerate(ROWS)} for name in ROWS[0]}),
+    "split by pandas": dumped(
+        {"columns": list(ROWS[0]), "index": [0, 1, 2], "data": [list(row.values()) for row in ROWS]}
+    ),
     "articles of AI Hub": dumped({"data": [AI_HUB]}),
     "lines of articles": lines(
         [PARAGRAPHS["data"][0] | {"paragraphs": [{"context": CONTEXT, "qas": [qa]}]} for qa in QAS]
@@ -204,6 +208,12 @@ def test_places_count_the_lines_of_the_file(tmp_path: Path) -> None:
         read_questions(tmp_path / "a.jsonl", need_answers=True)
 
 
+def test_a_column_of_bytes_is_called_so(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist([ROWS[0] | {"context": CONTEXT.encode()}]), tmp_path / "a.parquet")
+    with pytest.raises(BigqaError, match='"context" is bytes, not text'):
+        read_questions(tmp_path / "a.parquet", need_answers=True)
+
+
 UNREADABLE = {
     "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 1\n",
     "a CSV table": b"id,question,context\r\n1,a,b\r\n",
@@ -221,6 +231,18 @@ UNREADABLE = {
     "an Office document": zip_of("xl/workbook.xml", "[Content_Types].xml"),
     "a file of PyTorch": zip_of("archive/data.pkl"),
     "UTF-16 text": '{"data": []}'.encode("utf-16"),
+    "UTF-16 text; ": '{"data": []}'.encode("utf-16-le"),
+    "UTF-16 text; convert": '{"data": []}'.encode("utf-16-be"),
+    "UTF-32 text": '{"data": []}'.encode("utf-32"),
+    "nothing but zero bytes": b"\0" * 4096,
+    "a picture": b"\x89PNG\r\n\x1a\n",
+    "an XML file": b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>',
+    "packed by compress": b"\x1f\x9d\x90a",
+    "a zip that holds another, inner.zip": zip_of("more/inner.zip"),
+    "a document": zip_of("mimetype", "Contents/section0.xml"),
+    "more than one JSON value: the next is at .*, line 2 column 1": dumped(ROWS[:1]) + b"\n" + dumped(ROWS[1:]),
+    "is not JSON": dumped(PARAGRAPHS)[:-1] + b",}",
+    "it has text, label": dumped({"text": "a", "label": 1}),
     "a tar archive": b"data.json".ljust(257, b"\0") + b"ustar\x0000".ljust(255, b"\0"),
     "cannot be unpacked": gzip.compress(dumped(PARAGRAPHS))[:-20],
     "a broken Parquet file": b"PAR1" + b"\0" * 20,
@@ -252,6 +274,9 @@ def test_what_is_no_data_is_named(tmp_path: Path, name: str) -> None:
         ({"answers": {"text": ["길이"], "answer_start": ["20"]}}, '"answer_start" is text'),
         ({"context": None}, 'line 1 has no "context"'),
         ({"question": 7}, '"question" is a number'),
+        ({"answers": None, "answer": "494킬로미터"}, '"answer" is text, not an object'),
+        ({"answers": {"text": ["길이는  "], "answer_start": [19]}}, "it is there without the blanks around it"),
+        ({"answers": {"text": ["길이는\u00a0494"], "answer_start": [20]}}, "bring both to NFKC"),
         ({"is_impossible": "no"}, '"is_impossible" is text, not true or false'),
         ({"context": "\ud800" + CONTEXT}, "half a surrogate pair"),
         ({"context": CONTEXT.replace("길", "\u1100\u1175\u11af")}, "it is at 26"),

@@ -1,6 +1,7 @@
 """Tables of texts and labels: every form the same rows, and every fault one line with its place."""
 
 import bz2
+import csv
 import gzip
 import itertools
 import json
@@ -61,6 +62,14 @@ def test_every_form_gives_the_same_rows(form: str, tmp_path: Path) -> None:
     assert examples(written(tmp_path, form)) == [(row["text"], (row["label"],)) for row in ROWS]
 
 
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_a_spreadsheet_parts_columns_as_it_likes(separator: str, tmp_path: Path) -> None:
+    lines = [["text", "label"], *([row["text"], row["label"]] for row in ROWS)]
+    with (tmp_path / "data.csv").open("w", encoding="utf-8-sig", newline="") as file:
+        csv.writer(file, delimiter=separator).writerows(lines)
+    assert examples(tmp_path / "data.csv") == [(row["text"], (row["label"],)) for row in ROWS]
+
+
 PACK = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
@@ -80,6 +89,10 @@ def test_a_zip_a_folder_and_a_glob_are_read_as_questions_are(tmp_path: Path) -> 
     with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
         archive.write(written(tmp_path, ".json"), "inner/data.json")
     assert examples(tmp_path / "data.zip") == wanted
+    with zipfile.ZipFile(tmp_path / "tables.zip", "w") as archive:
+        for form in (".tsv", ".csv"):
+            archive.write(written(tmp_path, form), f"inner/data{form}")
+    assert examples(tmp_path / "tables.zip") == 2 * wanted
     folder = tmp_path / "tables"
     folder.mkdir()
     for name in ("a", "b"):
@@ -160,6 +173,10 @@ BROKEN = {
     "f.parquet": (b"PAR1", "is a broken Parquet file"),
     "g.jsonl.gz": (b"\x1f\x8b\x08\x00", "cannot be unpacked"),
     "h.doc": (b"", "has none of the endings"),
+    "j.csv": ("text,label\n".encode("utf-16"), "is UTF-16 text"),
+    "k.csv": (b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\n", "is a Git LFS pointer"),
+    "l.tsv": (b"<!DOCTYPE html>\n<html>", "is a web page"),
+    "m.csv": (b"PK\x03\x04" + b"\0" * 26 + b"[Content_Types].xml", "is an Office document"),
     "i.tsv": (b"a\ta\n1\t2\n", "two columns have one name"),
 }
 

@@ -17,7 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
-from bigqa.contents import HEAD_BYTES, packing_of, what_else, what_encoding, what_zip
+from bigqa.contents import HEAD_BYTES, packing_of, what_else, what_encoding, what_no_text, what_zip
 from bigqa.errors import BigqaError, in_a_line
 from bigqa.files import decoded, parsed
 
@@ -47,10 +47,26 @@ def lines(path: Path, role: str) -> Iterator[str]:
     """Yield the lines of a text, unpacked, with what ends each. Raises: BigqaError."""
     with _told(path, role), path.open("rb") as file:
         unpacked = UNPACKERS.get(packing_of(_head(file)) or "", lambda same: same)(file)
-        try:
-            yield from io.TextIOWrapper(unpacked, encoding="utf-8-sig", newline="")
-        except UnicodeDecodeError as error:
-            raise BigqaError(f"{role} is not UTF-8: {path}: it is {what_encoding(error.object)}") from None
+        yield from _decoded_lines(unpacked, str(path), role)
+
+
+def texts_in_zip(path: Path, role: str, suffixes: Sequence[str]) -> Iterator[tuple[str, Iterator[str]]]:
+    """Yield the name of each text of these endings in a zip, and its lines; none where it holds data of other forms."""
+    with _told(path, role), zipfile.ZipFile(path) as archive:
+        if any(map(is_data, archive.namelist())):
+            return
+        for member in sorted(name for name in archive.namelist() if is_data(name, suffixes)):
+            with archive.open(member) as inner:
+                yield member, _decoded_lines(inner, f"{path}/{member}", role)
+
+
+def _decoded_lines(file: Any, name: str, role: str) -> Iterator[str]:
+    if (known := what_no_text(_head(file))) is not None:
+        raise BigqaError(f"{role} is {known}: {name}")
+    try:
+        yield from io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+    except UnicodeDecodeError as error:
+        raise BigqaError(f"{role} is not UTF-8: {name}: it is {what_encoding(error.object)}") from None
 
 
 @contextlib.contextmanager
@@ -78,11 +94,11 @@ def is_data(name: str, suffixes: Sequence[str] = DATA_SUFFIXES) -> bool:
     return named_so and not last.startswith(".") and last not in OF_DATASETS
 
 
-def _head(file: IO[bytes]) -> bytes:
+def _head(file: Any) -> bytes:
     """Return a file's first bytes, and leave it at its beginning; what flows is looked at ahead."""
-    if not file.seekable():
-        return bytes(file.peek(HEAD_BYTES)[:HEAD_BYTES])  # type: ignore[attr-defined]
-    head = file.read(HEAD_BYTES)
+    if hasattr(file, "peek"):
+        return bytes(file.peek(HEAD_BYTES)[:HEAD_BYTES])
+    head = bytes(file.read(HEAD_BYTES))
     file.seek(0)
     return head
 
@@ -130,7 +146,22 @@ def _of_text(file: IO[bytes], name: str, role: str) -> Iterator[tuple[Any, str]]
                 yield parsed(decoded(line, place, role), place, role), f"{role} {place}"
         return
     whole = b"".join(line for _, line in chain(before, lines))
-    yield parsed(decoded(whole, name, role), name, role), f"{role} {name}"
+    yield _rows_of_pandas(parsed(decoded(whole, name, role), name, role)), f"{role} {name}"
+
+
+def _rows_of_pandas(value: Any) -> Any:
+    """Return the rows of a table that pandas wrote column by column, as it does unless told; else the value itself."""
+    if not isinstance(value, dict) or not value:
+        return value
+    if set(value) == {"columns", "index", "data"} and all(isinstance(row, list) for row in value["data"]):
+        return [dict(zip(value["columns"], row, strict=False)) for row in value["data"]]
+    first = next(iter(value.values()))
+    numbers = list(first) if isinstance(first, dict) else []
+    if not numbers or not all(number.isdecimal() for number in numbers):
+        return value
+    if not all(isinstance(column, dict) and list(column) == numbers for column in value.values()):
+        return value
+    return [{name: column[number] for name, column in value.items()} for number in numbers]
 
 
 def _lines(file: IO[bytes]) -> Iterator[bytes]:

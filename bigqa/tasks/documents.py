@@ -18,11 +18,14 @@ from bigqa.tasks.splits import split_of
 T = TypeVar("T")
 WANTED_NAMES = {dict: "an object", list: "a list", str: "text", int: "a whole number"}
 FOUND_NAMES = {dict: "an object", list: "a list", str: "text", type(None): "null", bool: "true or false"}
+FOUND_NAMES[bytes] = "bytes"
 SEPARATED_SUFFIXES = (".tsv", ".csv")
 """Of tables of texts; of questions, what is in them is refused by its name."""
 ADDRESS = re.compile(r"(https?|ftp|s3|gs|hdfs|hf):/")
 """How one begins; a path has one of its two strokes."""
 ADVICE = "is it KorQuAD or SQuAD data?"
+SHOWN = 8
+"""Names of a record that an error repeats."""
 
 
 def documents(path: Path, role: str) -> Iterator[tuple[Any, str]]:
@@ -136,7 +139,7 @@ def field(record: Any, key: str, kind: type[T], where: str) -> T:
     if not isinstance(record, dict):
         raise BigqaError(f"{where} is {name_of(record)}, not an object; {ADVICE}")
     if key not in record:
-        raise BigqaError(f'{where} has no "{key}"; {ADVICE}')
+        raise BigqaError(f'{where} has no "{key}"{_instead(record)}; {ADVICE}')
     value = record[key]
     if kind is int and isinstance(value, float) and value.is_integer():
         value = int(value)  # as pandas writes the numbers of a column that has gaps
@@ -145,6 +148,13 @@ def field(record: Any, key: str, kind: type[T], where: str) -> T:
     return value
 
 
+def _instead(record: dict[str, Any]) -> str:
+    """Say what a record has: its columns may have other names."""
+    names = ", ".join(str(name) for name in list(record)[:SHOWN])
+    return f" (it has {names}{', ...' if len(record) > SHOWN else ''})" if record else ""
+
+
 def name_of(value: Any) -> str:
-    """Name the kind of a JSON value."""
-    return FOUND_NAMES.get(type(value), "a number")
+    """Name the kind of a value of JSON, or of a table."""
+    known = FOUND_NAMES.get(type(value))
+    return known or ("a number" if isinstance(value, int | float) else f"of the type {type(value).__name__}")

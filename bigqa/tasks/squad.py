@@ -91,7 +91,7 @@ def _text(text: str, name: str, where: str) -> str:
 
 def _answers(qa: dict[str, Any], context: str, where: str) -> Iterator[Answer]:
     # One object in 2.x, a list in 1.0.
-    entries = [(qa["answer"], where)] if "answer" in qa else items(qa, "answers", where)
+    entries = [(field(qa, "answer", dict, where), where)] if "answer" in qa else items(qa, "answers", where)
     for entry, entry_where in entries:
         text = field(entry, "text", str, entry_where)
         start = field(entry, "answer_start", int, entry_where)
@@ -106,11 +106,13 @@ def _hint(context: str, text: str) -> str:
     found = context.find(text) if text else -1
     if found >= 0:
         return f"it is at {found}"
-    for form in ("NFC", "NFD", "NFKC"):
-        if text and unicodedata.normalize(form, text) in unicodedata.normalize(form, context):
-            forms = f"the answer in {_form_of(text)} and the context in {_form_of(context)}"
-            return f"it is there in another Unicode form, {forms}: bring both to NFC"
-    return "it is nowhere in it"
+    if text and unicodedata.normalize("NFC", text) in unicodedata.normalize("NFC", context):
+        forms = f"the answer in {_form_of(text)} and the context in {_form_of(context)}"
+        return f"it is there in another Unicode form, {forms}: bring both to NFC"
+    if text and unicodedata.normalize("NFKC", text) in unicodedata.normalize("NFKC", context):
+        return "it is there in signs of the same meaning (blanks that do not break, wide letters): bring both to NFKC"
+    bare = text.strip()
+    return "it is there without the blanks around it" if bare and bare in context else "it is nowhere in it"
 
 
 def _form_of(text: str) -> str:

@@ -6,11 +6,12 @@ the place of each, or one line that says what is wrong.
 
 import csv
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from bigqa.errors import BigqaError
-from bigqa.tasks.containers import DATA_SUFFIXES, PACKED_SUFFIXES, lines, values
+from bigqa.tasks.containers import DATA_SUFFIXES, PACKED_SUFFIXES, lines, texts_in_zip, values
 from bigqa.tasks.documents import SEPARATED_SUFFIXES, data_files, name_of
 
 DATA = "data file"
@@ -45,6 +46,11 @@ def _rows_of(file: Path) -> Iterator[Placed]:
     if suffix in SEPARATORS:
         yield from _separated(lines(file, DATA), SEPARATORS[suffix], file)
         return
+    texts = texts_in_zip(file, DATA, SEPARATED_SUFFIXES) if suffix == ".zip" else iter(())
+    if (first := next(texts, None)) is not None:
+        for member, text in chain([first], texts):
+            yield from _separated(text, SEPARATORS[_suffix(Path(member))], file / member)
+        return
     for value, where in values(file, DATA, columns=None):
         whole = where == f"{DATA} {file}"  # one value that is all there is: its rows, or its only row
         for number, row in enumerate(value if isinstance(value, list) else [value], 1):
@@ -64,7 +70,10 @@ def _separated(text: Iterator[str], separator: str, file: Path) -> Iterator[Plac
     if separator == "\t":
         rows: Iterator[list[str]] = ([_unquoted(one) for one in line.rstrip("\r\n").split("\t")] for line in text)
     else:
-        rows = csv.reader(text)
+        first = next(text, "")
+        # Spreadsheets write ";" where a comma is the decimal sign, and tabs where they are told to write Unicode.
+        found = next((one for one in ",;\t|" if one in first), ",")
+        rows = csv.reader(chain([first] if first else [], text), delimiter=found)
     names = next(rows, [])
     if len(set(names)) != len(names):
         raise BigqaError(f"{DATA} {file}: two columns have one name in its first line; rename one")
