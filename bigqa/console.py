@@ -25,6 +25,7 @@ from rich.text import Text
 
 from bigqa import arguments, interrupts, language, streams
 from bigqa.errors import BigqaError, UsageError, in_a_line, one_line
+from bigqa.files import as_it_lies
 from bigqa.language import joined, put, shown, tr
 
 DEBUG_VARIABLE = "BIGQA_DEBUG"
@@ -154,14 +155,14 @@ def command(app: Callable[..., Any]) -> None:
     if isinstance(app, typer.Typer):
         app = arguments.parser_of(app)
     if os.environ.get(DEBUG_VARIABLE):
-        sys.argv[1:] = _at_home(sys.argv[1:])
+        sys.argv[1:] = _on_the_disk(sys.argv[1:])
         app()
         return
     try:
         try:
             _refuse_language(asked)
             _refuse_empty_words(sys.argv[1:])
-            sys.argv[1:] = _at_home(sys.argv[1:])
+            sys.argv[1:] = _on_the_disk(sys.argv[1:])
             code = app(standalone_mode=False)  # else the parser's own errors are told by it, in several lines
         finally:
             sys.stdout.flush()  # here, where a full disk behind a redirection is told in a line
@@ -202,19 +203,22 @@ def _refuse_empty_words(words: Sequence[str]) -> None:
         raise UsageError(tr("the command has an empty word {where}: is a variable of the shell not set?", where=where))
 
 
-def _at_home(words: list[str]) -> list[str]:
-    """Put the home folder in place of "~": shells leave it within quotes, and behind the sign that ends an option."""
-    return [_path_at_home(word) for word in words[: _ours(words)]] + words[_ours(words) :]
+def _on_the_disk(words: list[str]) -> list[str]:
+    """Return words in which paths are what the disk calls them."""
+    return [_path_of(word) for word in words[: _ours(words)]] + words[_ours(words) :]
 
 
-def _path_at_home(word: str) -> str:
+def _path_of(word: str) -> str:
     option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-    if value != "~" and not value.startswith("~/"):
-        return word
-    path = os.path.expanduser(value)
-    if path.startswith("~"):
-        raise UsageError(f"{word}: there is no home folder here (HOME is not set); name the path in full")
-    return option + equals + path
+    return option + equals + as_it_lies(_at_home(value))
+
+
+def _at_home(path: str) -> str:
+    """Put the home folder in place of "~": shells leave it within quotes, and behind the sign that ends an option."""
+    found = os.path.expanduser(path) if path == "~" or path.startswith("~/") else path
+    if found.startswith("~/") or found == "~":
+        raise UsageError(f"{path}: there is no home folder here (HOME is not set); name the path in full")
+    return found
 
 
 def _kept_traceback(error: Exception) -> str:

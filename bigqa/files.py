@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 import tempfile
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,18 @@ def _name_it(content: bytes, path: Path | str, what: str) -> None:
     said = what_else(content[:HEAD_BYTES], str(path))
     if said is not None:
         raise BigqaError(f"{what} is {said}: {path}")
+
+
+def as_it_lies(path: str) -> str:
+    """Return a path by the names that are on the disk: a Mac takes Hangul apart (NFD), and what is typed is whole."""
+    if path.isascii() or os.path.lexists(path):
+        return path
+    there = Path(Path(path).anchor)
+    for part in Path(path).relative_to(there).parts:
+        names = os.listdir(there) if there.is_dir() and not os.path.lexists(there / part) else []
+        form = unicodedata.normalize("NFC", part)
+        there /= next((name for name in names if unicodedata.normalize("NFC", name) == form), part)
+    return str(there) if os.path.lexists(there) or os.path.lexists(there.parent) else path
 
 
 def write_error(path: Path, error: OSError) -> BigqaError:

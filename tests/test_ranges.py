@@ -4,6 +4,7 @@ import inspect
 import json
 import os
 import typing
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -15,7 +16,7 @@ from commands import here, train_here
 from small_runs import options
 
 from bigqa.cli import app
-from bigqa.console import _at_home
+from bigqa.console import _on_the_disk
 from bigqa.errors import BigqaError, UsageError
 from bigqa.plan.question import Question
 from bigqa.ranges import RANGES, of_environment, option_of, size
@@ -172,10 +173,30 @@ def test_where_no_home_is_nothing_is_called_so(tmp_path: Path, monkeypatch: pyte
     assert done.returncode == 2 and "HOME" in done.stderr and not list(tmp_path.iterdir())
 
 
+def test_hangul_is_found_as_a_mac_wrote_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    apart = Path(unicodedata.normalize("NFD", "자료/한강.json"))
+    apart.parent.mkdir()
+    apart.touch()
+    words = ["자료/한강.json", "--out=자료/새것", str(tmp_path / "자료"), "없다/한강.json", "강", "--", "자료"]
+    found = [
+        str(apart),
+        f"--out={apart.parent}/새것",
+        str(tmp_path / apart.parent),
+        "없다/한강.json",
+        "강",
+        "--",
+        "자료",
+    ]
+    assert _on_the_disk(words) == found
+    done = here("data", "inspect", "자료/한강.json", "tiny")
+    assert done.returncode == 1 and "data file is empty" in done.stderr
+
+
 def test_another_programs_words_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["--out=~/a", "~x", "a~/b", "--", "python", "~/script.py"]
     monkeypatch.setenv("HOME", "/home/me")
-    assert _at_home(words) == ["--out=/home/me/a", "~x", "a~/b", "--", "python", "~/script.py"]
+    assert _on_the_disk(words) == ["--out=/home/me/a", "~x", "a~/b", "--", "python", "~/script.py"]
 
 
 def test_what_a_file_says_is_repeated_in_short(tmp_path: Path) -> None:
