@@ -93,6 +93,8 @@ class Settings(Ranged):
     """What the run steps down to when memory runs out, in order; none: not decided yet, empty: used up."""
     planned_for: str | None = None
     """The machine that bigqa chose the strategy for; none: a person chose it."""
+    predicted_samples_per_s: float | None = None
+    """By the plan, of full windows; none where no plan said."""
     deterministic: bool = False
     """Take from a GPU what gives the same bits each time, at a price; on a CPU that is so anyway."""
     check: bool = True
@@ -128,7 +130,7 @@ class Settings(Ranged):
         device = self.device if rung.strategy.device == "cuda" else "cpu"
         update = {"strategy": rung.strategy, "micro_batch": rung.micro_batch, "device": device, "ladder": rest}
         left = {"planned_for": None} if device == "cpu" else {}  # it stays there, on whatever machine
-        return self.model_copy(update=update | left)
+        return self.model_copy(update=update | left | {"predicted_samples_per_s": None})
 
 
 def make_settings(**values: object) -> Settings:

@@ -16,6 +16,8 @@ from bigqa.cli.launch_files import launch_files
 from bigqa.cli.predict import predict
 from bigqa.cli.probe import probe
 from bigqa.cli.rehearse import rehearse
+from bigqa.cli.seeds import seeds
+from bigqa.cli.sweep import sweep
 from bigqa.cli.table import table
 from bigqa.cli.train import train
 from bigqa.console import say
@@ -23,8 +25,8 @@ from bigqa.language import tr
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 COMMANDS: dict[str, Callable[..., None]] = {
-    "probe": probe, "rehearse": rehearse, "train": train, "predict": predict, "evaluate": evaluate,
-    "generate": generate, "bench": bench, "table": table, "demo": demo,
+    "probe": probe, "rehearse": rehearse, "train": train, "seeds": seeds, "sweep": sweep,
+    "predict": predict, "evaluate": evaluate, "generate": generate, "bench": bench, "table": table, "demo": demo,
     "launch-files": launch_files,
 }  # fmt: skip
 for name, function in COMMANDS.items():

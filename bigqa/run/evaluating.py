@@ -40,8 +40,9 @@ def evaluation_of(training: Training, job: Job, model: Any, tokenizer: Any) -> E
     settings = training.settings
     if not wants_evaluation(settings):
         return None
-    dev_file, metric = settings.dev_file, settings.metric or job.kind.watched
+    dev_file = settings.dev_file
     assert dev_file is not None
+    metric = settings.metric or job.kind.watched_on(dev_file)
     answerer = Answerer(
         job.kind, job.kind.settled(job.options, [settings.train_file, dev_file]), model, tokenizer,
         training.processes.device, training.packs, tell=training.recorder.say, trains=True,

@@ -74,7 +74,7 @@ def _fine_tune(settings: Settings, processes: Processes, *, resume: bool) -> Non
     job = job_of(settings)
     check_dev_file(settings, job)
     # A run that has stepped down goes on wherever the ladder leads: memory itself will tell.
-    check_fits(settings, processes, refuse=settings.check and not (resume and switches_of(settings.out)))
+    predicted = check_fits(settings, processes, refuse=settings.check and not (resume and switches_of(settings.out)))
     made = model_and_tokenizer(settings, job)
     model, tokenizer = made.loaded.model, made.tokenizer
     settings = with_model(settings, made, processes, resume=resume)
@@ -83,7 +83,8 @@ def _fine_tune(settings: Settings, processes: Processes, *, resume: bool) -> Non
         say(line)
     rows = make_rows(settings, job, tokenizer, model.config, processes)
     order = DataOrder(num_windows=len(rows), global_batch=settings.global_batch, seed=settings.seed)
-    plan = _plan(settings, processes) | {"steps": order.num_steps(settings.epochs, settings.max_steps)}
+    steps = {"steps": order.num_steps(settings.epochs, settings.max_steps), "steps_per_epoch": order.steps_per_epoch}
+    plan = _plan(settings, processes) | steps | {"predicted": predicted}
     recorder = _start_recording(settings, plan, processes, resume=resume)
     with contextlib.closing(recorder):
         for line in remarks:

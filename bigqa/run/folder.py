@@ -99,7 +99,9 @@ def read_plan(path: Path) -> dict[str, Any]:
     plan = read_json(path, "the plan")
     if not isinstance(plan, dict) or not isinstance(plan.get("settings"), dict):
         raise BigqaError(f"{path} is not a plan of `bigqa probe --out`: it has no settings")
-    return dict(plan["settings"])
+    predicted = plan.get("predicted")
+    speed = predicted.get("samples_per_s") if isinstance(predicted, dict) else None
+    return dict(plan["settings"]) | ({"predicted_samples_per_s": speed} if isinstance(speed, int | float) else {})
 
 
 def strategy_options(name: str) -> dict[str, Any]:
@@ -138,9 +140,9 @@ def _changed(begun: Settings, options: dict[str, Any]) -> Settings:
     asked = _planned(options)
     if asked.get("seq_len", begun.seq_len) != begun.seq_len or asked.get("model", begun.model) != begun.model:
         raise UsageError(f"the plan is for another model or other windows than {begun.out} was begun with")
-    known = {name: value for name, value in asked.items() if name in CHANGEABLE | {"ladder"}}
+    known = {name: value for name, value in asked.items() if name in CHANGEABLE | {"ladder", "predicted_samples_per_s"}}
     if "strategy" in known:
-        known = {"micro_batch": None, "ladder": None} | known
+        known = {"micro_batch": None, "ladder": None, "predicted_samples_per_s": None} | known
     if known.keys() & {"strategy", "micro_batch", "precision", "device"}:
         known |= {"planned_for": None}
     return make_settings(**(begun.model_dump() | known))

@@ -10,6 +10,7 @@ from bigqa.engine.processes import Processes
 from bigqa.errors import BigqaError
 from bigqa.machine.hardware import detect, free_space, host_memory
 from bigqa.machine.heap import keep_if_plenty
+from bigqa.memory.estimate import MemoryEstimate
 from bigqa.models.sources import check_lengths
 from bigqa.plan.candidates import Candidate, Workload, choose
 from bigqa.plan.ladder import ladder_of, plain_ladder
@@ -41,7 +42,8 @@ def planned(settings: Settings, processes: Processes) -> Settings:
         before = f"planned for {settings.planned_for}, now on {here}; the new " if goes_on else ""
         say(f"{before}plan: {found.name} in {found.strategy.precision}, micro-batches of {found.micro_batch}")
     update = {"strategy": found.strategy, "micro_batch": found.micro_batch, "seq_len": found.seq_len}
-    return settings.model_copy(update=update | {"ladder": ladder, "planned_for": here})
+    update |= {"ladder": ladder, "predicted_samples_per_s": found.samples_per_s}
+    return settings.model_copy(update=update | {"planned_for": here})
 
 
 def with_ladder(settings: Settings, processes: Processes) -> Settings:
@@ -52,20 +54,28 @@ def with_ladder(settings: Settings, processes: Processes) -> Settings:
     return settings.model_copy(update={"ladder": ladder})
 
 
-def check_fits(settings: Settings, processes: Processes, *, refuse: bool) -> None:
-    """Refuse a strategy that is predicted not to fit, before anything is made. Raises: BigqaError."""
-    problem = shortfall(settings, processes)
+PREDICTED = ("allocated_bytes", "device_bytes", "host_bytes")
+
+
+def check_fits(settings: Settings, processes: Processes, *, refuse: bool) -> dict[str, int]:
+    """Refuse a strategy that is predicted not to fit, before anything is made; return what it is predicted to take.
+
+    Bytes of one process; nothing from a process that is not the first. Raises: BigqaError.
+    """
+    problem, memory = shortfall(settings, processes)
     if problem and refuse:
         raise BigqaError(
             f"{problem}; choose another strategy (`bigqa probe {settings.model}` shows what fits), or --no-check to "
             "try, stepping down when memory runs out"
         )
+    return {} if memory is None else {name: getattr(memory, name) for name in PREDICTED}
 
 
-def shortfall(settings: Settings, processes: Processes) -> str | None:
-    """Say what a run lacks on this machine, or nothing; on a CPU, keep freed memory where there is plenty."""
+def shortfall(settings: Settings, processes: Processes) -> tuple[str | None, MemoryEstimate | None]:
+    """Say what a run lacks on this machine, or nothing, and what it takes; on a CPU, keep freed memory where there is
+    plenty."""
     strategy = strategy_of(settings, processes.device)
-    problem = need_bytes = None
+    problem = need_bytes = memory = None
     if processes.is_main:
         planner = _planner(settings, processes)
         micro_batch = share_of_batch(settings, processes.world_size)
@@ -77,7 +87,7 @@ def shortfall(settings: Settings, processes: Processes) -> str | None:
     problem, need_bytes = processes.from_main((problem, need_bytes))  # type: ignore[misc]
     if processes.device.type == "cpu" and need_bytes is not None:
         keep_if_plenty(need_bytes * processes.world_size, host_memory()[1])
-    return problem
+    return problem, memory
 
 
 def _called(processes: Processes) -> str:

@@ -4,7 +4,7 @@ import difflib
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
 from bigqa.errors import UsageError
 from bigqa.ranges import RANGES, number, option_of
@@ -77,9 +77,10 @@ def as_plain(options: Mapping[str, Any]) -> dict[str, Any]:
 def _switches() -> dict[str, tuple[str, str]]:
     """Return the options that are words by themselves -> the word for yes, and the word for no."""
     found = {}
-    for name, hint in get_type_hints(train_signature, include_extras=True).items():
-        declared = [word for part in get_args(hint)[1:] for word in part.param_decls or () if "/" in word]
-        if declared:
-            yes, no = declared[0].split("/")
-            found[name] = (yes, no)
+    for name, parameter in inspect.signature(train_signature, eval_str=True).parameters.items():
+        for part in get_args(parameter.annotation)[1:]:  # typer takes the first word of an Annotated for its default
+            for word in (part.default, *(part.param_decls or ())):
+                if isinstance(word, str) and "/" in word:
+                    yes, no = word.split("/")
+                    found[name] = (yes, no)
     return found

@@ -179,6 +179,10 @@ class TaskKind(ABC, Generic[Options]):
         """
         return None
 
+    def watched_on(self, file: Path | None) -> str:
+        """Return the score by which checkpoints are told apart on a file, unless another is asked for."""
+        return self.watched
+
     def learn(self, file: Path | None, options: Options, limit: int | None = None) -> Facts:
         """Read the training file through; return what the model's configuration is to hold. Raises: BigqaError.
 

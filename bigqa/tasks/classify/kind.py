@@ -1,5 +1,6 @@
 """The task `classify`: what is read, learned, asked and scored. See `bigqa.tasks.base.TaskKind`."""
 
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,11 +14,13 @@ import pyarrow as pa
 from bigqa.errors import BigqaError, UsageError
 from bigqa.files import read_text
 from bigqa.ranges import Ranged
-from bigqa.tasks.base import Ask, Counted, Facts, Progress, Row, Scored, TaskKind, Tokens
+from bigqa.tasks.base import Array, Ask, Counted, Facts, Progress, Row, Scored, TaskKind, Tokens
 from bigqa.tasks.caching import INT_LIST, kept_rows
 from bigqa.tasks.classify import scoring
-from bigqa.tasks.classify.answers import answer, probabilities
+from bigqa.tasks.classify.answers import answer, given, probabilities
 from bigqa.tasks.coverage import check_texts
+from bigqa.tasks.examples import FILE, write_ranked
+from bigqa.tasks.examples import Example as Looked
 from bigqa.tasks.heads import CLASSES
 from bigqa.tasks.labelled import Example, read_examples
 from bigqa.tasks.rows import Rows
@@ -178,20 +181,23 @@ class Classify(TaskKind[ClassifyOptions]):
         texts = iter([example.text for example in examples])
         found = [logits for _, logits in asked_in_turn(texts, tokenizer, options.seq_len, ask, task)]
         several = is_several(config)
-        return scoring.score(
+        shares = [probabilities(one, several=several) for one in found]
+        scored = scoring.score(
             [example.labels for example in examples],
-            [probabilities(one, several=several) for one in found],
+            shares,
             labels_of(config),
             several=several,
             chosen=options.chosen_thresholds,
             choose=options.thresholds == "dev",
         )
+        thresholds = scored.chosen.get("chosen_thresholds", options.chosen_thresholds)
+        told = [given(one, labels_of(config), thresholds, several=several) for one in shares]
+        looked_at = [_example(*row) for row in zip(examples, told, shares, strict=True)]
+        return dataclasses.replace(scored, files={**scored.files, FILE: lambda path: write_ranked(path, looked_at)})
 
     def together(self, runs: Sequence[Path], file: Path, options: ClassifyOptions, config: Mapping[str, Any]) -> Scored:
         """Give labels by the mean of the runs' probabilities."""
-        each = [
-            [json.loads(line) for line in read_text(run / scoring.FILE, "a run's answers").splitlines()] for run in runs
-        ]
+        each = [_written(run / scoring.FILE) for run in runs]
         labels = list(each[0][0]["probabilities"])
         shares = [
             np.mean([[one["probabilities"][name] for name in labels] for one in row], 0)
@@ -247,6 +253,24 @@ class Classify(TaskKind[ClassifyOptions]):
             if on_progress is not None and done % 1024 == 0:
                 on_progress(done, total)
             yield tokens_of(encoding) | {"label": label}
+
+
+def _written(file: Path) -> list[Row]:
+    return [json.loads(line) for line in read_text(file, "a run's answers").splitlines()]
+
+
+def _example(example: Example, told: Sequence[str], shares_C: Array) -> Looked:
+    """Return a text with its labels, as it is looked at."""
+    both, either = set(told) & set(example.labels), set(told) | set(example.labels)
+    text = example.text if isinstance(example.text, str) else "\n".join(example.text)
+    return Looked(
+        text=text,
+        asked="",
+        given=", ".join(told),
+        right=", ".join(example.labels),
+        value=len(both) / len(either) if either else 1.0,
+        certainty=float(shares_C.max()),
+    )
 
 
 def _answers(found: Iterator[tuple[Any, Any]], options: ClassifyOptions, config: Any) -> Iterator[Row]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from bigqa.errors import UsageError
 from bigqa.ranges import Ranged
 from bigqa.tasks.base import Ask, Counted, Progress, Row, Scored, TaskKind, Tokens
 from bigqa.tasks.caching import INT_LIST, kept_rows
+from bigqa.tasks.examples import FILE, RIGHT, Example, write_ranked
 from bigqa.tasks.heads import WORDS
 from bigqa.tasks.lm.conversations import Told, read_conversations, rows_of
 from bigqa.tasks.rows import Rows
@@ -110,11 +111,17 @@ class Lm(TaskKind[LmOptions]):
         """Return the mean loss over the answers' tokens, and the perplexity."""
         found = list(islice(self._rows(file, tokenizer, options, Told()), limit))
         rows = Rows.of_columns({name: [one[name] for one in found] for name in SCHEMA.names})
-        total = sum(float(loss) for _, loss in ask(task, rows, rows.lengths("input_ids")))
+        losses = [float(loss) for _, loss in ask(task, rows, rows.lengths("input_ids"))]
+        total = sum(losses)
         tokens = sum(self.weights(rows))
         loss = total / tokens
         scores = {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "tokens": tokens, "total": len(rows)}
-        return Scored(scores, {}, {})
+        counts = self.weights(rows)
+
+        def write(path: Path) -> None:
+            write_ranked(path, [_example(*row, tokenizer) for row in zip(found, losses, counts, strict=True)])
+
+        return Scored(scores, {FILE: write}, {})
 
     def plain_scores(self, train: Path, dev: Path, tokenizer: Any, options: LmOptions) -> dict[str, dict[str, Any]]:
         """Score tokens as often as they occur."""
@@ -138,6 +145,18 @@ class Lm(TaskKind[LmOptions]):
     def _rows(self, file: Path, tokenizer: Any, options: LmOptions, told: Told) -> Iterator[dict[str, list[int]]]:
         drop, found = options.too_long == "drop", read_conversations(file, tokenizer)
         return rows_of(found, tokenizer, options.seq_len, drop=drop, told=told)
+
+
+def _example(row: Mapping[str, Sequence[int]], loss: float, count: int, tokenizer: Any) -> Example:
+    """Return a conversation as it is looked at, its answers marked; the likelier they are, the better."""
+    text, marks = "", []
+    for is_answer, members in groupby(zip(row["answer"], row["input_ids"], strict=True), key=lambda pair: pair[0]):
+        piece = tokenizer.decode([token for _, token in members], skip_special_tokens=True)
+        if is_answer and piece:
+            marks.append((len(text), len(text) + len(piece), RIGHT))
+        text += piece if is_answer else piece + "\n"
+    each = loss / max(1, count)
+    return Example(text, "", "", "", value=math.exp(-each), marks=tuple(marks), figure=f"loss {each:.3f} a token")
 
 
 KIND = Lm()

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from bigqa.errors import UsageError
+from bigqa.errors import BigqaError, UsageError
 from bigqa.files import cache_folder, read_json, write_json
 from bigqa.language import tr
-from bigqa.tasks import nulls
+from bigqa.tasks import examples, nulls
 from bigqa.tasks.base import Ask, Counted, Progress, Row, Scored, TaskKind, Tokens
 from bigqa.tasks.coverage import check_text
 from bigqa.tasks.features import build_features, window_lengths
@@ -24,7 +24,7 @@ from bigqa.tasks.inspection import inspect_file
 from bigqa.tasks.postprocess import decode
 from bigqa.tasks.rows import Rows
 from bigqa.tasks.scoring import METRICS, as_record, key_of, measure_of, metric_of, read_golds
-from bigqa.tasks.squad import has_impossible, iter_questions
+from bigqa.tasks.squad import Question, has_impossible, iter_questions
 from bigqa.tasks.windows import Lengths
 
 N_BEST = 20
@@ -69,6 +69,10 @@ class Qa(TaskKind[QaOptions]):
         if not any(map(has_impossible, files)):
             return options
         return options.model_copy(update={"null_threshold": nulls.DEFAULT})
+
+    def watched_on(self, file: Path | None) -> str:
+        """Return the measure beside exact match that the data have."""
+        return key_of(METRICS[metric_of(file)].overlap) if file is not None else self.watched
 
     def check_file(self, file: Path, options: QaOptions, config: Any) -> None:
         """Read a file's questions and answers through."""
@@ -179,8 +183,53 @@ def _scored(file: Path, nbest: Mapping[str, nulls.Candidates], options: QaOption
     files = {
         "predictions.json": lambda path: write_json(path, answers),
         NBEST: lambda path: write_json(path, kept, indent=None),
+        examples.FILE: lambda path: _write_examples(path, file, answers, nbest),
     }
     return Scored(score, files, chosen)
+
+
+def _write_examples(path: Path, file: Path, answers: Mapping[str, str], nbest: Mapping[str, nulls.Candidates]) -> None:
+    """Write the best and the worst answers with what lies around them; contexts are read again, for those alone."""
+    measure = measure_of(file, metric_of(file))
+    values = {name: measure(name, text) / 100 for name, text in answers.items()}
+    chosen = {
+        name: next((one for one in nbest[name] if one["text"] == text), {"probability": 0.0})
+        for name, text in answers.items()
+    }
+    best, worst = examples.extremes((name, values[name], chosen[name]["probability"]) for name in answers)
+    wanted = {*best, *worst}
+    found = {
+        one.id: examples.Example(
+            text=one.context,
+            asked=one.question,
+            given=answers[one.id],
+            right=" | ".join(dict.fromkeys(answer.text for answer in one.answers)),
+            value=values[one.id],
+            certainty=chosen[one.id]["probability"],
+            marks=(*_given(one, answers[one.id], chosen[one.id]), *_right(one)),
+        )
+        for one in _with_answers(file)
+        if one.id in wanted
+    }
+    examples.write_examples(path, [found[one] for one in best], [found[one] for one in worst])
+
+
+def _with_answers(file: Path) -> Iterator[Question]:
+    """Yield questions with their answers, or without them where those are not where they are said to be."""
+    try:
+        yield from list(iter_questions(file, need_answers=True))
+    except BigqaError:  # predictions can be scored all the same
+        yield from iter_questions(file, need_answers=False)
+
+
+def _given(question: Question, text: str, candidate: Mapping[str, Any]) -> list[examples.Mark]:
+    start = candidate.get("start", question.context.find(text))
+    return [(start, start + len(text), examples.GIVEN)] if text and start >= 0 else []
+
+
+def _right(question: Question) -> list[examples.Mark]:
+    places = {(answer.start, answer.start + len(answer.text)) for answer in question.answers}
+    return [(begin, end, examples.RIGHT) for begin, end in sorted(places)]
 
 
 def _short(candidate: Mapping[str, Any]) -> dict[str, Any]:

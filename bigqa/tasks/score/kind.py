@@ -1,5 +1,6 @@
 """The task `score`: what is read, asked and scored. See `bigqa.tasks.base.TaskKind`."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,8 @@ from bigqa.ranges import Ranged
 from bigqa.tasks.base import Array, Ask, Counted, Facts, Progress, Row, Scored, TaskKind, Tokens
 from bigqa.tasks.caching import INT_LIST, kept_rows
 from bigqa.tasks.coverage import check_texts
+from bigqa.tasks.examples import FILE as EXAMPLES
+from bigqa.tasks.examples import Example, write_ranked
 from bigqa.tasks.heads import NUMBER
 from bigqa.tasks.labelled import read_examples
 from bigqa.tasks.rows import Rows
@@ -142,7 +145,9 @@ class Score(TaskKind[ScoreOptions]):
         measured = list(islice(_measured(file, options), limit))
         texts = (one.text for one in measured)
         found = [float(logits[0]) for _, logits in asked_in_turn(texts, tokenizer, options.seq_len, ask, task)]
-        return _scored([one.number for one in measured], found)
+        scored = _scored([one.number for one in measured], found)
+        looked_at = [_example(*row) for row in zip(measured, found, strict=True)]
+        return dataclasses.replace(scored, files={**scored.files, EXAMPLES: lambda path: write_ranked(path, looked_at)})
 
     def together(self, runs: Sequence[Path], file: Path, options: ScoreOptions, config: Mapping[str, Any]) -> Scored:
         """Give the mean of the runs' numbers."""
@@ -170,6 +175,13 @@ def _scored(wanted: Sequence[float], found: Sequence[float]) -> Scored:
     lines = [json.dumps({"wanted": one, "given": number}) for one, number in zip(wanted, found, strict=True)]
     text = "\n".join(lines) + "\n"
     return Scored(scores, {FILE: lambda path: _write(path, text)}, {})
+
+
+def _example(measured: Measured, found: float) -> Example:
+    """Return a text with its numbers, as it is looked at; the nearer, the better."""
+    text = measured.text if isinstance(measured.text, str) else "\n".join(measured.text)
+    off = abs(found - measured.number)
+    return Example(text, "", f"{found:.2f}", f"{measured.number:g}", value=1 / (1 + off), figure=f"off by {off:.2f}")
 
 
 def pearson(one_N: Array, other_N: Array) -> float:

@@ -1,0 +1,108 @@
+"""What people see of several runs when they are over. In: results. Out: tables, and what to do with them in words."""
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from bigqa.console import say, show
+from bigqa.runs.statistics import CONFIDENCE
+from bigqa.units import format_seconds
+
+
+def show_seeds(found: Mapping[str, Any], out: Path) -> None:
+    """Print the scores of each run, what they say together, and where the best model is."""
+    names = list(found["scores"])
+    if not names:
+        say(f"{len(found['runs'])} runs are done; without --dev-file they have no scores")
+        return
+    show(seeds_table(found))
+    metric, figures = found["metric"], found["scores"].get(found["metric"])
+    if figures is not None and figures["spread"] is not None:
+        say(
+            f"{metric}: {figures['mean']:.2f} ± {(figures['high'] - figures['low']) / 2:.2f} "
+            f"({CONFIDENCE:.0%} confidence for the mean over seeds, Student's t, {figures['count']} runs)"
+        )
+    say(f"best model: {out / found['best'] / 'model'}")
+    if found["ensemble"]:
+        say(f"answers of all runs together: {out / 'ensemble'}")
+    say(f"page: {out / 'page.html'}")
+
+
+def seeds_table(found: Mapping[str, Any]) -> Table:
+    """Show a row for each seed, then mean, spread, interval, and the ensemble."""
+    names = list(found["scores"])
+    table = _table("seed", *(name.replace("_", " ") for name in names), "time")
+    for number, row in found["runs"].items():
+        best = f"seed-{number}" == found["best"]
+        cells = [figure(row["scores"].get(name)) for name in names]
+        table.add_row(number, *cells, format_seconds(row["seconds"]), style="bold green" if best else None)
+    for number in found["failed"]:
+        table.add_row(number, *["failed"] * len(names), "", style="red")
+    for label, key in (("mean", "mean"), ("spread", "spread"), ("95% from", "low"), ("95% to", "high")):
+        table.add_row(label, *(figure(found["scores"][name][key]) for name in names), "")
+    if found["ensemble"]:
+        table.add_row("ensemble", *(figure(found["ensemble"].get(name)) for name in names), "")
+    return table
+
+
+def show_sweep(found: Mapping[str, Any], out: Path) -> None:
+    """Print the trials, the best first, and the command that trains with the best settings."""
+    params = list(found["asked"]["search"])
+    table = _table("trial", found["metric"], *(name.replace("_", "-") for name in params), "time", "")
+    for row in found["trials"]:
+        cells = [setting(row["params"].get(name)) for name in params]
+        told = {"complete": "", "pruned": "ended early"}.get(row["state"], row["state"])
+        took = format_seconds(row["seconds"]) if row["seconds"] is not None else ""
+        value = figure(row["value"] if row["value"] is not None else _last(row["curve"]))
+        style = "bold green" if row["trial"] == found["best"] else "dim" if row["value"] is None else None
+        table.add_row(str(row["trial"]), value, *cells, took, told, style=style)
+    show(table, spare=("time",))
+    for row in found["trials"]:
+        if row["problem"]:
+            say(f"trial {row['trial']} failed: {row['problem']}")
+    if found["best"] is None:
+        say("no trial has a result")
+    else:
+        best = next(row for row in found["trials"] if row["trial"] == found["best"])
+        model = out / best["folder"] / "model"
+        say(
+            f"best model: {model}"
+            if model.is_dir()
+            else f"best model: on {best['host']}, in its {best['folder']}/model"
+        )
+        say("other seeds of the best settings:")
+        say(f"  {shlex.join(['bigqa', 'seeds', '5', *found['options'], '--out', str(out) + '-seeds'])}")
+    say(f"page: {out / 'page.html'}")
+
+
+def _elsewhere(best: Mapping[str, Any]) -> str:
+    return f"on {best['host']}, in its {best['folder']}/model"
+
+
+def setting(value: Any) -> str:
+    """Return a setting as a cell has it."""
+    if value is None:
+        return ""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _last(curve: Mapping[str, float]) -> float | None:
+    return curve[max(curve, key=int)] if curve else None
+
+
+def figure(value: float | None) -> str:
+    """Return a score as a cell has it."""
+    if value is None:
+        return ""
+    return f"{value:.4f}" if 0 < abs(value) < 1 else f"{value:.2f}"
+
+
+def _table(*names: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for index, name in enumerate(names):
+        table.add_column(name, no_wrap=True, justify="left" if index == 0 else "right")
+    return table

@@ -1,0 +1,110 @@
+"""Where the trials of a sweep are kept. In: what --storage says. Out: Optuna's storage, or a line that says what lacks.
+
+A database of Optuna's (SQLite in the folder by default), a journal file that several machines see, or Redis. A database
+that is away for a while is waited for: hours of training are not lost with it.
+"""
+
+import importlib.util
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from bigqa.console import say
+from bigqa.errors import BigqaError, UsageError, in_a_line
+
+DATABASE, JOURNAL, REDIS = "study.db", "journal:", ("redis://", "rediss://")
+DRIVERS = {"postgresql": ("psycopg2", "postgresql"), "mysql": ("MySQLdb", "mysqlclient")}
+"""Kind of a database -> the module that its plain address wants, and what brings it."""
+LOCKED_S = 60.0
+"""Longest wait for SQLite while another process writes."""
+AWAY_S = 1800.0
+"""Longest wait for a database that is away, once a sweep has begun."""
+Result = TypeVar("Result")
+
+
+def check_installed() -> None:
+    """Refuse to search without Optuna. Raises: BigqaError."""
+    if importlib.util.find_spec("optuna") is None:
+        raise BigqaError("`bigqa sweep` needs Optuna: pip install 'bigqa[sweep]'")
+
+
+def storage_of(asked: str | None, folder: Path) -> Any:
+    """Return the storage. Raises: UsageError for what is none; BigqaError where it cannot be reached."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        if asked is not None and asked.startswith((JOURNAL, *REDIS)):
+            return _journal(asked)
+        return _database(asked or f"sqlite:///{(folder / DATABASE).absolute()}")
+    except (UsageError, BigqaError):
+        raise
+    except Exception as error:  # SQLAlchemy's, a driver's, Redis' own: each library has its kinds
+        raise _unreachable(asked, error) from None
+
+
+def _journal(asked: str) -> Any:
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend, JournalRedisBackend
+
+    if asked.startswith(REDIS):
+        if importlib.util.find_spec("redis") is None:
+            raise BigqaError(f"--storage {hidden(asked)} needs a driver: pip install redis")
+        return JournalStorage(JournalRedisBackend(asked))
+    file = Path(asked.removeprefix(JOURNAL))
+    if not file.parent.is_dir():
+        raise UsageError(f"--storage {asked}: there is no folder {file.parent}")
+    return JournalStorage(JournalFileBackend(str(file)))
+
+
+def _database(url: str) -> Any:
+    from optuna.storages import RDBStorage
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        kind = make_url(url).drivername
+    except ArgumentError:
+        raise UsageError(
+            f"--storage {hidden(url)} is no address of a database: write it like postgresql://USER:PASSWORD@HOST/NAME, "
+            "sqlite:///FILE, or journal:FILE"
+        ) from None
+    module, package = DRIVERS.get(kind, ("", ""))
+    if module and importlib.util.find_spec(module) is None:
+        of_ours = f"'bigqa[{package}]'" if package == "postgresql" else package
+        raise BigqaError(f"--storage {hidden(url)} needs a driver: pip install {of_ours}")
+    more = {"connect_args": {"timeout": LOCKED_S}} if kind.startswith("sqlite") else {"pool_pre_ping": True}
+    return RDBStorage(url, engine_kwargs=more)
+
+
+def hidden(url: str) -> str:
+    """Return an address without its password."""
+    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)
+
+
+def _unreachable(asked: str | None, error: Exception) -> BigqaError:
+    said = hidden(in_a_line(error).partition("\n")[0])
+    return BigqaError(f"--storage {hidden(asked or DATABASE)} cannot be used: {said}")
+
+
+def at_last(work: Callable[[], Result]) -> Result:
+    """Do what may fail while the database is away, again and again. Raises: BigqaError after half an hour."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import DBAPIError
+
+    deadline, pause, told = time.monotonic() + AWAY_S, 1.0, False
+    while True:
+        try:
+            return work()
+        except (StorageInternalError, DBAPIError) as error:
+            if time.monotonic() > deadline:
+                raise BigqaError(
+                    f"the storage of the sweep is away: {in_a_line(error)}; the same command goes on"
+                ) from None
+            if not told:
+                say("the storage of the sweep does not answer; runs go on, and it is waited for")
+                told = True
+            time.sleep(pause)
+            pause = min(30.0, 2 * pause)
