@@ -3,7 +3,7 @@
 #   make install PYTHON3=python3.12 another Python
 
 PYTHON3 ?= python3
-EXTRAS  ?= test,8bit,adapters,deepspeed,scores
+EXTRAS  ?= test,8bit,adapters,deepspeed,scores,sweep
 VENV    := .venv
 PYTHON  := $(VENV)/bin/python
 STAMP   := $(VENV)/.installed

@@ -13,6 +13,7 @@ from bigqa.cli.evaluate import evaluate
 from bigqa.cli.examples import add_examples
 from bigqa.cli.generate import generate
 from bigqa.cli.launch_files import launch_files
+from bigqa.cli.page import page
 from bigqa.cli.predict import predict
 from bigqa.cli.probe import probe
 from bigqa.cli.rehearse import rehearse
@@ -25,7 +26,7 @@ from bigqa.language import tr
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 COMMANDS: dict[str, Callable[..., None]] = {
-    "probe": probe, "rehearse": rehearse, "train": train, "seeds": seeds, "sweep": sweep,
+    "probe": probe, "rehearse": rehearse, "train": train, "seeds": seeds, "sweep": sweep, "page": page,
     "predict": predict, "evaluate": evaluate, "generate": generate, "bench": bench, "table": table, "demo": demo,
     "launch-files": launch_files,
 }  # fmt: skip

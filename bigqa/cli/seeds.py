@@ -32,6 +32,7 @@ def seeds(**options: Any) -> None:
     processes = options["num_processes"]
     asked = given(options) | ({"num_processes": processes} if processes > 1 else {})
     with held(out, say):
+        from bigqa.runs.page import rewritten
         from bigqa.runs.seeds import Seeds, result
         from bigqa.runs.show import show_seeds
 
@@ -40,7 +41,9 @@ def seeds(**options: Any) -> None:
         if (number := interrupts.first()) is not None:
             say(f"stopped; to go on: {runs.command()}")
             raise typer.Exit(interrupts.code_of(number))
-        show_seeds(result(runs), out)
+        found = result(runs)
+        rewritten(out)
+        show_seeds(found, out)
     if runs.failed:
         raise typer.Exit(1)
 

@@ -34,6 +34,7 @@ def sweep(
     The same command goes on where one was ended, beside others on this machine, or with --storage on many:
     postgresql://USER:PASSWORD@HOST/NAME, sqlite:///FILE, journal:FILE.
     """
+    from bigqa.runs.page import rewritten
     from bigqa.runs.search import read_search
     from bigqa.runs.show import show_sweep
     from bigqa.runs.storage import check_installed
@@ -46,6 +47,7 @@ def sweep(
     runs = Sweep(search, out, storage, at_once)
     runs.run()
     found = result(runs)
+    rewritten(out)
     if (number := interrupts.first()) is not None:
         say(f"stopped with {runs.study.over()} of {search.trials} trials over; the same command goes on")
         raise typer.Exit(interrupts.code_of(number))

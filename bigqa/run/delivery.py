@@ -23,6 +23,7 @@ from bigqa.engine.optim.precision import DTYPES
 from bigqa.engine.recovery import is_out_of_memory, which_memory
 from bigqa.errors import BigqaError
 from bigqa.files import atomic_folder, atomic_path, write_json
+from bigqa.pages.run_page import write_page
 from bigqa.plan.ladder import switches_of
 from bigqa.run.card import write_card
 from bigqa.run.job import Job
@@ -69,7 +70,8 @@ def hand_over(training: Training, outcome: Outcome, job: Job, model: Any, tokeni
             report["scores"] = _score(training, job, model, tokenizer)
     write_json(settings.out / "report.json", report)
     write_card(settings.out / "model", job.kind, settings, report)
-    recorder.say(f"model: {settings.out / 'model'} · report: {settings.out / 'report.json'}")
+    write_page(settings.out)
+    recorder.say(f"model: {settings.out / 'model'} · report: {settings.out / 'report.html'}")
     if "scores" in report:
         recorder.say(job.kind.headline(report["scores"]))
     if settings.push_to_hub is not None:

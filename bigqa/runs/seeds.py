@@ -15,6 +15,7 @@ from bigqa.files import atomic_path, read_json, write_json
 from bigqa.run.job import job_of
 from bigqa.runs.live import Live
 from bigqa.runs.member import Member, whole_report
+from bigqa.runs.page import SUMMARY
 from bigqa.runs.pool import carry_out
 from bigqa.runs.statistics import Summary, summary
 from bigqa.runs.together import (
@@ -34,7 +35,7 @@ from bigqa.runs.together import (
 from bigqa.runs.words import as_plain, words_of
 from bigqa.settings import Settings, read_settings
 
-ASKED, SUMMARY, ENSEMBLE = "seeds.json", "summary.json", "ensemble"
+ASKED, ENSEMBLE = "seeds.json", "ensemble"
 FREE = ("num_processes", "device", "check")
 """Options that may be others when the same command goes on."""
 

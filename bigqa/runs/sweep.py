@@ -17,6 +17,7 @@ from bigqa.errors import BigqaError, UsageError
 from bigqa.files import read_json, write_json
 from bigqa.runs.live import Live
 from bigqa.runs.member import Member, whole_report
+from bigqa.runs.page import TRIALS
 from bigqa.runs.pool import carry_out
 from bigqa.runs.search import EVAL_TIMES, Search
 from bigqa.runs.storage import storage_of
@@ -37,7 +38,7 @@ from bigqa.runs.together import (
 )
 from bigqa.runs.words import words_of
 
-ASKED, TRIALS = "sweep.json", "trials.json"
+ASKED = "sweep.json"
 OTHERS_S = 5.0
 """Between two looks at what other processes do."""
 FAILED_FIRST = 3

@@ -1,0 +1,99 @@
+"""What a run's folder tells, whole or not. In: a folder. Out: a `Run`. Nothing of it has to be there but its config."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bigqa.errors import BigqaError
+from bigqa.files import read_json
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, by the files in its folder."""
+
+    folder: Path
+    config: Record
+    plan: Record
+    versions: Record
+    report: Record | None
+    steps: list[Record]
+    evaluations: list[Record] = field(default_factory=list)
+    switches: list[Record] = field(default_factory=list)
+    examples: list[Record] = field(default_factory=list)
+
+    @property
+    def num_steps(self) -> int | None:
+        """Optimizer steps of the whole run, where that is known."""
+        return self.plan.get("steps") or (self.report or {}).get("steps")
+
+    @property
+    def done(self) -> int:
+        """Optimizer steps so far."""
+        return int(self.steps[-1]["step"]) if self.steps else 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has handed its model over."""
+        return self.report is not None
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it trains on a GPU."""
+        return bool(self.plan.get("device", "cpu") != "cpu")
+
+    @property
+    def predicted_bytes(self) -> int | None:
+        """What was predicted of the memory that is measured: torch's on a GPU, on a CPU what is resident."""
+        return self.plan.get("predicted", {}).get("allocated_bytes" if self.on_gpu else "host_bytes")
+
+    @property
+    def predicted_tokens_per_s(self) -> float | None:
+        """What the plan foresaw, of full windows and all processes."""
+        speed = self.config.get("predicted_samples_per_s")
+        return speed * self.config["seq_len"] if speed else None
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run's folder. Raises: BigqaError where it is none, or a file of it is spoiled."""
+    if not (folder / "config.json").is_file():
+        raise BigqaError(f"{folder} is not a bigqa run folder: it has no config.json")
+    config = read_json(folder / "config.json", "the run's config")
+    if not isinstance(config, dict) or "model" not in config:
+        raise BigqaError(f"{folder / 'config.json'} is not a bigqa run's config")
+    return Run(
+        folder=folder,
+        config=config,
+        plan=_object(folder / "plan.json"),
+        versions=_object(folder / "versions.json"),
+        report=_object(folder / "report.json") or None,
+        steps=_lines(folder / "metrics.jsonl"),
+        evaluations=_lines(folder / "evaluations.jsonl"),
+        switches=_lines(folder / "switches.jsonl"),
+        examples=_lines(folder / "examples.jsonl"),
+    )
+
+
+def _object(file: Path) -> Record:
+    if not file.is_file():
+        return {}
+    found = read_json(file, "a run's file")
+    return found if isinstance(found, dict) else {}
+
+
+def _lines(file: Path) -> list[Record]:
+    """Return the records of JSON lines; the last may be half-written as a run goes on, or was killed."""
+    if not file.is_file():
+        return []
+    lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            found += [json.loads(line)] if line.strip() else []
+        except ValueError:
+            if number < len(lines):
+                raise BigqaError(f"{file} is spoiled at line {number}: it is no JSON") from None
+    return found

@@ -1,0 +1,241 @@
+"""The page of a run. In: its folder. Out: one HTML file: what it learned, how fast, in what memory, and how well.
+
+Beside what was measured stands what was predicted. A run that goes on, or was killed, has a page of what is there.
+"""
+
+import shlex
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from bigqa.files import write_text
+from bigqa.pages.charts import Line, chart, smoothed
+from bigqa.pages.made import made
+from bigqa.pages.run import Record, Run, read_run
+from bigqa.units import format_bytes, format_seconds
+
+FILE = "report.html"
+HIDDEN = ("ladder", "origin", "strategy", "task_options", "predicted_samples_per_s", "out")
+LATER = 0.3
+"""Of the steps, the share at the end that a speed is read off: the first ones warm up."""
+
+
+def write_page(folder: Path, out: Path | None = None) -> Path:
+    """Write the page of a run's folder; return where. Raises: BigqaError where the folder is no run's."""
+    file = out or folder / FILE
+    write_text(file, run_page(read_run(folder)))
+    return file
+
+
+def run_page(run: Run) -> str:
+    """Return the page."""
+    scores = (run.report or {}).get("scores") or {}
+    return made(
+        "run.html.j2",
+        title=f"{Path(run.config['model']).name}, {run.config.get('task', 'qa')}",
+        state=_state(run),
+        headline=_plain(scores),
+        figures=_figures(run),
+        charts=[one for one in (_loss(run), _rate(run), _speed(run), _memory(run), _scores(run)) if one],
+        plan=_plan(run),
+        switches=[_switch(one) for one in run.switches],
+        evaluations=_evaluations(run),
+        per_class=_per_class(scores),
+        examples={kind: [_example(one) for one in run.examples if one["kind"] == kind] for kind in ("best", "worst")},
+        going_on=_going_on(run),
+        settings=_settings(run),
+        versions=sorted(run.versions.items()),
+    )
+
+
+def _state(run: Run) -> str:
+    if run.is_over:
+        ended = "" if run.done >= (run.num_steps or 0) else f", ended after step {run.done} of {run.num_steps}"
+        return f"done{ended}"
+    return f"at step {run.done} of {run.num_steps or '?'}: it goes on, or was ended"
+
+
+def _plain(scores: Record) -> list[tuple[str, str]]:
+    return [(_spoken(name), _figure(value)) for name, value in scores.items() if _is_number(value)]
+
+
+def _figures(run: Run) -> list[tuple[str, str, str]]:
+    """Return name, measured and predicted of what a run took."""
+    rows = []
+    if peak := max((one["peak_memory_bytes"] for one in run.steps), default=None):
+        predicted = run.predicted_bytes
+        rows.append(("peak memory", format_bytes(peak), _beside(predicted, peak, format_bytes)))
+    if speed := _late(run, "tokens_per_s"):
+        words = f"{speed:,.0f} tokens/s"
+        rows.append(("speed", words, _beside(run.predicted_tokens_per_s, speed, lambda one: f"{one:,.0f} tokens/s")))
+    seconds = sum(one["seconds"] for one in run.steps)
+    if seconds:
+        rows.append(("time in steps", format_seconds(seconds), ""))
+    if run.report:
+        rows.append(("windows", f"{run.report['windows']:,}", ""))
+    rows.append(("steps", f"{run.done:,}" + (f" of {run.num_steps:,}" if run.num_steps else ""), ""))
+    return rows
+
+
+def _beside(predicted: float | None, measured: float, words: Any) -> str:
+    return f"{words(predicted)} predicted ({predicted / measured - 1:+.1%})" if predicted else ""
+
+
+def _late(run: Run, name: str) -> float | None:
+    """Return the mean of a figure over the last steps."""
+    kept = run.steps[-max(1, round(len(run.steps) * LATER)) :]
+    return sum(one[name] for one in kept) / len(kept) if kept else None
+
+
+def _points(run: Run, name: str) -> list[tuple[float, float]]:
+    return [(one["step"], one[name]) for one in run.steps if _is_number(one.get(name))]
+
+
+def _marks(run: Run) -> list[tuple[float, str]]:
+    return [(one["after_step"], one["to"]) for one in run.switches if one.get("after_step")]
+
+
+def _loss(run: Run) -> Any:
+    points = _points(run, "loss")
+    lines = [Line("each step", points, faint=True), Line("loss", smoothed(points))]
+    return chart("Loss", lines, across="step", words=lambda one: f"{one:g}", marks=_marks(run))
+
+
+def _rate(run: Run) -> Any:
+    return chart(
+        "Learning rate", [Line("learning rate", _points(run, "lr"))], across="step", words=_small, from_zero=True
+    )
+
+
+def _speed(run: Run) -> Any:
+    points = _points(run, "tokens_per_s")
+    lines = [Line("each step", points, faint=True), Line("tokens a second", smoothed(points))]
+    lines += _level("predicted, of full windows", run.predicted_tokens_per_s, points)
+    return chart("Speed", lines, across="step", words=lambda one: f"{one:,.0f}", from_zero=True, marks=_marks(run))
+
+
+def _memory(run: Run) -> Any:
+    points = _points(run, "peak_memory_bytes")
+    what = "peak so far" if run.on_gpu else "peak so far, resident"
+    lines = [Line("now", _points(run, "memory_bytes"), 1), Line(what, points)]
+    lines += _level("predicted peak", run.predicted_bytes, points)
+    return chart("Memory", lines, across="step", words=format_bytes, from_zero=True, marks=_marks(run))
+
+
+def _level(name: str, value: float | None, points: list[tuple[float, float]]) -> list[Line]:
+    if not value or not points:
+        return []
+    return [Line(name, [(points[0][0], value), (points[-1][0], value)], 2, dashed=True)]
+
+
+def _scores(run: Run) -> Any:
+    counts = ("step", "total", "missing", "tokens")
+    names = [name for name in (run.evaluations or [{}])[0] if name not in counts]
+    shown = names[:3]
+    lines = [
+        Line(_spoken(name), [(one["step"], one[name]) for one in run.evaluations], at) for at, name in enumerate(shown)
+    ]
+    return chart("Scores as it trained", lines, across="step", words=lambda one: f"{one:g}", marks=_marks(run))
+
+
+def _plan(run: Run) -> list[tuple[str, str]]:
+    strategy = run.plan.get("strategy") or {}
+    unset = (None, False, "none", "full precision")
+    axes = [(_spoken(name), str(value)) for name, value in strategy.items() if value not in unset]
+    names = ("num_processes", "global_batch", "micro_batch", "grad_accum")
+    return axes + [(_spoken(name), str(run.plan[name])) for name in names if name in run.plan]
+
+
+def _switch(one: Record) -> dict[str, str]:
+    after = f"after step {one['after_step']}" if one.get("after_step") else "from the last checkpoint"
+    return {"time": one["time"], "after": after, "to": one["to"], "why": f"{one['where']}: {one['reason']}"}
+
+
+def _evaluations(run: Run) -> tuple[list[str], list[list[str]]] | None:
+    if not run.evaluations:
+        return None
+    names = list(run.evaluations[0])
+    best = (run.report or {}).get("best") or {}
+    rows = [[_figure(one.get(name)) for name in names] for one in run.evaluations]
+    heads = [_spoken(name) for name in names]
+    for row, one in zip(rows, run.evaluations, strict=True):
+        row.append("best" if one.get("step") == best.get("step") else "")
+    return [*heads, ""], rows
+
+
+def _per_class(scores: Record) -> list[tuple[str, list[str]]]:
+    found = scores.get("per_class") or {}
+    return [(label, [_figure(value) for value in one.values()]) for label, one in found.items()]
+
+
+def _example(one: Record) -> dict[str, Any]:
+    """Return an example with its text in pieces, each with the marks that it bears."""
+    text, marks = one["text"], one["marks"]
+    edges = sorted({0, len(text), *(edge for begin, end, _ in marks for edge in (begin, end))})
+    pieces = []
+    for begin, end in pairwise(edges):
+        kinds = sorted({kind for low, high, kind in marks if low <= begin and end <= high})
+        pieces.append((" ".join(kinds), text[begin:end]))
+    sure = f"{one['certainty']:.0%} sure" if one["certainty"] is not None else ""
+    figure = one["figure"] or f"{one['value']:.0%} right"
+    return one | {"pieces": pieces, "told": " · ".join(filter(None, (figure, sure)))}
+
+
+def _going_on(run: Run) -> dict[str, Any]:
+    """Say what it would cost to go on: to the end, or with another epoch, in time, memory and disk."""
+    each, steps = _late(run, "seconds"), run.num_steps
+    peak = max((one["peak_memory_bytes"] for one in run.steps), default=0)
+    lines, commands = [], []
+    if not run.is_over and each and steps:
+        left = steps - run.done
+        lines.append(f"{left:,} steps are left: about {format_seconds(left * each)} at {each:.2f} s a step.")
+        commands.append(f"bigqa train --resume {shlex.quote(str(run.folder))}")
+    epoch = run.plan.get("steps_per_epoch")
+    if each and epoch:
+        lines.append(f"One more epoch is {epoch:,} steps: about {format_seconds(epoch * each)}, in the same memory.")
+    if each and steps:
+        lines.append(f"The same run with another seed is about {format_seconds(steps * each)}, and scoring it.")
+    if peak:
+        lines.append(f"It needs {format_bytes(peak)} at its peak, and for checkpoints {_checkpoints(run)} of disk.")
+    if run.is_over:
+        lines.append("The learning rate has come to its end: to learn more, train anew from this model, or for longer.")
+        words = ["bigqa", "train", "--model", str(run.folder / "model"), "--train-file", run.config["train_file"]]
+        commands.append(shlex.join([*words, "--out", f"{run.folder}-more"]))
+    return {"lines": lines, "commands": commands}
+
+
+def _checkpoints(run: Run) -> str:
+    """Return what the checkpoints take that are kept, by those that are there; else by the model's weights."""
+    folder = run.folder / "checkpoints"
+    each = [_size(one) for one in folder.iterdir()] if folder.is_dir() else []
+    if each:
+        return format_bytes(max(each) * run.config.get("keep", 2))
+    weights = _size(run.folder / "model")
+    return f"up to {format_bytes(3 * weights * run.config.get('keep', 2))}" if weights else "some"
+
+
+def _size(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else 0
+
+
+def _settings(run: Run) -> list[tuple[str, str]]:
+    shown = {name: value for name, value in run.config.items() if value is not None and name not in HIDDEN}
+    return [(_spoken(name), str(value)) for name, value in (shown | run.config.get("task_options", {})).items()]
+
+
+def _spoken(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _figure(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}" if 0 < abs(value) < 1 else f"{value:.2f}"
+    return f"{value:,}" if isinstance(value, int) else str(value if value is not None else "")
+
+
+def _small(value: float) -> str:
+    return f"{value:.1e}".replace("e-0", "e-").replace(".0e", "e") if value else "0"
