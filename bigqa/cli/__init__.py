@@ -1,8 +1,8 @@
 """The command line, one file per command. In: arguments. Out: functions called and text printed; no arithmetic here.
 
 A command imports what it runs when it runs, so that help and refusals come at once. Imports: errors, files, interrupts,
-lock, arguments, ranges, units, console, demo, configs, machine, nullgpu, rehearse, models, tasks, speed, plan, show,
-run, runs, pages, bench, table. Never: torch.
+lock, arguments, ranges, units, console, demo, configs, machine, nullgpu, rehearse, models, tasks, speed, plan, doctor,
+show, run, runs, pages, bench, table. Never: torch.
 """
 
 from typing import Any

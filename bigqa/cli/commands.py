@@ -9,6 +9,7 @@ from bigqa import __version__, interrupts
 from bigqa.cli import convert, data
 from bigqa.cli.bench import bench
 from bigqa.cli.demo import demo
+from bigqa.cli.doctor import doctor
 from bigqa.cli.evaluate import evaluate
 from bigqa.cli.examples import add_examples
 from bigqa.cli.generate import generate
@@ -27,7 +28,7 @@ from bigqa.language import tr
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 COMMANDS: dict[str, Callable[..., None]] = {
     "probe": probe, "rehearse": rehearse, "train": train, "seeds": seeds, "sweep": sweep, "page": page,
-    "predict": predict, "evaluate": evaluate, "generate": generate, "bench": bench, "table": table, "demo": demo,
+    "predict": predict, "evaluate": evaluate, "generate": generate, "bench": bench, "table": table, "demo": demo, "doctor": doctor,
     "launch-files": launch_files,
 }  # fmt: skip
 for name, function in COMMANDS.items():

@@ -39,6 +39,11 @@ def compile_ahead() -> None:
             builder.load(verbose=False)
 
 
+def compiled(name: str) -> bool:
+    """Whether a part, such as cpu_adam, is compiled."""
+    return any((root / f"{name}.so").is_file() for root in _roots() if root.name == name)
+
+
 def drop_stale_locks() -> None:
     """Remove the locks that no process holds: a build keeps its lock open.
 

@@ -1,0 +1,31 @@
+"""All findings of a machine, in the order of the page. In: a folder. Out: findings; none of them ends the others."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from bigqa.doctor import around, cards, host, places, software
+from bigqa.doctor.finding import Finding, bare
+from bigqa.machine.hardware import detect
+
+
+def examine(folder: Path) -> list[Finding]:
+    """Look at this machine, and at the folder that runs are to be kept in."""
+    hardware = detect()
+    parts: dict[str, Callable[[], Iterable[Finding]]] = {
+        "software": software.findings,
+        "cards": lambda: cards.findings(hardware),
+        "host": lambda: host.findings(hardware),
+        "places": lambda: places.findings(folder),
+        "around": around.findings,
+    }
+    return [finding for name, look in parts.items() for finding in _looked(name, look)]
+
+
+def _looked(name: str, look: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    found: list[Finding] = []
+    try:
+        found.extend(look())
+    except Exception as error:  # a machine that is out of order may answer anything
+        text = f"could not be looked at: {type(error).__name__}: {bare(error)}"
+        found.append(Finding(name, text, "it is not known", "report it, with `bigqa doctor --json`"))
+    return found
