@@ -28,8 +28,8 @@ from bigqa.language import tr
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 COMMANDS: dict[str, Callable[..., None]] = {
     "probe": probe, "rehearse": rehearse, "train": train, "seeds": seeds, "sweep": sweep, "page": page,
-    "predict": predict, "evaluate": evaluate, "generate": generate, "bench": bench, "table": table, "demo": demo, "doctor": doctor,
-    "launch-files": launch_files,
+    "predict": predict, "evaluate": evaluate, "generate": generate, "bench": bench, "table": table, "demo": demo,
+    "doctor": doctor, "launch-files": launch_files,
 }  # fmt: skip
 for name, function in COMMANDS.items():
     app.command(name)(function)

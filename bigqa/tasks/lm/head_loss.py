@@ -37,32 +37,41 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return functional.linear(hidden, weight, bias).float()
 
 
+def _losses(hidden: Tensor, weight: Tensor, bias: Tensor | None, label: Tensor) -> Tensor:
+    return functional.cross_entropy(_logits(hidden, weight, bias), label, reduction="none")
+
+
+def _d_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, label: Tensor, gradient: Tensor) -> Tensor:
+    """Return the gradient of logits: the softmax, less one at the label, by the gradient of the loss."""
+    shares = _logits(hidden, weight, bias).softmax(-1)
+    shares.scatter_add_(1, label[:, None], shares.new_full((len(label), 1), -1.0))
+    return (shares * gradient[:, None]).to(weight.dtype)
+
+
 class _HeadLosses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, label_N: Tensor) -> Tensor:
         losses_N = torch.empty(len(label_N), dtype=torch.float32, device=hidden_NH.device)
         for part in pieces(len(label_N), len(weight_VH), without_data=label_N.is_meta):
-            logits = _logits(hidden_NH[part], weight_VH, bias_V)
-            losses_N[part] = functional.cross_entropy(logits, label_N[part], reduction="none")
+            losses_N[part] = _losses(hidden_NH[part], weight_VH, bias_V, label_N[part])
         ctx.save_for_backward(hidden_NH, weight_VH, bias_V, label_N)
         return losses_N
 
     @staticmethod
     def backward(ctx: Any, gradient_N: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        """The gradient of logits is the softmax less one at the label."""
+        """Return the gradients of hidden states, weight and bias."""
         hidden_NH, weight_VH, bias_V, label_N = ctx.saved_tensors
         wants_hidden, wants_weight, wants_bias, _ = ctx.needs_input_grad
         d_hidden = torch.empty_like(hidden_NH) if wants_hidden else None
         d_weight = torch.zeros_like(weight_VH) if wants_weight else None
         d_bias = torch.zeros_like(bias_V) if wants_bias and bias_V is not None else None
         for part in pieces(len(label_N), len(weight_VH), without_data=label_N.is_meta):
-            d_logits = _logits(hidden_NH[part], weight_VH, bias_V).softmax(-1)
-            d_logits.scatter_add_(1, label_N[part, None], d_logits.new_full((d_logits.shape[0], 1), -1.0))
-            d_logits = (d_logits * gradient_N[part, None]).to(weight_VH.dtype)
+            d_logits = _d_logits(hidden_NH[part], weight_VH, bias_V, label_N[part], gradient_N[part])
             if d_hidden is not None:
                 d_hidden[part] = d_logits @ weight_VH
             if d_weight is not None:
                 d_weight.addmm_(d_logits.T, hidden_NH[part])
             if d_bias is not None:
                 d_bias += d_logits.sum(0)
+            del d_logits  # before the next piece's are made
         return d_hidden, d_weight, d_bias, None
