@@ -35,8 +35,8 @@ class LanguageModel(Batcher):
         return {"label": label, "window": window, "place": place, "windows": places(lengths(rows))[:, 0]}
 
     def example_targets(self, micro_batch: int, seq_len: int) -> Batch:
-        """Return the same for shapes alone: every token is learned."""
-        count = micro_batch * seq_len
+        """Return the same for shapes alone: every token is learned but a window's first."""
+        count = micro_batch * (seq_len - 1)
         found = {name: torch.zeros(count, dtype=torch.long) for name in ("label", "window", "place")}
         return found | {"windows": torch.zeros(micro_batch, dtype=torch.long)}
 
