@@ -9,7 +9,7 @@ PYTHON  := $(VENV)/bin/python
 STAMP   := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-comments demo-lm test coverage check slow messages mutants test-null-gpu gpu bench dist clean
+.PHONY: help install demo demo-comments demo-lm test coverage check slow docs messages mutants test-null-gpu gpu bench dist clean
 
 help:  ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-14s %s\n' "$$name" "$$text"; done
@@ -51,6 +51,12 @@ check: install  ## ruff, its formatter, mypy
 slow: install  ## run the tests that take minutes
 	@$(PYTHON) -m pytest -m "slow and not nullgpu"
 
+# Offline once it is installed; strict: a link that leads nowhere ends it. What is made of code: docs/hooks.py.
+docs: install  ## build the pages of docs/ into site/ (site/index.html)
+	@$(PYTHON) -c 'import material, mkdocstrings' 2>/dev/null || $(PYTHON) -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet
+	@echo "bigqa: site/index.html"
+
 messages: install  ## bring the Korean catalogue up to date with the texts of the code, and name what it lacks
 	@$(PYTHON) tests/messages.py
 
@@ -87,5 +93,5 @@ dist: install  ## build the wheel and the source archive into dist/
 	@$(PYTHON) -m build --no-isolation
 
 clean:  ## remove .venv and everything that was built or cached
-	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage* htmlcov .mutants
+	@rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage* htmlcov .mutants
 	@find bigqa tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -109,9 +109,5 @@ def test_public_names_are_there_and_cost_nothing() -> None:
     assert all(getattr(bigqa, name) is not None for name in bigqa.__all__)
     with pytest.raises(AttributeError):
         _ = bigqa.no_such_name
-    readme = ROOT.parent / "README.md"
-    if readme.is_file():
-        text = readme.read_text(encoding="utf-8")
-        assert [name for name in bigqa.__all__ if f"`{name}`" not in text and f"bigqa.{name}" not in text] == []
     code = "import bigqa, sys; assert bigqa.__version__; sys.exit('torch' in sys.modules or 'pydantic' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
