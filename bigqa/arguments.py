@@ -46,7 +46,7 @@ def parser_of(app: typer.Typer) -> Any:
         own = one.get_help_option(one.context_class(one))
         for part in (one, *one.params, *([own] if own is not None else [])):
             if getattr(part, "help", None):
-                part.help = shown(inspect.cleandoc(part.help))
+                part.help = shown(put(inspect.cleandoc(part.help)))
         one.short_help = (one.help or "").partition("\n\n")[0]  # whole, where the parser's own would be cut
         one.epilog = shown(one.epilog) if one.epilog else None
     return command
@@ -87,7 +87,7 @@ def _formatter_class(plain: Any) -> Any:
             super().write_usage(prog, args, shown(USAGE) if prefix is None else prefix)
 
         def write_heading(self, heading: str) -> None:
-            super().write_heading(shown(heading))
+            super().write_heading(shown(put(heading)))
 
         def write_text(self, text: str) -> None:
             indent = " " * self.current_indent

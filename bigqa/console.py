@@ -265,6 +265,19 @@ def quiet_libraries() -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed warns of what it finds out by itself
 
 
+def page_environment(templates: Path, **options: Any) -> Any:
+    """Return what fills the templates of pages (jinja2): texts in them, and those put into them, in one language.
+
+    `tr` marks a text; `word` a name of ours, such as that of a kind of memory; `lang` is for the page's head.
+    """
+    import jinja2
+
+    loader = jinja2.FileSystemLoader(templates)
+    environment = jinja2.Environment(loader=loader, autoescape=True, finalize=_in_language, **options)
+    environment.globals |= {"tr": tr, "word": put, "lang": language.spoken()}
+    return environment
+
+
 @contextlib.contextmanager
 def progress(label: str, *, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
     """Show a bar with the time left, on a terminal; yield the function that takes (done, total)."""

@@ -6,6 +6,8 @@ Read as JSON, a picture or a pointer gives an error about its first byte, which 
 import re
 from collections.abc import Iterable
 
+from bigqa.language import tr
+
 PACKED = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
@@ -105,12 +107,12 @@ def what_zip(names: Iterable[str]) -> str | None:
 def what_encoding(content: bytes) -> str:
     """Say what bytes are that are not UTF-8, and what to do."""
     if b"\0" in content[:HEAD_BYTES]:
-        return "binary, and of no form that is known; write its data as JSON"
+        return tr("binary, and of no form that is known; write its data as JSON")
     letters = [letter for letter in content.decode("cp949", "ignore") if letter > "\x7f"]
     korean = sum("가" <= letter <= "힣" for letter in letters)
     if 2 * korean > len(letters):
-        return "in CP949 (EUC-KR); convert it to UTF-8 (iconv -f CP949 -t UTF-8)"
-    return "in another encoding; convert it to UTF-8"
+        return tr("in CP949 (EUC-KR); convert it to UTF-8 (iconv -f CP949 -t UTF-8)")
+    return tr("in another encoding; convert it to UTF-8")
 
 
 def _is_table(text: str, name: str) -> bool:
@@ -123,4 +125,4 @@ def _is_table(text: str, name: str) -> bool:
 
 
 def _table(name: str) -> str:
-    return "a table of tab-separated values (TSV)" if name.lower().endswith(".tsv") else "a CSV table"
+    return tr("a table of tab-separated values (TSV)") if name.lower().endswith(".tsv") else tr("a CSV table")

@@ -21,6 +21,7 @@ from bigqa import interrupts
 from bigqa.console import as_program, command, console, show
 from bigqa.errors import BigqaError, UsageError
 from bigqa.files import read_json
+from bigqa.language import tr
 from bigqa.lock import check_free
 from bigqa.sample import FOLDER
 from bigqa.show.scores import figures_table, scores_table
@@ -67,13 +68,26 @@ def run(
     """Plan, train, predict and score on an embedded sample, offline, in some minutes."""
     started = time.perf_counter()
     if task not in (DEFAULT, *SAMPLES):
-        raise UsageError(f"there is no sample of --task {task}; choose one of {DEFAULT}, {', '.join(SAMPLES)}")
+        raise UsageError(
+            tr(
+                "there is no sample of --task {task}; choose one of {default}, {samples}",
+                task=task,
+                default=DEFAULT,
+                samples=", ".join(SAMPLES),
+            )
+        )
     clear(out)
     if task in SAMPLES:
         _other(out, task, SAMPLES[task])
     else:
         _questions(out)
-    console.print(f"{format_seconds(time.perf_counter() - started)} in all; the run explains itself in {out}/run")
+    console.print(
+        tr(
+            "{perf_counter} in all; the run explains itself in {out}/run",
+            perf_counter=format_seconds(time.perf_counter() - started),
+            out=out,
+        )
+    )
 
 
 def _questions(out: Path) -> None:
@@ -81,9 +95,15 @@ def _questions(out: Path) -> None:
     _bigqa("probe", "tiny", "--train-file", str(train), "--out", str(out / "plan.json"))
     before = _train_and_score(out / "untrained", train, dev, "--max-steps", "1", "--lr", "1e-12")
     after = _train_and_score(out / "run", train, dev)
-    show(scores_table("held-out questions", {"before fine-tuning": before, "after": after}))
+    show(scores_table(tr("held-out questions"), {tr("before fine-tuning"): before, tr("after"): after}))
     if after["exact_match"] < LEARNED_EM:
-        raise BigqaError(f"the demo reached EM {after['exact_match']:.1f}, below {LEARNED_EM:.0f}")
+        raise BigqaError(
+            tr(
+                "the demo reached EM {reached:.1f}, below {least:.0f}",
+                reached=after["exact_match"],
+                least=LEARNED_EM,
+            )
+        )
 
 
 def _other(out: Path, task: str, sample: Sample) -> None:
@@ -97,14 +117,21 @@ def _other(out: Path, task: str, sample: Sample) -> None:
     _bigqa("train", "--plan", str(out / "plan.json"), *words, "--out", str(out / "run"))
     answers = out / "run" / "answers.jsonl"
     _bigqa(sample.answered_by, str(out / "run" / "model"), dev, str(answers))
-    found = read_json(out / "run" / "report.json", "the run's report")["scores"]
-    rows = _plain(task, sample, Path(train), Path(dev)) | {"after fine-tuning": found | _right(answers)}
-    show(figures_table("held-out texts", rows, sample.shown))
+    found = read_json(out / "run" / "report.json", tr("the run's report"))["scores"]
+    rows = _plain(task, sample, Path(train), Path(dev)) | {tr("after fine-tuning"): found | _right(answers)}
+    show(figures_table(tr("held-out texts"), rows, sample.shown))
     name, share = sample.learned
-    plain = [row[name] for label, row in rows.items() if label != "after fine-tuning"]
+    plain = [row[name] for label, row in rows.items() if label != tr("after fine-tuning")]
     reached = found[name] <= share * min(plain) if share < 1 else found[name] >= share * max(plain)
     if not reached:
-        raise BigqaError(f"the demo reached {name} {found[name]:.2f}, and plain methods {max(plain):.2f}")
+        raise BigqaError(
+            tr(
+                "the demo reached {name} {found:.2f}, and plain methods {plain:.2f}",
+                name=name,
+                found=found[name],
+                plain=max(plain),
+            )
+        )
 
 
 def _plain(task: str, sample: Sample, train: Path, dev: Path) -> dict[str, dict[str, Any]]:
@@ -126,10 +153,12 @@ def _right(answers: Path) -> dict[str, float]:
 def clear(out: Path) -> None:
     """Remove an earlier demo, and nothing else: the folder is where a person happens to be."""
     if out.is_file():
-        raise UsageError(f"{out} is a file: name another folder with --out")
+        raise UsageError(tr("{out} is a file: name another folder with --out", out=out))
     there = {path.name for path in out.iterdir()} if out.is_dir() else set()
     if there and (there - MADE or "plan.json" not in there):
-        raise UsageError(f"{out} is there and is not an earlier demo's: move it away, or name another with --out")
+        raise UsageError(
+            tr("{out} is there and is not an earlier demo's: move it away, or name another with --out", out=out)
+        )
     for name in ("untrained", "run"):
         check_free(out / name)
     shutil.rmtree(out, ignore_errors=True)
@@ -142,7 +171,7 @@ def _train_and_score(folder: Path, train: Path, dev: Path, *more: str) -> dict[s
     _bigqa("evaluate", str(dev), str(folder / "predictions.json"))
     scored = _bigqa("evaluate", str(dev), str(folder / "predictions.json"), "--json", quiet=True)
     (folder / "scores.json").write_text(scored, encoding="utf-8")
-    scores: dict[str, Any] = read_json(folder / "scores.json", "the scores")
+    scores: dict[str, Any] = read_json(folder / "scores.json", tr("the scores"))
     return scores
 
 
@@ -166,7 +195,9 @@ def _bigqa(*words: str, quiet: bool = False) -> str:
     if asked is not None:
         raise SystemExit(interrupts.code_of(asked))
     if started.returncode:
-        raise BigqaError(f"`bigqa {words[0]}` failed with exit code {started.returncode}")
+        raise BigqaError(
+            tr("`bigqa {words}` failed with exit code {returncode}", words=words[0], returncode=started.returncode)
+        )
     return said or ""
 
 

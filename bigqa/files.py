@@ -19,6 +19,7 @@ from typing import Any
 from bigqa.contents import HEAD_BYTES, what_else, what_encoding
 from bigqa.errors import BigqaError
 from bigqa.interrupts import temporaries, undivided
+from bigqa.language import shown, tr
 
 
 def read_text(path: Path, what: str) -> str:
@@ -26,11 +27,18 @@ def read_text(path: Path, what: str) -> str:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise BigqaError(f"{what} not found: {path}") from None
+        raise BigqaError(tr("{what} not found: {path}", what=what, path=path)) from None
     except IsADirectoryError:
-        raise BigqaError(f"{what} is a folder, not a file: {path}") from None
+        raise BigqaError(tr("{what} is a folder, not a file: {path}", what=what, path=path)) from None
     except (OSError, ValueError) as error:  # ValueError: a name with a null byte
-        raise BigqaError(f"{what} cannot be read: {path}: {getattr(error, 'strerror', None) or error}") from None
+        raise BigqaError(
+            tr(
+                "{what} cannot be read: {path}: {problem}",
+                what=what,
+                path=path,
+                problem=getattr(error, "strerror", None) or error,
+            )
+        ) from None
     return decoded(content, path, what)
 
 
@@ -41,10 +49,20 @@ def decoded(content: bytes, path: Path | str, what: str) -> str:
     except UnicodeDecodeError as error:
         _name_it(content, path, what)
         if error.reason == "unexpected end of data":
-            raise BigqaError(f"{what} is cut short, in the middle of a character: {path}") from None
-        raise BigqaError(f"{what} is not UTF-8 at byte {error.start}: {path}: it is {what_encoding(content)}") from None
+            raise BigqaError(
+                tr("{what} is cut short, in the middle of a character: {path}", what=what, path=path)
+            ) from None
+        raise BigqaError(
+            tr(
+                "{what} is not UTF-8 at byte {start}: {path}: it is {encoding}",
+                what=what,
+                start=error.start,
+                path=path,
+                encoding=what_encoding(content),
+            )
+        ) from None
     if not text.strip():
-        raise BigqaError(f"{what} is empty: {path}")
+        raise BigqaError(tr("{what} is empty: {path}", what=what, path=path))
     return text
 
 
@@ -65,9 +83,11 @@ def parsed(text: str, path: Path | str, what: str) -> Any:
             raise BigqaError(f"{what} is more than one JSON value: the next is at {place}; {advice}") from None
         raise BigqaError(f"{what} {_kind_of(error, text)}: {place}: {error.msg}") from None
     except ValueError as error:
-        raise BigqaError(f"{what} has a number that cannot be read: {path}: {error}") from None
+        raise BigqaError(
+            tr("{what} has a number that cannot be read: {path}: {error}", what=what, path=path, error=error)
+        ) from None
     except RecursionError:
-        raise BigqaError(f"{what} is nested too deep to be read: {path}") from None
+        raise BigqaError(tr("{what} is nested too deep to be read: {path}", what=what, path=path)) from None
 
 
 def _kind_of(error: json.JSONDecodeError, text: str) -> str:
@@ -81,7 +101,7 @@ def _name_it(content: bytes, path: Path | str, what: str) -> None:
     """Raise what is known of a file that is no JSON."""
     said = what_else(content[:HEAD_BYTES], str(path))
     if said is not None:
-        raise BigqaError(f"{what} is {said}: {path}")
+        raise BigqaError(tr("{what} is {said}: {path}", what=what, said=said, path=path))
 
 
 def as_it_lies(path: str) -> str:
@@ -99,21 +119,21 @@ def as_it_lies(path: str) -> str:
 def write_error(path: Path, error: OSError) -> BigqaError:
     """Say why nothing could be written at `path`."""
     advice = {
-        errno.ENOSPC: "the disk is full; free some space or choose another folder",
-        errno.EDQUOT: "the disk quota is used up; free some space or choose another folder",
-        errno.EACCES: "no permission to write there; choose another folder",
-        errno.EPERM: "no permission to write there; choose another folder",
-        errno.EROFS: "that file system is read-only; choose another folder",
-        errno.ENOTDIR: "a part of that path is a file, not a folder",
+        errno.ENOSPC: tr("the disk is full; free some space or choose another folder"),
+        errno.EDQUOT: tr("the disk quota is used up; free some space or choose another folder"),
+        errno.EACCES: tr("no permission to write there; choose another folder"),
+        errno.EPERM: tr("no permission to write there; choose another folder"),
+        errno.EROFS: tr("that file system is read-only; choose another folder"),
+        errno.ENOTDIR: tr("a part of that path is a file, not a folder"),
     }.get(error.errno or 0, error.strerror or str(error))
-    return BigqaError(f"cannot write {path}: {advice}")
+    return BigqaError(tr("cannot write {path}: {advice}", path=path, advice=advice))
 
 
 def check_outputs(*paths: Path | None) -> None:
     """Refuse files that could not be written, before minutes are spent on what they should hold. Raises: BigqaError."""
     for path in filter(None, paths):
         if path.is_dir():
-            raise BigqaError(f"cannot write {path}: it is a folder")
+            raise BigqaError(tr("cannot write {path}: it is a folder", path=path))
         there = next(parent for parent in path.absolute().parents if parent.exists())
         if not there.is_dir():
             raise write_error(path, NotADirectoryError(errno.ENOTDIR, ""))
@@ -128,7 +148,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
-            raise BigqaError(f"cannot write {path}: it is a folder")
+            raise BigqaError(tr("cannot write {path}: it is a folder", path=path))
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         os.close(descriptor)
         temporary = Path(name)
@@ -153,7 +173,7 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     temporary = None
     try:
         if path.exists() and not replace and (not path.is_dir() or any(path.iterdir())):
-            raise BigqaError(f"{path} already exists; remove it or name another folder")
+            raise BigqaError(tr("{path} already exists; remove it or name another folder", path=path))
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
         temporaries.add(temporary)
@@ -204,7 +224,7 @@ def cache_folder() -> Path:
     Else a temporary folder of this user; that is said once, on standard error.
     """
     folder = asked_cache()
-    reason = "there is no home folder" if folder.parts[0] == "~" else _unwritable(folder)
+    reason = tr("there is no home folder") if folder.parts[0] == "~" else _unwritable(folder)
     return _instead(folder, reason) if reason else folder
 
 
@@ -212,8 +232,8 @@ def _unwritable(folder: Path) -> str:
     """Say why nothing can be written into a folder, which may not be there yet; or nothing."""
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(place))
     if not there.is_dir():
-        return f"{there} is no folder"
-    return "" if os.access(there, os.W_OK | os.X_OK) else "it cannot be written"
+        return tr("{there} is no folder", there=there)
+    return "" if os.access(there, os.W_OK | os.X_OK) else tr("it cannot be written")
 
 
 @functools.cache
@@ -225,5 +245,11 @@ def _instead(folder: Path, reason: str) -> Path:
     is_ours = temporary.is_dir() and not temporary.is_symlink() and temporary.stat().st_uid == os.getuid()
     chosen = temporary if is_ours and not _unwritable(temporary) else Path(tempfile.mkdtemp(prefix="bigqa-"))
     if os.environ.get("RANK", "0") == "0":
-        print(f"bigqa: no cache in {folder} ({reason}): {chosen} instead; BIGQA_CACHE names another", file=sys.stderr)
+        told = tr(
+            "no cache in {folder} ({reason}): {chosen} instead; BIGQA_CACHE names another",
+            folder=folder,
+            reason=reason,
+            chosen=chosen,
+        )
+        print("bigqa: " + shown(told), file=sys.stderr)
     return chosen

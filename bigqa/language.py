@@ -7,6 +7,7 @@ shows it to people, the console and pages, asks `shown` for it in their language
 
 import gettext
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
@@ -61,13 +62,39 @@ def shown(text: str) -> str:
     if catalogue is None:
         return str(text)
     if not isinstance(text, Text):
-        return catalogue.gettext(text) if text else text  # of nothing, a catalogue tells about itself
+        return text
+    # Of nothing, a catalogue tells about itself.
     template = catalogue.gettext(text.template) if text.template else text.template
     return (
         template.format(**{name: _shown_place(value) for name, value in text.places.items()})
         if text.places
         else (template)
     )
+
+
+PARTICLES = {
+    "은(는)": ("은", "는"), "이(가)": ("이", "가"), "을(를)": ("을", "를"),
+    "과(와)": ("과", "와"), "(이)라": ("이라", "라"), "(으)로": ("으로", "로"),
+}  # fmt: skip
+"""Korean particles as a catalogue has them behind a place -> behind a consonant, and behind a vowel."""
+READ_DIGITS = "영일이삼사오육칠팔구"
+L_FINAL, FINALS = 8, 28
+"""Of the finals that a Hangul syllable may have, the number of ㄹ, behind which -로 stands; and how many there are."""
+
+
+def fitted(text: str) -> str:
+    """Return Korean in which each particle fits the syllable or digit before it; behind other letters both stay."""
+    if not any(particle in text for particle in PARTICLES):
+        return text
+    choices = "|".join(map(re.escape, PARTICLES))
+    return re.sub(rf"([가-힣0-9])({choices})", lambda found: found[1] + _particle(found[1], found[2]), text)
+
+
+def _particle(before: str, particle: str) -> str:
+    syllable = READ_DIGITS[int(before)] if before.isdigit() else before
+    final = (ord(syllable) - ord("가")) % FINALS
+    as_vowel = final == 0 or (final == L_FINAL and particle == "(으)로")
+    return PARTICLES[particle][as_vowel]
 
 
 def _shown_place(value: Any) -> Any:

@@ -74,7 +74,12 @@ class Owner:
     """The lock file's device: of its own for each mount of a network file system."""
 
     def __str__(self) -> str:
-        return f"a run on {self.host}, process {self.pid}, since {self.since}"
+        return str(self.words)
+
+    @property
+    def words(self) -> Text:
+        """Say who it is."""
+        return tr("a run on {host}, process {pid}, since {since}", host=self.host, pid=self.pid, since=self.since)
 
 
 class Held:
@@ -112,7 +117,14 @@ class Held:
                 os.utime(self.folder / OWNER)
             found = _token(self.folder)
             if found not in (None, self._token) and not self._ended.is_set():
-                leave(f"{self.folder} has been taken over by {read_owner(self.folder)}; this run ends", 1)
+                leave(
+                    tr(
+                        "{folder} has been taken over by {owner}; this run ends",
+                        folder=self.folder,
+                        owner=_named(read_owner(self.folder)),
+                    ),
+                    1,
+                )
 
 
 @contextlib.contextmanager
@@ -154,8 +166,14 @@ def _token(folder: Path) -> str | None:
 
 
 def _in_use(folder: Path) -> BigqaError:
-    owner = read_owner(folder) or "another run"
-    return BigqaError(f"{folder} is in use by {owner}: wait for its end, stop it, or name another folder")
+    owner = _named(read_owner(folder))
+    return BigqaError(
+        tr(
+            "{folder} is in use by {owner}: wait for its end, stop it, or name another folder",
+            folder=folder,
+            owner=owner,
+        )
+    )
 
 
 def _handed() -> int:
@@ -259,6 +277,10 @@ def _number_of(file: int) -> int:
     return found.st_ino
 
 
+def _named(owner: Owner | None) -> Text:
+    return tr("another run") if owner is None else owner.words
+
+
 def _has_ended(owner: Owner | None) -> bool:
     """Say of an owner whose process can be seen from here whether that has ended."""
     if owner is None or owner.boot != boot() or owner.room != room():
@@ -270,7 +292,14 @@ def _beats(owner: Owner, folder: Path, say: Callable[[str], None]) -> bool:
     first = _beat_of(folder)
     if _now_at(folder) - first > OLD_S * 1e9:
         return False
-    say(f"{folder} was left by {owner}: watching for {WATCHED_S:.0f} s whether it lives")
+    say(
+        tr(
+            "{folder} was left by {owner}: watching for {seconds:.0f} s whether it lives",
+            folder=folder,
+            owner=owner.words,
+            seconds=WATCHED_S,
+        )
+    )
     end = time.monotonic() + WATCHED_S
     while time.monotonic() < end:
         time.sleep(min(1.0, WATCHED_S / 3))

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from bigqa.errors import BigqaError, UsageError
 from bigqa.files import read_json
+from bigqa.language import put, tr
 from bigqa.ranges import Ranged, option_of
 from bigqa.strategy import Strategy
 
@@ -144,16 +145,19 @@ def make_settings(**values: object) -> Settings:
 def read_settings(path: Path) -> Settings:
     """Read a run's `config.json` back."""
     try:
-        return Settings.model_validate(read_json(path, "the run's config"))
+        return Settings.model_validate(read_json(path, tr("the run's config")))
     except ValidationError as error:
-        raise BigqaError(f"{path} is not a bigqa run's config: {first_problem(error)}") from None
+        raise BigqaError(
+            tr("{path} is not a bigqa run's config: {first_problem}", path=path, first_problem=first_problem(error))
+        ) from None
 
 
 def first_problem(error: ValidationError) -> str:
     """Say in a line which setting is wrong, and how."""
     problem = error.errors()[0]
-    message = problem["msg"].removeprefix("Value error, ")
+    ours = problem.get("ctx", {}).get("error")  # with its languages, where it is one of ours
+    message = put("{error}", error=ours) if ours is not None else problem["msg"].removeprefix("Value error, ")
     if not problem["loc"]:
         return message
     option = option_of(str(problem["loc"][0]))
-    return f"{option}: {message} (given: {problem.get('input')})"
+    return tr("{option}: {message} (given: {given})", option=option, message=message, given=problem.get("input"))

@@ -8,6 +8,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from bigqa.language import tr
+
 Precision = Literal["fp32", "bf16", "fp16", "bf16-sr"]
 Optimizer = Literal["adamw", "adamw8bit", "paged-adamw8bit"]
 Recompute = Literal["none", "selective", "full"]
@@ -142,7 +144,11 @@ def missing_package(strategy: Strategy) -> str | None:
         "peft": strategy.adapters != "none",
     }
     missing = [name for name, wanted in needed.items() if wanted and importlib.util.find_spec(name) is None]
-    return f"needs {missing[0]}: pip install 'bigqa[{EXTRAS[missing[0]]}]'" if missing else None
+    return (
+        tr("needs {missing}: pip install 'bigqa[{extras}]'", missing=missing[0], extras=EXTRAS[missing[0]])
+        if missing
+        else None
+    )
 
 
 def can_be_traced(strategy: Strategy) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bigqa.errors import BigqaError
+from bigqa.language import tr
 from bigqa.machine.hardware import CGROUP
 
 V1 = (CGROUP / "memory", "memory.limit_in_bytes")
@@ -28,7 +29,7 @@ def ram_cap(cap_bytes: int | None) -> Iterator[list[str]]:
         yield []
         return
     if not sys.platform.startswith("linux"):
-        raise BigqaError("--caps on a CPU needs Linux: the kernel limits the memory")
+        raise BigqaError(tr("--caps on a CPU needs Linux: the kernel limits the memory"))
     for root, file in (V1, V2):
         group = root / f"bigqa-bench-{os.getpid()}"
         try:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from bigqa.bench.report import Case, Heap, short_name
 from bigqa.errors import UsageError
+from bigqa.language import tr
 from bigqa.models.sources import check_lengths, load_config, resolve
 from bigqa.strategy import STRATEGIES, Precision, Strategy, with_low_precision
 
@@ -35,11 +36,15 @@ def cases_of(grid: Grid, device: Device, low: Precision) -> list[Case]:
     """Return the cases, the quickest models first as they were named. Raises: UsageError for an unknown strategy."""
     unknown = [name for name in grid.strategies if name not in STRATEGIES]
     if unknown:
-        raise UsageError(f"no strategy {unknown[0]}; choose from {', '.join(STRATEGIES)}")
+        raise UsageError(
+            tr("no strategy {unknown}; choose from {strategies}", unknown=unknown[0], strategies=", ".join(STRATEGIES))
+        )
     short_names = [short_name(model) for model in dict.fromkeys(grid.models)]
     twice = [name for name in short_names if short_names.count(name) > 1]
     if twice:
-        raise UsageError(f"two models are called {twice[0]}, and so would be their reports: one --out for each")
+        raise UsageError(
+            tr("two models are called {twice}, and so would be their reports: one --out for each", twice=twice[0])
+        )
     found: dict[str, Case] = {}
     for model in grid.models:
         for case in _of_model(model, grid, device, low):

@@ -10,6 +10,7 @@ from bigqa.bench.report import Case, RunReport
 from bigqa.bench.sweep import Limits, is_measured, sweep
 from bigqa.console import progress
 from bigqa.errors import BigqaError
+from bigqa.language import put, tr
 from bigqa.machine.hardware import Gpu, Hardware, detect
 from bigqa.speed.calibration import calibrate, kept_rates
 from bigqa.speed.throughput import Rates
@@ -26,17 +27,25 @@ def bench(
     chosen: Device = "cpu" if gpu is None else "cuda"
     cases = cases_of(grid, chosen, _low_precision(hardware, gpu))
     done = sum(is_measured(case, out) for case in cases)
-    count = "1 case" if len(cases) == 1 else f"{len(cases)} cases"
+    count = tr("1 case") if len(cases) == 1 else tr("{count} cases", count=len(cases))
     where = gpu.name if gpu else "CPU"
     if done == len(cases):
-        say(f"{count} on the {where}, all measured before; reports: {out}")
+        say(tr("{count} on the {where}, all measured before; reports: {out}", count=count, where=where, out=out))
         return []
     if not {"cpu", *([gpu.name] if gpu else [])} <= kept_rates(hardware).keys():
-        say("measuring what this machine reaches (once; kept for `bigqa probe` too)")
+        say(tr("measuring what this machine reaches (once; kept for `bigqa probe` too)"))
         calibrate(hardware)
     predictor = Predictor(hardware, gpu, _rates(hardware, gpu))
-    say(f"{count} on the {where}, {done} measured before; reports: {out}")
-    with progress("Measuring") as on_progress:
+    say(
+        tr(
+            "{count} on the {where}, {done} measured before; reports: {out}",
+            count=count,
+            where=where,
+            done=done,
+            out=out,
+        )
+    )
+    with progress(tr("Measuring")) as on_progress:
         on_progress(done, len(cases))
 
         def on_case(report: RunReport) -> None:
@@ -52,18 +61,30 @@ def line_of(report: RunReport) -> str:
     """Say in a line what a case gave."""
     found, predicted = report.measured, report.predicted_peak_bytes
     if not found.ok:
-        return f"{report.case.name}: {found.outcome} ({found.reason}); predicted {format_bytes(predicted)}"
+        return tr(
+            "{name}: {outcome} ({reason}); predicted {predicted}",
+            name=report.case.name,
+            outcome=put(found.outcome),
+            reason=found.reason,
+            predicted=format_bytes(predicted),
+        )
     peak = report.measured_peak_bytes or 0
-    memory = f"peak {format_bytes(peak)}, predicted {format_bytes(predicted)} ({predicted / max(1, peak) - 1:+.1%})"
-    speed = f"; {found.samples_per_s:.3g} samples/s, predicted {report.predicted.samples_per_s:.3g}"
-    return f"{report.case.name}: {memory}{speed if found.step_s else ''}"
+    memory = tr(
+        "peak {peak}, predicted {predicted} ({error:+.1%})",
+        peak=format_bytes(peak),
+        predicted=format_bytes(predicted),
+        error=predicted / max(1, peak) - 1,
+    )
+    measured, foretold = found.samples_per_s, report.predicted.samples_per_s
+    speed = tr("; {measured:.3g} samples/s, predicted {foretold:.3g}", measured=measured, foretold=foretold)
+    return put("{name}: {memory}{speed}", name=report.case.name, memory=memory, speed=speed if found.step_s else "")
 
 
 def _gpu(hardware: Hardware, device: str) -> Gpu | None:
     if device == "cpu" or (device == "auto" and not hardware.gpus):
         return None
     if not hardware.gpus:
-        raise BigqaError("no CUDA GPU here: use --device cpu, or check the driver with nvidia-smi")
+        raise BigqaError(tr("no CUDA GPU here: use --device cpu, or check the driver with nvidia-smi"))
     return hardware.gpus[0]
 
 

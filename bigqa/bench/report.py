@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError
 
 from bigqa.errors import BigqaError
 from bigqa.files import read_json, write_json
+from bigqa.language import tr
 from bigqa.machine.hardware import Hardware, Record
 from bigqa.memory.estimate import MemoryEstimate
 from bigqa.speed.throughput import Rates
@@ -162,16 +163,23 @@ def write_report(folder: Path, report: RunReport) -> Path:
 def read_report(path: Path) -> RunReport:
     """Read a report. Raises: BigqaError where it is none."""
     try:
-        return RunReport.model_validate(read_json(path, "the report"))
+        return RunReport.model_validate(read_json(path, tr("the report")))
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))
-        raise BigqaError(f"{path} is no report of `bigqa bench`: {where}: {problem['msg']}") from None
+        raise BigqaError(
+            tr(
+                "{path} is no report of `bigqa bench`: {where}: {problem}",
+                path=path,
+                where=where,
+                problem=problem["msg"],
+            )
+        ) from None
 
 
 def read_reports(folders: list[Path]) -> list[RunReport]:
     """Read every report of the folders, in the order of their names. Raises: BigqaError where a folder is not there."""
     for folder in folders:
         if not folder.is_dir():
-            raise BigqaError(f"no folder {folder}: `bigqa bench --out {folder}` makes reports")
+            raise BigqaError(tr("no folder {folder}: `bigqa bench --out {folder}` makes reports", folder=folder))
     return [read_report(path) for folder in folders for path in sorted(folder.glob("*.json"))]

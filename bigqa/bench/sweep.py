@@ -20,6 +20,7 @@ from bigqa.bench.predict import Predictor
 from bigqa.bench.report import Case, Measured, RunReport, read_report, write_report
 from bigqa.engine.loop.stop import PARENT_VARIABLE
 from bigqa.files import read_json, write_json
+from bigqa.language import tr
 from bigqa.versions import commit, versions
 
 CASE_LIMIT_S = 900.0
@@ -100,7 +101,7 @@ def run_case(case: Case, limit_s: float) -> Measured:
         finally:
             _end(process)
         if told.is_file():
-            return Measured.model_validate(read_json(told, "the measurement"))
+            return Measured.model_validate(read_json(told, tr("the measurement")))
     wall_s = time.perf_counter() - started
     if process.returncode == -signal.SIGKILL:
         return Measured(outcome="out of memory", reason="host: killed by the kernel", wall_s=wall_s)

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bigqa.language import tr
 from bigqa.machine.heap import hold_tight
 
 if __name__ == "__main__":
@@ -140,7 +141,7 @@ def training_of(
 def main() -> None:
     """Run as a program."""
     case_file, out = Path(sys.argv[1]), Path(sys.argv[2])
-    case = Case.model_validate(read_json(case_file, "the case"))
+    case = Case.model_validate(read_json(case_file, tr("the case")))
     started = time.perf_counter()
     found = measure(case, out.parent)
     write_json(out, json.loads(found.model_copy(update={"wall_s": time.perf_counter() - started}).model_dump_json()))

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 from bigqa.errors import BigqaError
+from bigqa.language import tr
 
 FOLDER = Path(__file__).parent
 KINDS = ("launch", "deepspeed")
@@ -19,7 +20,12 @@ def write_out(folder: Path) -> list[Path]:
     copies = {source: folder / source.relative_to(FOLDER) for source in files()}
     for source, target in copies.items():
         if target.exists() and target.read_bytes() != source.read_bytes():
-            raise BigqaError(f"{target} is there and differs from bigqa's own: name another folder, or move it away")
+            raise BigqaError(
+                tr(
+                    "{target} is there and differs from bigqa's own: name another folder, or move it away",
+                    target=target,
+                )
+            )
     for source, target in copies.items():
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, target)  # with its mode: torchrun.sh is a program

@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from bigqa.engine.quantized import QuantizedLinear, as_it_was
 from bigqa.errors import BigqaError, in_a_line
+from bigqa.language import tr
 from bigqa.strategy import Adapters
 
 WEIGHTS = "adapter_model.safetensors"
@@ -33,12 +34,12 @@ def apply(model: nn.Module, adapters: Adapters) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
-        raise BigqaError("LoRA needs PEFT: pip install 'bigqa[adapters]'") from None
+        raise BigqaError(tr("LoRA needs PEFT: pip install 'bigqa[adapters]'")) from None
     head, words = _head_of(model), _words_of(model)
     linear = [name for name, module in model.named_modules() if isinstance(module, LINEAR)]
     targets = [name for name in linear if not _within(name, head) and model.get_submodule(name) is not words]
     if not targets:
-        raise BigqaError(f"{type(model).__name__} has no linear layers that adapters could be put beside")
+        raise BigqaError(tr("{kind} has no linear layers that adapters could be put beside", kind=type(model).__name__))
     if adapters == "qlora":
         for name in targets:
             _replace(model, name, QuantizedLinear(model.get_submodule(name)))  # type: ignore[arg-type]
@@ -48,7 +49,9 @@ def apply(model: nn.Module, adapters: Adapters) -> None:
         try:
             inject_adapter_in_model(config, model)
         except ValueError as error:
-            raise BigqaError(f"adapters cannot be put into {type(model).__name__}: {in_a_line(error)}") from None
+            raise BigqaError(
+                tr("adapters cannot be put into {kind}: {error}", kind=type(model).__name__, error=in_a_line(error))
+            ) from None
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name or _within(name, head))
 

@@ -25,6 +25,7 @@ from bigqa.engine.sharding import ShardedUpdate
 from bigqa.engine.stream import building as streaming
 from bigqa.engine.zero import deepspeed_config
 from bigqa.errors import BigqaError
+from bigqa.language import tr
 from bigqa.settings import Settings
 from bigqa.strategy import Precision, Strategy, missing_package, with_low_precision
 from bigqa.tasks.base import TrainedTask
@@ -61,26 +62,26 @@ def strategy_of(settings: Settings, device: torch.device) -> Strategy:
 def not_together(strategy: Strategy, world_size: int = 1) -> str | None:
     """Say which axes of a strategy exclude each other; none where they can be had at once."""
     if strategy.release and world_size > 1:
-        return "gradients can be released in one process alone: several must average them first"
+        return tr("gradients can be released in one process alone: several must average them first")
     if strategy.release and strategy.precision == "fp16":
-        return "released gradients cannot be taken back when fp16 overflows; use bf16"
+        return tr("released gradients cannot be taken back when fp16 overflows; use bf16")
     if strategy.needs_deepspeed and (strategy.release or strategy.precision == "bf16-sr"):
-        return "DeepSpeed has its own update: neither gradient release nor stochastic rounding goes with ZeRO"
+        return tr("DeepSpeed has its own update: neither gradient release nor stochastic rounding goes with ZeRO")
     if strategy.zero_stage == 3 and strategy.recompute == "selective":
         # DeepSpeed's `LinearFunctionForZeroStage3`: recomputing would add the bias to the kept result once more.
-        return "ZeRO-3 adds biases in place to results that selective recomputation keeps; use full recomputation"
+        return tr("ZeRO-3 adds biases in place to results that selective recomputation keeps; use full recomputation")
     if strategy.stream and _beside_streaming(strategy):
         return _beside_streaming(strategy)
     if strategy.needs_deepspeed and (strategy.optimizer != "adamw" or strategy.adapters != "none"):
-        return "8-bit states and adapters do not go with ZeRO here"
+        return tr("8-bit states and adapters do not go with ZeRO here")
     return None
 
 
 def _beside_streaming(strategy: Strategy) -> str | None:
     if strategy.needs_deepspeed or strategy.adapters != "none":
-        return "streamed layers go with neither ZeRO nor adapters"
+        return tr("streamed layers go with neither ZeRO nor adapters")
     if strategy.recompute != "none" or strategy.activation_offload or strategy.release:
-        return "streamed layers recompute, offload and release by themselves: leave these axes out"
+        return tr("streamed layers recompute, offload and release by themselves: leave these axes out")
     if strategy.optimizer != "adamw" and (strategy.precision, strategy.optimizer) != ("bf16-sr", "adamw8bit"):
         return "streamed layers have 8-bit states with random rounding alone"
     if "cpu" in (strategy.offload_optimizer, strategy.offload_parameters):
@@ -109,14 +110,14 @@ def _one_rate_alone(strategy: Strategy, settings: Settings) -> str | None:
     named = [name for name, value in asked.items() if value is not None]
     if not named or not (strategy.needs_deepspeed or strategy.stream):
         return None
-    return f"{named[0]} goes neither with ZeRO nor with streamed layers; choose a strategy without them"
+    return tr("{named} goes neither with ZeRO nor with streamed layers; choose a strategy without them", named=named[0])
 
 
 def _has_no_bf16(strategy: Strategy, device: torch.device) -> str | None:
     if device.type != "cuda" or not strategy.precision.startswith("bf16"):
         return None
     lacking = without_bf16(device)
-    return lacking and f"{lacking} has no bf16: use fp16 or fp32"
+    return lacking and tr("{lacking} has no bf16: use fp16 or fp32", lacking=lacking)
 
 
 def change(model: nn.Module, strategy: Strategy, *, frozen: int | None = None) -> Weights:

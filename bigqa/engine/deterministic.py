@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from bigqa.errors import BigqaError
+from bigqa.language import tr
 
 WORKSPACE_VARIABLE, WORKSPACE = "CUBLAS_WORKSPACE_CONFIG", ":16:8"
 """What cuBLAS repeats with: this, or `:4096:8`, which takes 24 MiB more of each thread's memory and is faster."""
@@ -41,7 +42,7 @@ def deterministic(wanted: bool) -> Iterator[None]:
         if refused is None:
             raise
         raise BigqaError(
-            f"--deterministic: {refused[1]}, which this model uses, does not repeat; leave it out"
+            tr("--deterministic: {refused}, which this model uses, does not repeat; leave it out", refused=refused[1])
         ) from None
     finally:
         torch.use_deterministic_algorithms(asked)

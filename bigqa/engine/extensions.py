@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bigqa.language import shown, tr
+
 PARTS = ("CPUAdamBuilder", "ShareMemCommBuilder")
 """Adam of optimizers that are offloaded; and what DeepSpeed's collectives on a CPU build as they start."""
 LONGEST_BUILD_S = 600
@@ -85,10 +87,13 @@ def main() -> None:
     try:
         compile_ahead()
     except ImportError:
-        print("bigqa: DeepSpeed is not installed: nothing to compile")
+        print("bigqa: " + shown(tr("DeepSpeed is not installed: nothing to compile")))
     except Exception as error:  # a compiler that is missing or fails has many ways to say so
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        print(f"bigqa: DeepSpeed's parts are not compiled ({reason}); optimizers that are offloaded will need them")
+        told = tr(
+            "DeepSpeed's parts are not compiled ({reason}); optimizers that are offloaded will need them", reason=reason
+        )
+        print("bigqa: " + shown(told))
 
 
 if __name__ == "__main__":

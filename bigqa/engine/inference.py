@@ -16,6 +16,7 @@ from bigqa.engine.attention.kernels import packs_on
 from bigqa.engine.attention.packing import can_pack, split_padded
 from bigqa.engine.optim.precision import cast
 from bigqa.engine.recovery import is_out_of_memory
+from bigqa.language import tr
 from bigqa.tasks.base import AskedTask
 
 Logits = tuple[Any, ...]
@@ -146,7 +147,7 @@ def _in_finite_precision(
             cast(model, torch.float32)
         inputs.packs = inputs.packs and packs_on(inputs.device, torch.float32, model.config, max(inputs.lengths))
         if inputs.tell is not None:
-            inputs.tell("fp16 overflows with this model: going on in fp32")
+            inputs.tell(tr("fp16 overflows with this model: going on in fp32"))
         return _forward_in_parts(model, inputs, chosen)
     return found
 

@@ -7,6 +7,7 @@ the output than the first; heads, poolers and last norms are at it. Tied words a
 from torch import nn
 
 from bigqa.errors import BigqaError
+from bigqa.language import tr
 
 
 def lists_of(model: nn.Module) -> list[nn.ModuleList]:
@@ -29,7 +30,9 @@ def distances(model: nn.Module) -> dict[str, int]:
         for place, member in enumerate(found):
             inside |= {id(parameter): len(found) - place for parameter in member.parameters()}
     if not inside:
-        raise BigqaError(f"{type(model).__name__} has no list of layers: --layer-decay and --freeze-layers want one")
+        raise BigqaError(
+            tr("{kind} has no list of layers: --layer-decay and --freeze-layers want one", kind=type(model).__name__)
+        )
     named = list(model.named_parameters())
     first = next(at for at, (_, parameter) in enumerate(named) if id(parameter) in inside)
     return {
@@ -47,7 +50,14 @@ def freeze(model: nn.Module, count: int) -> None:
     found = distances(model)
     deepest = max(found.values()) - 1
     if count > deepest:
-        raise BigqaError(f"--freeze-layers {count}: {type(model).__name__} has {deepest} layers; 0 is embeddings alone")
+        raise BigqaError(
+            tr(
+                "--freeze-layers {count}: {kind} has {deepest} layers; 0 is embeddings alone",
+                count=count,
+                kind=type(model).__name__,
+                deepest=deepest,
+            )
+        )
     for name, parameter in model.named_parameters():
         if found[name] > deepest - count:
             parameter.requires_grad_(False)

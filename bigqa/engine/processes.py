@@ -12,6 +12,7 @@ from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, chec
 from torch import Tensor, nn
 
 from bigqa.errors import BigqaError
+from bigqa.language import tr
 from bigqa.machine.hardware import usable_cores
 from bigqa.machine.kernels import Build, lacking
 from bigqa.ranges import of_environment
@@ -46,7 +47,7 @@ def check_kernels(device: torch.device) -> None:
     if device.type == "cuda" and torch.version.hip is None:
         found = lacking(torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device), torch_here())
         if found is not None:
-            raise BigqaError(f"{found}; or use the CPU: --device cpu")
+            raise BigqaError(tr("{found}; or use the CPU: --device cpu", found=found))
 
 
 def without_peers() -> str | None:
@@ -59,7 +60,10 @@ def without_peers() -> str | None:
     if not missing or check_cuda_p2p_ib_support():
         return None
     os.environ |= dict.fromkeys(missing, "1")
-    return f"these cards cannot reach each other with this driver (550.40.07 can): {'=1, '.join(missing)}=1"
+    return tr(
+        "these cards cannot reach each other with this driver (550.40.07 can): {missing}=1",
+        missing="=1, ".join(missing),
+    )
 
 
 def _started() -> int:
@@ -74,7 +78,9 @@ def _check_cards() -> None:
     """Refuse more processes than cards. Raises: BigqaError."""
     here, cards = of_environment("LOCAL_WORLD_SIZE", "world", 1), torch.cuda.device_count()
     if here > cards:
-        raise BigqaError(f"{here} processes on {cards} GPUs: each wants one; fewer, or --device cpu")
+        raise BigqaError(
+            tr("{here} processes on {cards} GPUs: each wants one; fewer, or --device cpu", here=here, cards=cards)
+        )
 
 
 class Processes:
@@ -82,7 +88,7 @@ class Processes:
 
     def __init__(self, device: str) -> None:
         if device == "cuda" and not torch.cuda.is_available():
-            raise BigqaError("no CUDA GPU here: use --device cpu, or check the driver with nvidia-smi")
+            raise BigqaError(tr("no CUDA GPU here: use --device cpu, or check the driver with nvidia-smi"))
         # Without a GPU Accelerate makes a group of the processes for a CPU alone, and of each a run of its own else.
         on_cpu = device == "cpu" or not torch.cuda.is_available()
         started = _started()
@@ -94,8 +100,12 @@ class Processes:
         self.accelerator = Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=[patience])
         if started != self.accelerator.num_processes:
             raise BigqaError(
-                f"a launcher started {started} processes, and this one sees {self.accelerator.num_processes}: each "
-                "would train a run of its own; start them with bigqa train --num-processes N, or with torchrun"
+                tr(
+                    "a launcher started {started} processes, and this one sees {num_processes}: each would "
+                    "train a run of its own; start them with bigqa train --num-processes N, or with torchrun",
+                    started=started,
+                    num_processes=self.accelerator.num_processes,
+                )
             )
         self.device: torch.device = self.accelerator.device
         check_kernels(self.device)
@@ -141,7 +151,9 @@ class Processes:
         most = torch.tensor([digest, -digest], device=self.device)
         torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
         if int(most.sum()):
-            raise BigqaError(f"the processes of this run do not agree on {on}: the first has {value}")
+            raise BigqaError(
+                tr("the processes of this run do not agree on {on}: the first has {value}", on=on, value=value)
+            )
 
     def wait(self) -> None:
         """Wait until every process is here."""

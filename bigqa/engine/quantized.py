@@ -13,6 +13,7 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from bigqa.errors import BigqaError
+from bigqa.language import tr
 
 BLOCK = 64
 """Weights that share a scale."""
@@ -108,6 +109,6 @@ def _quantize(weight: Tensor) -> tuple[Tensor, Any]:
     try:
         from bitsandbytes.functional import quantize_4bit
     except ImportError:
-        raise BigqaError("4-bit weights need bitsandbytes: pip install 'bigqa[8bit]'") from None
+        raise BigqaError(tr("4-bit weights need bitsandbytes: pip install 'bigqa[8bit]'")) from None
     packed, state = quantize_4bit(weight, blocksize=BLOCK, compress_statistics=True, quant_type="nf4")
     return packed, state

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
 from bigqa.errors import BigqaError
+from bigqa.language import tr
 from bigqa.strategy import Recompute
 
 aten = torch.ops.aten
@@ -32,7 +33,9 @@ def apply(model: nn.Module, mode: Recompute) -> None:
     if mode == "none":
         return
     if not getattr(model, "supports_gradient_checkpointing", False):
-        raise BigqaError(f"{type(model).__name__} cannot recompute its layers; choose a strategy without recomputation")
+        raise BigqaError(
+            tr("{kind} cannot recompute its layers; choose a strategy without recomputation", kind=type(model).__name__)
+        )
     options: dict[str, Any] = {"use_reentrant": False}
     if mode == "selective":
         options["context_fn"] = contexts

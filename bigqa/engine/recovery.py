@@ -14,6 +14,7 @@ from types import FrameType
 import psutil
 import torch
 
+from bigqa.language import tr
 from bigqa.machine.heap import hand_back
 
 HOST_MARKS = ("can't allocate memory", "cannot allocate memory", "not enough memory", "unable to mmap")
@@ -117,4 +118,4 @@ class HostWatch:
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
-    raise OutOfMemory("host", "the host's memory is about to run out")
+    raise OutOfMemory("host", tr("the host's memory is about to run out"))

@@ -22,9 +22,10 @@ from bigqa.engine.optim.update import State, Update
 from bigqa.engine.recovery import is_out_of_memory
 from bigqa.engine.zero import NORMED_AT_ONCE
 from bigqa.errors import BigqaError
+from bigqa.language import tr
 from bigqa.strategy import Strategy
 
-INSTALL = "ZeRO needs DeepSpeed: pip install 'bigqa[deepspeed]'"
+INSTALL = tr("ZeRO needs DeepSpeed: pip install 'bigqa[deepspeed]'")
 
 
 class ShardedUpdate(Update):
@@ -46,7 +47,7 @@ class ShardedUpdate(Update):
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
-            raise BigqaError(f"DeepSpeed did not start: {error}") from error
+            raise BigqaError(tr("DeepSpeed did not start: {error}", error=error)) from error
         if hasattr(self.engine.optimizer, "_constant_buffered_norm2"):
             whole = self.engine.optimizer._constant_buffered_norm2
             self.engine.optimizer._constant_buffered_norm2 = functools.partial(whole, buffer_size=NORMED_AT_ONCE)
@@ -269,8 +270,12 @@ def _optimizer(deepspeed: Any, groups: list[dict[str, Any]], strategy: Strategy,
         return deepspeed.ops.adam.DeepSpeedCPUAdam(groups, lr=lr, eps=eps, betas=BETAS, adamw_mode=True)
     except Exception as error:  # it compiles itself: anything may go wrong, and hides behind an AttributeError
         raise BigqaError(
-            "DeepSpeed's CPU Adam does not build here: it needs a C++ compiler (apt-get install g++) and ninja "
-            f"(pip install ninja); `ds_report` shows more ({type(error).__name__}: {error})"
+            tr(
+                "DeepSpeed's CPU Adam does not build here: it needs a C++ compiler (apt-get install g++) and "
+                "ninja (pip install ninja); `ds_report` shows more ({kind}: {error})",
+                kind=type(error).__name__,
+                error=error,
+            )
         ) from error
 
 

@@ -14,6 +14,8 @@ import sys
 import uuid
 from typing import Any
 
+from bigqa.language import tr
+
 DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 NO_DEVICE = 100
 """`CUDA_ERROR_NO_DEVICE`: CUDA_VISIBLE_DEVICES may leave none."""
@@ -132,5 +134,5 @@ def _index(word: str, uuids: list[str], slices: list[str]) -> int | None:
 if __name__ == "__main__":
     answer = _ask()
     if answer is None:
-        sys.exit("CUDA does not answer")
+        sys.exit(tr("CUDA does not answer"))
     print(*answer)

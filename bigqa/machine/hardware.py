@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from bigqa.errors import BigqaError
 from bigqa.files import write_error
+from bigqa.language import tr
 from bigqa.machine import devices
 from bigqa.machine.gpus import GPUS, GpuModel, find_gpu
 
@@ -107,7 +108,7 @@ def planned_gpu(name: str, memory_bytes: int | None = None) -> Gpu:
     model = find_gpu(name)
     if model is None:
         known = ", ".join(card.name for card in GPUS)
-        raise BigqaError(f"no GPU {name} in the table: use --gpu-memory with one of {known}")
+        raise BigqaError(tr("no GPU {name} in the table: use --gpu-memory with one of {known}", name=name, known=known))
     total = min(memory_bytes or model.memory_bytes, model.memory_bytes)
     return Gpu(
         name=model.name, total_bytes=total, free_bytes=total, capability=model.capability, model=model, is_here=False

@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from bigqa.language import tr
+
 Capability = tuple[int, int]
 
 IN_CUDA_13 = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
@@ -67,20 +69,36 @@ def lacking(card: str, capability: Capability, build: Build) -> str | None:
     code = IN_CUDA_13 if build.code is None else build.code
     if has_kernels(capability, code):
         return None
-    named = f"torch {build.version}" if build.code is not None else f"torch {build.public} as PyPI has it (CUDA 13)"
-    of = "compute capability {}.{}".format(*capability)
-    return f"{named} has no kernels for the {card} ({of}): {remedy(capability, build)}"
+    named = (
+        tr("torch {version}", version=build.version)
+        if build.code is not None
+        else tr("torch {public} as PyPI has it (CUDA 13)", public=build.public)
+    )
+    of = tr("compute capability {major}.{minor}", major=capability[0], minor=capability[1])
+    return tr(
+        "{named} has no kernels for the {card} ({of}): {remedy}",
+        named=named,
+        card=card,
+        of=of,
+        remedy=remedy(capability, build),
+    )
 
 
 def remedy(capability: Capability, build: Build) -> str:
     """Say which build has kernels for a card."""
     if has_kernels(capability, IN_CUDA_13):
-        return f"install PyPI's, which has: pip install torch=={build.public}"
+        return tr("install PyPI's, which has: pip install torch=={public}", public=build.public)
     if not has_kernels(capability, IN_CUDA_12_6):
-        return "no build of torch that this program runs with has; choose another card, or build torch from source"
+        return tr("no build of torch that this program runs with has; choose another card, or build torch from source")
     if build.numbers <= LAST_CUDA_12_6:
-        return f"install the same torch for CUDA 12.6: pip install torch=={build.public} --index-url {INDEX_12_6}"
+        return tr(
+            "install the same torch for CUDA 12.6: pip install torch=={public} --index-url {index}",
+            public=build.public,
+            index=INDEX_12_6,
+        )
     last = ".".join(map(str, LAST_CUDA_12_6))
-    return (
-        f"install the last torch that was built for CUDA 12.6: pip install 'torch=={last}.*' --index-url {INDEX_12_6}"
+    return tr(
+        "install the last torch that was built for CUDA 12.6: pip install 'torch=={last}.*' --index-url {index}",
+        last=last,
+        index=INDEX_12_6,
     )

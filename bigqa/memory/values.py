@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from bigqa.language import tr
+
 aten = torch.ops.aten
 MADE = {
     aten.arange.default, aten.arange.start, aten.arange.start_step, aten.ones.default, aten.zeros.default,
@@ -82,7 +84,7 @@ def read(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if known is None and func in READ and (func is aten.equal.default or args[0].dtype == torch.bool):
         return True
     if known is None:
-        raise NotKnownError(f"it reads values that hang on its weights ({func.overloadpacket.__name__})")
+        raise NotKnownError(tr("it reads values that hang on its weights ({kind})", kind=func.overloadpacket.__name__))
     made = Known(func, *known, None).value()
     return made if func not in SHAPED_BY_VALUES else tree_map(_without_data, made)
 

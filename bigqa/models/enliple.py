@@ -11,6 +11,7 @@ from typing import Any
 
 from bigqa.errors import BigqaError, UsageError
 from bigqa.files import atomic_folder, read_json, read_text
+from bigqa.language import tr
 
 ACTIVATIONS = ("auto", "gelu", "gelu_new")
 SMALL = (12, 256)
@@ -40,21 +41,29 @@ def is_released(folder: Path) -> bool:
     file = folder / "config.json"
     if not file.is_file():
         return False
-    config = read_json(file, "the model's config")
+    config = read_json(file, tr("the model's config"))
     return isinstance(config, dict) and "ff_dim" in config and "num_heads" in config
 
 
 def load_config(folder: Path, activation: str = "auto") -> dict[str, Any]:
     """Return a Hugging Face configuration's values. Raises: BigqaError naming a missing or unknown setting."""
     if activation not in ACTIVATIONS:
-        raise UsageError(f"--activation is one of {', '.join(ACTIVATIONS)}, not {activation}")
+        raise UsageError(
+            tr(
+                "--activation is one of {activations}, not {activation}",
+                activations=", ".join(ACTIVATIONS),
+                activation=activation,
+            )
+        )
     file = folder / "config.json"
-    released = read_json(file, "the released config")
+    released = read_json(file, tr("the released config"))
     for name in (*CONFIG_KEYS, "act_fn", "dropout_prob"):
         if name not in released:
-            raise BigqaError(f"{file} is not a released Enliple config: it has no {name}")
+            raise BigqaError(tr("{file} is not a released Enliple config: it has no {name}", file=file, name=name))
     if released["act_fn"] != "gelu":
-        raise BigqaError(f"{file}: act_fn {released['act_fn']!r} is unknown; expected gelu")
+        raise BigqaError(
+            tr("{file}: act_fn {released!r} is unknown; expected gelu", file=file, released=released["act_fn"])
+        )
     chosen = activation
     if activation == "auto":
         is_small = (released["num_hidden_layers"], released["hidden_size"]) == SMALL
@@ -112,7 +121,12 @@ def convert(src: Path, out: Path, *, activation: str = "auto", qa_head: Path | N
     tokenizer = wordpiece(vocabulary, lower_case=values["hidden_act"] == "gelu_new")
     if len(tokenizer) != config.vocab_size:
         raise BigqaError(
-            f"{vocabulary} has {len(tokenizer)} entries and the config says vocab_size {config.vocab_size}"
+            tr(
+                "{vocabulary} has {count} entries and the config says vocab_size {vocab_size}",
+                vocabulary=vocabulary,
+                count=len(tokenizer),
+                vocab_size=config.vocab_size,
+            )
         )
     model, _ = load_model(src, config, qa_head=qa_head)
     with atomic_folder(out) as temporary:
@@ -129,15 +143,17 @@ def wordpiece(
     """
     from transformers import BertTokenizer
 
-    lines = read_text(vocabulary, "the vocabulary").split("\n")
+    lines = read_text(vocabulary, tr("the vocabulary")).split("\n")
     if lines[-1] == "":
         lines.pop()
     entries = {line.rstrip("\r"): number for number, line in enumerate(lines)}
     for name in ("[PAD]", "[UNK]", "[CLS]", "[SEP]"):
         if name not in entries:
-            raise BigqaError(f"{vocabulary} is not a BERT vocabulary: it has no {name}")
+            raise BigqaError(
+                tr("{vocabulary} is not a BERT vocabulary: it has no {name}", vocabulary=vocabulary, name=name)
+            )
     if len(entries) != len(lines):
-        raise BigqaError(f"{vocabulary} has an entry twice; each line must be its own")
+        raise BigqaError(tr("{vocabulary} has an entry twice; each line must be its own", vocabulary=vocabulary))
     return BertTokenizer(
         vocab=entries,
         do_lower_case=lower_case,
@@ -150,7 +166,9 @@ def _weights_file(folder: Path) -> Path:
     files = sorted(folder.glob("*.bin"))
     chosen = [file for file in files if "qa_head" not in file.name]
     if len(chosen) != 1:
-        raise BigqaError(f"{folder} must hold one .bin file of weights, and has {len(chosen)}")
+        raise BigqaError(
+            tr("{folder} must hold one .bin file of weights, and has {count}", folder=folder, count=len(chosen))
+        )
     return chosen[0]
 
 
@@ -160,15 +178,24 @@ def _read_state(file: Path) -> dict[str, Any]:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise BigqaError(f"weights not found: {file}") from None
+        raise BigqaError(tr("weights not found: {file}", file=file)) from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BigqaError(f"{file} is not a pickle of plain tensors: {reason}") from None
+        raise BigqaError(tr("{file} is not a pickle of plain tensors: {reason}", file=file, reason=reason)) from None
     if not isinstance(state, dict):
-        raise BigqaError(f"{file} is not a pickle of plain tensors: it holds a {type(state).__name__}")
+        raise BigqaError(
+            tr("{file} is not a pickle of plain tensors: it holds a {kind}", file=file, kind=type(state).__name__)
+        )
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
-            raise BigqaError(f"{file} is not a pickle of plain tensors: {name!r} is a {type(value).__name__}")
+            raise BigqaError(
+                tr(
+                    "{file} is not a pickle of plain tensors: {name!r} is a {kind}",
+                    file=file,
+                    name=name,
+                    kind=type(value).__name__,
+                )
+            )
     return state
 
 
@@ -199,10 +226,10 @@ def _read_ffn_size(state: dict[str, Any], config: Any) -> None:
 
 def _check(state: dict[str, Any], expected: dict[str, Any], folder: Path) -> None:
     for name in sorted(set(expected) - set(state)):
-        raise BigqaError(f"{folder}: the weights lack {name}")
+        raise BigqaError(tr("{folder}: the weights lack {name}", folder=folder, name=name))
     for name in sorted(set(state) - set(expected)):
-        raise BigqaError(f"{folder}: the weights hold an unknown key {name}")
+        raise BigqaError(tr("{folder}: the weights hold an unknown key {name}", folder=folder, name=name))
     for name, value in expected.items():
         if state[name].shape != value.shape:
-            shapes = f"{tuple(state[name].shape)} instead of {tuple(value.shape)}"
-            raise BigqaError(f"{folder}: {name} has the shape {shapes}")
+            shapes = tr("{shape} instead of {shape_2}", shape=tuple(state[name].shape), shape_2=tuple(value.shape))
+            raise BigqaError(tr("{folder}: {name} has the shape {shapes}", folder=folder, name=name, shapes=shapes))

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from bigqa.errors import BigqaError, as_a_line, in_a_line
 from bigqa.files import read_json, read_text
+from bigqa.language import tr
 from bigqa.models import enliple
 from bigqa.models.presets import PRESETS, TINY, Recipe, preset_names
 from bigqa.models.tokenizers import no_vocabulary, settled, stored
@@ -50,7 +51,7 @@ def resolve(name: str, *, tokenizer: str | None = None) -> ModelSource:
     """Say what a name stands for. Raises: BigqaError where it stands for nothing."""
     path = Path(name)
     if name == TINY:
-        recipe = Recipe.model_validate(read_json(SAMPLE / "recipe.json", "the sample's recipe"))
+        recipe = Recipe.model_validate(read_json(SAMPLE / "recipe.json", tr("the sample's recipe")))
         return ModelSource(
             kind="preset", name=str(SAMPLE), has_weights=False, tokenizer=tokenizer or str(SAMPLE), recipe=recipe
         )
@@ -67,9 +68,11 @@ def resolve(name: str, *, tokenizer: str | None = None) -> ModelSource:
     try:
         is_file, is_folder = path.is_file(), path.is_dir()
     except (OSError, ValueError) as error:  # a name that is too long, or has a null byte
-        raise BigqaError(f"no model {name}: {in_a_line(error)}") from None
+        raise BigqaError(tr("no model {name}: {error}", name=name, error=in_a_line(error))) from None
     if is_file and path.suffix.lower() in WEIGHTS:
-        raise BigqaError(f"{name} is a file of weights: name the folder that it lies in, with its config.json")
+        raise BigqaError(
+            tr("{name} is a file of weights: name the folder that it lies in, with its config.json", name=name)
+        )
     if is_file:
         return ModelSource(kind="config", name=name, has_weights=False, tokenizer=tokenizer or str(path.parent))
     if is_folder:
@@ -77,7 +80,13 @@ def resolve(name: str, *, tokenizer: str | None = None) -> ModelSource:
         return ModelSource(kind=kind, name=name, has_weights=True, tokenizer=tokenizer or name)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         presets = ", ".join(preset_names())
-        raise BigqaError(f"no model {name}: it is no folder, no file, no hub id (OWNER/NAME) and no preset ({presets})")
+        raise BigqaError(
+            tr(
+                "no model {name}: it is no folder, no file, no hub id (OWNER/NAME) and no preset ({presets})",
+                name=name,
+                presets=presets,
+            )
+        )
     return ModelSource(kind="hf", name=name, has_weights=True, tokenizer=tokenizer or name)
 
 
@@ -104,41 +113,49 @@ def plain_config(source: ModelSource) -> Any:
     path = Path(source.name)
     file = path / "config.json" if path.is_dir() else path
     if file.is_file():
-        said = read_json(file, "the model's config")
+        said = read_json(file, tr("the model's config"))
         if not isinstance(said, dict):
-            raise BigqaError(f"the model's config is no JSON object: {file}")
+            raise BigqaError(tr("the model's config is no JSON object: {file}", file=file))
         if "model_type" not in said and "architectures" not in said:
-            raise BigqaError(f"{file} is not a model's config: it has no model_type{_instead(path)}")
+            raise BigqaError(
+                tr("{file} is not a model's config: it has no model_type{instead}", file=file, instead=_instead(path))
+            )
     elif path.is_dir():
-        raise BigqaError(f"{path} holds no config.json: it is no model's folder{_instead(path)}")
-    with _loading("model", source.name):
+        raise BigqaError(
+            tr("{path} holds no config.json: it is no model's folder{instead}", path=path, instead=_instead(path))
+        )
+    with _loading(tr("model"), source.name):
         return AutoConfig.from_pretrained(source.name, trust_remote_code=False)
 
 
 def _instead(path: Path) -> str:
     """Say what a folder without a model's configuration holds, and what to name."""
     if (path / "adapter_config.json").is_file():
-        return "; it holds an adapter: merge it into its model first"
+        return tr("; it holds an adapter: merge it into its model first")
     if any(path.glob("*.gguf")):
-        return "; GGUF files are of llama.cpp: name the model that they were made of"
+        return tr("; GGUF files are of llama.cpp: name the model that they were made of")
     if path.is_dir():
         inner = next((one for one in sorted(path.iterdir()) if (one / "config.json").is_file()), None)
-        return "" if inner is None else f"; {inner} does: name that"
+        return "" if inner is None else tr("; {inner} does: name that", inner=inner)
     return ""
 
 
 @contextlib.contextmanager
 def _loading(what: str, name: str) -> Iterator[None]:
     """Tell in a line why something cannot be loaded. Code of its own is never run, and never asked about."""
-    with as_a_line(f"the {what} {name} cannot be loaded"):
+    with as_a_line(tr("the {what} {name} cannot be loaded", what=what, name=name)):
         try:
             yield
         except ValueError as error:
             if "trust_remote_code" not in str(error):
                 raise
             raise BigqaError(
-                f"the {what} {name} is code of its own, which bigqa never runs (trust_remote_code is not honoured): "
-                "name one of a kind that transformers has"
+                tr(
+                    "the {what} {name} is code of its own, which bigqa never runs (trust_remote_code is not "
+                    "honoured): name one of a kind that transformers has",
+                    what=what,
+                    name=name,
+                )
             ) from None
 
 
@@ -156,21 +173,31 @@ def load_tokenizer(source: ModelSource) -> Any:
     from transformers import AutoTokenizer
 
     if source.tokenizer is None:
-        raise BigqaError(f"{source.name} has no vocabulary of its own: name one with --tokenizer (vocab.txt or folder)")
+        raise BigqaError(
+            tr(
+                "{source} has no vocabulary of its own: name one with --tokenizer (vocab.txt or folder)",
+                source=source.name,
+            )
+        )
     path = Path(source.tokenizer)
     vocabulary = path / "vocab.txt" if path.is_dir() else path
     plain = vocabulary.name.endswith(".txt") and vocabulary.is_file() and not (path / "tokenizer.json").is_file()
-    with _loading("tokenizer", source.tokenizer):
+    with _loading(tr("tokenizer"), source.tokenizer):
         if plain and (wordpieces := _wordpieces(vocabulary, source)) is not None:
             return settled(wordpieces, source.tokenizer)
         try:
             tokenizer = AutoTokenizer.from_pretrained(source.tokenizer, use_fast=True, trust_remote_code=False)
         except ValueError as error:
             if "backend tokenizer" in str(error):  # what the library says of a folder with nothing to make one of
-                raise no_vocabulary(source.tokenizer, "no file of one") from None
+                raise no_vocabulary(source.tokenizer, tr("no file of one")) from None
             raise
         if not tokenizer.is_fast:
-            raise BigqaError(f"the tokenizer {source.tokenizer} has no fast form, which bigqa needs for offsets")
+            raise BigqaError(
+                tr(
+                    "the tokenizer {tokenizer} has no fast form, which bigqa needs for offsets",
+                    tokenizer=source.tokenizer,
+                )
+            )
         return settled(tokenizer, source.tokenizer)
 
 
@@ -208,16 +235,20 @@ def load(
         return Loaded(model, source.name, new)
     if not source.has_weights:
         if require_head:
-            raise BigqaError(f"{source.called} has no weights: train it first")
+            raise BigqaError(tr("{called} has no weights: train it first", called=source.called))
         model = auto.from_config(config, dtype=torch.float32)
         return Loaded(model, source.called, tuple(model.state_dict()))
     _refuse_other_forms(source, config)
-    with _loading("model", source.name):
+    with _loading(tr("model"), source.name):
         loaded = load_checkpoint(source.name, config, auto, new_head=new_head)
     if require_head and loaded.lacking:
         raise BigqaError(
-            f"{source.name} is no fine-tuned model with a {head.words}: its weights lack {loaded.lacking}; "
-            "train it first"
+            tr(
+                "{source} is no fine-tuned model with a {words}: its weights lack {lacking}; train it first",
+                source=source.name,
+                words=head.words,
+                lacking=loaded.lacking,
+            )
         )
     return loaded
 
@@ -225,11 +256,16 @@ def load(
 def _refuse_other_forms(source: ModelSource, config: Any) -> None:
     """Refuse what the library would make something else of, or nothing, by what else is installed."""
     if stored(source.name, "adapter_config.json") is not None:
-        raise BigqaError(f"{source.name} holds an adapter (adapter_config.json): merge it into its model first")
+        raise BigqaError(
+            tr("{source} holds an adapter (adapter_config.json): merge it into its model first", source=source.name)
+        )
     if getattr(config, "quantization_config", None) is not None:
         raise BigqaError(
-            f"{source.name} holds quantized weights (quantization_config in config.json): name the model that they "
-            "were made of; --strategy qlora quantizes by itself"
+            tr(
+                "{source} holds quantized weights (quantization_config in config.json): name the model that "
+                "they were made of; --strategy qlora quantizes by itself",
+                source=source.name,
+            )
         )
 
 
@@ -241,8 +277,20 @@ def auto_class(config: Any, head: Head, name: str = "") -> Any:
     if type(config) not in auto._model_mapping:
         where = f"{name}: " if name else ""
         others = [one.words for one in HEADS if type(config) in getattr(transformers, one.auto_class)._model_mapping]
-        instead = f"they have a {' and a '.join(others)} (--task)" if others else "name a model of another type"
-        raise BigqaError(f"{where}models of type {config.model_type} have no {head.words}; {instead}")
+        instead = (
+            tr("they have a {others} (--task)", others=" and a ".join(others))
+            if others
+            else tr("name a model of another type")
+        )
+        raise BigqaError(
+            tr(
+                "{where}models of type {model_type} have no {words}; {instead}",
+                where=where,
+                model_type=config.model_type,
+                words=head.words,
+                instead=instead,
+            )
+        )
     return auto
 
 
@@ -251,7 +299,12 @@ def _fit_vocabulary(source: ModelSource, config: Any, size: int | None) -> None:
         return
     if source.has_weights:
         raise BigqaError(
-            f"the vocabulary does not fit {source.name}: {size} entries, and weights for {config.vocab_size}"
+            tr(
+                "the vocabulary does not fit {source}: {size} entries, and weights for {vocab_size}",
+                source=source.name,
+                size=size,
+                vocab_size=config.vocab_size,
+            )
         )
     config.vocab_size = size
 
@@ -289,18 +342,24 @@ def check_lengths(config: Any, seq_len: int) -> None:
     """Refuse windows that are longer than the model's positions."""
     positions = usable_positions(config)
     if positions is not None and seq_len > positions:
-        raise BigqaError(f"--seq-len {seq_len} is more than the model's {positions} positions; use at most {positions}")
+        raise BigqaError(
+            tr(
+                "--seq-len {seq_len} is more than the model's {positions} positions; use at most {positions}",
+                seq_len=seq_len,
+                positions=positions,
+            )
+        )
 
 
 def _wordpieces(vocabulary: Path, source: ModelSource) -> Any:
     """Return BERT's tokenizer of a vocab.txt, as the settings beside it have it; none where they are of another."""
-    pieces = read_text(vocabulary, "the vocabulary").splitlines()
+    pieces = read_text(vocabulary, tr("the vocabulary")).splitlines()
     beside = vocabulary.with_name("tokenizer_config.json")
     # Pieces that lower-cased text could never reach: the vocabulary was made of cased text, whoever uses it now.
     capitals = any(piece != piece.lower() for piece in pieces if not piece.startswith(("[", "<")))
     if not beside.is_file():
         return enliple.wordpiece(vocabulary, lower_case=source.lower_case and not capitals)
-    settings = read_json(beside, "the tokenizer's config")
+    settings = read_json(beside, tr("the tokenizer's config"))
     if settings.get("tokenizer_class", "BertTokenizer").removesuffix("Fast") not in WORDPIECES:
         return None
     added = [str(token.get("content")) for token in settings.get("added_tokens_decoder", {}).values()]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bigqa.errors import BigqaError, as_a_line
+from bigqa.language import tr
 
 LEAST_ENTRIES = 16
 """Fewer than so many, without the special ones, are no vocabulary: the library makes one of special tokens alone where
@@ -30,15 +31,19 @@ def settled(tokenizer: Any, name: str) -> Any:
         backend.encode(*text)
     entries = set(backend.get_vocab(with_added_tokens=False)) - set(tokenizer.all_special_tokens)
     if len(entries) < LEAST_ENTRIES:
-        raise no_vocabulary(name, f"{len(entries)} entries beside the special tokens")
+        raise no_vocabulary(name, tr("{count} entries beside the special tokens", count=len(entries)))
     return tokenizer
 
 
 def no_vocabulary(name: str, found: str) -> BigqaError:
     """Say that a folder has no vocabulary, and what was found."""
     return BigqaError(
-        f"{name} holds no vocabulary ({found}): every word would be unknown; name one with --tokenizer (vocab.txt, "
-        "folder or hub id)"
+        tr(
+            "{name} holds no vocabulary ({found}): every word would be unknown; name one with --tokenizer "
+            "(vocab.txt, folder or hub id)",
+            name=name,
+            found=found,
+        )
     )
 
 
@@ -51,11 +56,18 @@ def check_rows(tokenizer: Any, rows: int, name: str) -> None:
     """Refuse a vocabulary that is larger than a model's embedding. Raises: BigqaError naming tokens without a row."""
     beyond = sorted((number, token) for token, number in tokenizer.get_vocab().items() if number >= rows)
     if beyond:
-        tokens = ", ".join(f"{token!r} (id {number})" for number, token in beyond[:3])
-        more = f" and {len(beyond) - 3} more" if len(beyond) > 3 else ""
+        tokens = ", ".join(tr("{token!r} (id {number})", token=token, number=number) for number, token in beyond[:3])
+        more = tr(" and {count} more", count=len(beyond) - 3) if len(beyond) > 3 else ""
         raise BigqaError(
-            f"the vocabulary does not fit {name}: {rows_needed(tokenizer)} entries, and weights for {rows}: nothing "
-            f"for {tokens}{more}; use the model's own tokenizer"
+            tr(
+                "the vocabulary does not fit {name}: {rows_needed} entries, and weights for {rows}: nothing "
+                "for {tokens}{more}; use the model's own tokenizer",
+                name=name,
+                rows_needed=rows_needed(tokenizer),
+                rows=rows,
+                tokens=tokens,
+                more=more,
+            )
         )
 
 
@@ -64,11 +76,19 @@ def doubts(tokenizer: Any, rows: int) -> list[str]:
     found = []
     entries = rows_needed(tokenizer)
     if entries < LEAST_SHARE * rows:
-        found.append(f"the vocabulary has {entries} entries and the model's embedding {rows}: is it this model's?")
+        found.append(
+            tr(
+                "the vocabulary has {entries} entries and the model's embedding {rows}: is it this model's?",
+                entries=entries,
+                rows=rows,
+            )
+        )
     if _lowers(tokenizer) and _has_capitals(tokenizer):
         found.append(
-            "the tokenizer lower-cases, and its vocabulary has capitals that no text reaches then: was the model "
-            'trained on cased text? ("do_lower_case" in tokenizer_config.json)'
+            tr(
+                "the tokenizer lower-cases, and its vocabulary has capitals that no text reaches then: was the "
+                'model trained on cased text? ("do_lower_case" in tokenizer_config.json)'
+            )
         )
     return found
 
@@ -83,7 +103,7 @@ def disagreement(tokenizer: Any, name: str) -> str | None:
     file = stored(name, "tokenizer.json")
     if file is None:
         return None
-    with as_a_line(f"{file} cannot be read"):
+    with as_a_line(tr("{file} cannot be read", file=file)):
         saved = Tokenizer.from_file(str(file))
         saved.no_truncation()
         saved.no_padding()
@@ -91,9 +111,13 @@ def disagreement(tokenizer: Any, name: str) -> str | None:
     for text, theirs in zip(PROBES, encoded, strict=True):
         mine = tokenizer.backend_tokenizer.encode(*text)
         if (mine.ids, mine.type_ids) != (theirs.ids, theirs.type_ids):
-            return (
-                f"tokenizer.json and tokenizer_config.json of {name} disagree: {' + '.join(text)!r} is {theirs.tokens} "
-                f"by the one, and {mine.tokens} by the other, which is used"
+            return tr(
+                "tokenizer.json and tokenizer_config.json of {name} disagree: {given!r} is {tokens} by the "
+                "one, and {tokens_2} by the other, which is used",
+                name=name,
+                given=" + ".join(text),
+                tokens=theirs.tokens,
+                tokens_2=mine.tokens,
             )
     return None
 

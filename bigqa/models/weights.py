@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bigqa.errors import BigqaError
+from bigqa.language import joined, put, tr
 
 POOLER = re.compile(r"(^|\.)pooler(_\w+)?\.")
 """Made of a window's first token for other tasks; a question-answering head never asks it."""
@@ -44,12 +45,13 @@ class Loaded:
         parts = []
         if self.new:
             whole = len(self.new) == len(self.model.state_dict())
-            parts.append(f"new and random: {'all of them' if whole else _heads(self.new)}")
+            parts.append(tr("new and random: {which}", which=tr("all of them") if whole else _heads(self.new)))
         if self.unused:
-            parts.append(f"not used: {_heads(self.unused)}")
+            parts.append(tr("not used: {heads}", heads=_heads(self.unused)))
         if self.mapped:
-            parts.append(f"read as {self.mapped[1] or 'no prefix'}: {self.mapped[0] or 'names without prefix'}")
-        return f"weights of {self.source}: " + "; ".join(parts) if parts else None
+            ours, theirs = self.mapped[1] or tr("no prefix"), self.mapped[0] or tr("names without prefix")
+            parts.append(tr("read as {ours}: {theirs}", ours=ours, theirs=theirs))
+        return tr("weights of {source}: {parts}", source=self.source, parts=joined("; ", parts)) if parts else None
 
 
 def load_checkpoint(name: str, config: Any, auto: Any, *, new_head: bool = False) -> Loaded:
@@ -91,7 +93,9 @@ def _read(name: str, config: Any, auto: Any, renamed: dict[str, str]) -> tuple[A
         output_loading_info=True,
     )
     if getattr(model, "_hf_peft_config_loaded", False):
-        raise BigqaError(f"{name} holds an adapter beside its weights, which would be loaded too: merge it first")
+        raise BigqaError(
+            tr("{name} holds an adapter beside its weights, which would be loaded too: merge it first", name=name)
+        )
     return model, found
 
 
@@ -138,7 +142,12 @@ def _prefixes(name: str, lacking: list[str], have: dict[str, str]) -> list[str]:
     whole = sorted(one for one in ends if not one or one.endswith(".") if all(one + key in have for key in lacking))
     if len(whole) > 1:
         raise BigqaError(
-            f"{name}: its weights hold the model {len(whole)} times, under {' and '.join(whole)}: keep the one to train"
+            tr(
+                "{name}: its weights hold the model {count} times, under {whole}: keep the one to train",
+                name=name,
+                count=len(whole),
+                whole=" and ".join(whole),
+            )
         )
     return whole
 
@@ -170,20 +179,38 @@ def _is_head(model: Any) -> Callable[[str], bool]:
 def _refuse(name: str, model: Any, found: dict[str, Any], unused: list[str]) -> None:
     for key, theirs, ours in sorted(found["mismatched_keys"]):
         raise BigqaError(
-            f"{name}: {key} has the shape {tuple(theirs)} in the weights and {tuple(ours)} by config.json: "
-            "they are of different models"
+            tr(
+                "{name}: {key} has the shape {theirs} in the weights and {ours} by config.json: they are of "
+                "different models",
+                name=name,
+                key=key,
+                theirs=tuple(theirs),
+                ours=tuple(ours),
+            )
         )
     prefix, parts = _backbone(model)
     is_head = _is_head(model)
     lacking = sorted(key for key in found["missing_keys"] if not is_head(key) and not POOLER.search(key))
     strange = [key for key in unused if _of_backbone(key, prefix, parts) and not POOLER.search(key)]
     if lacking:
-        instead = f"; what they hold instead: {_some(strange or unused)}" if unused else ""
-        raise BigqaError(f"{name}: the weights lack {_some(lacking)}{instead}; nothing is trained on random ones")
+        instead = tr("; what they hold instead: {some}", some=_some(strange or unused)) if unused else ""
+        raise BigqaError(
+            tr(
+                "{name}: the weights lack {some}{instead}; nothing is trained on random ones",
+                name=name,
+                some=_some(lacking),
+                instead=instead,
+            )
+        )
     if strange:
         raise BigqaError(
-            f"{name}: the weights hold {_some(strange)}, which a {type(model).__name__} by its config.json has no "
-            "place for: are they of another model?"
+            tr(
+                "{name}: the weights hold {some}, which a {kind} by its config.json has no place for: are they "
+                "of another model?",
+                name=name,
+                some=_some(strange),
+                kind=type(model).__name__,
+            )
         )
 
 
@@ -192,8 +219,8 @@ def _of_backbone(key: str, prefix: str, parts: set[str]) -> bool:
 
 
 def _some(keys: list[str]) -> str:
-    more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-    return keys[0] + more
+    more = tr(" and {count} more", count=len(keys) - 1) if len(keys) > 1 else ""
+    return put("{first}{more}", first=keys[0], more=more)
 
 
 def _heads(keys: Iterable[str]) -> str:

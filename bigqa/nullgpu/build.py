@@ -14,6 +14,7 @@ from pathlib import Path
 
 from bigqa.errors import BigqaError
 from bigqa.files import atomic_folder
+from bigqa.language import tr
 from bigqa.nullgpu.python import Interpreter, TorchBuild
 from bigqa.nullgpu.stubs import FUNCTIONS, SONAME, library_of, stub_source
 from bigqa.nullgpu.torch_build import folder, install_package, locked
@@ -71,7 +72,12 @@ def need_tools() -> None:
     """Raise a BigqaError where a tool is missing."""
     missing = [tool for tool in ("gcc", "readelf", "nm") if shutil.which(tool) is None]
     if missing:
-        raise BigqaError(f"the null GPU is built with gcc and binutils; missing: {', '.join(missing)}; install them")
+        raise BigqaError(
+            tr(
+                "the null GPU is built with gcc and binutils; missing: {missing}; install them",
+                missing=", ".join(missing),
+            )
+        )
 
 
 def find_headers(python: Interpreter, *, install: bool = False) -> Path:
@@ -87,8 +93,11 @@ def find_headers(python: Interpreter, *, install: bool = False) -> Path:
             return place
     if not install:
         raise BigqaError(
-            f"the headers of CUDA 13 are not here: install the package {HEADERS} (3 MB) or the CUDA toolkit, which "
-            f"CUDA_HOME names, or let `bigqa rehearse --install` get the package"
+            tr(
+                "the headers of CUDA 13 are not here: install the package {headers} (3 MB) or the CUDA "
+                "toolkit, which CUDA_HOME names, or let `bigqa rehearse --install` get the package",
+                headers=HEADERS,
+            )
         )
     install_package(f"{HEADERS}==13.*", own, python)
     return wheels[-1]
@@ -109,7 +118,7 @@ def _run(*command: str | Path, given: str | None = None) -> str:
     )
     if done.returncode:
         wrong = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or ["?"]
-        raise BigqaError(f"the null GPU could not be built: {command[0]}: {wrong[0]}")
+        raise BigqaError(tr("the null GPU could not be built: {command}: {wrong}", command=command[0], wrong=wrong[0]))
     return done.stdout
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bigqa.errors import UsageError
+from bigqa.language import tr
 from bigqa.machine.chips import chip_of, multiprocessor_of
 from bigqa.machine.contexts import context_bytes
 from bigqa.machine.gpus import GPUS, GpuModel, find_gpu
@@ -74,13 +75,20 @@ def find_card(name: str) -> GpuModel:
     """
     card = find_gpu(name)
     if card is None:
-        raise UsageError(f"--gpu {name}: no such card; one of {', '.join(c.name for c in GPUS if runs(c))}")
+        raise UsageError(
+            tr("--gpu {name}: no such card; one of {gpus}", name=name, gpus=", ".join(c.name for c in GPUS if runs(c)))
+        )
     if not runs(card):
         capability = "{}.{}".format(*card.capability)
         raise UsageError(
-            f"--gpu {name}: since CUDA 13 torch has no code for the {card.name} (compute capability {capability}, the "
-            f"oldest is 7.5); it runs torch built for CUDA 12.6 (`bigqa probe --gpu {card.name!r}` says which, and "
-            f"predicts), and that cannot be rehearsed"
+            tr(
+                "--gpu {name}: since CUDA 13 torch has no code for the {card} (compute capability "
+                "{capability}, the oldest is 7.5); it runs torch built for CUDA 12.6 (`bigqa probe --gpu "
+                "{card!r}` says which, and predicts), and that cannot be rehearsed",
+                name=name,
+                card=card.name,
+                capability=capability,
+            )
         )
     return card
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bigqa.errors import BigqaError, UsageError
+from bigqa.language import tr
 
 ASK = """
 import importlib.util, json, sys
@@ -56,7 +57,13 @@ def ask(executable: Path) -> Interpreter:
     """
     done = subprocess.run([str(executable), "-c", ASK], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise BigqaError(f"{executable} is no Python that works: {(done.stderr.strip().splitlines() or [''])[-1]}")
+        raise BigqaError(
+            tr(
+                "{executable} is no Python that works: {problem}",
+                executable=executable,
+                problem=(done.stderr.strip().splitlines() or [""])[-1],
+            )
+        )
     name, version, paths, origin = json.loads(done.stdout.splitlines()[-1])
     torch = read_build(Path(origin).parent) if origin else None
     return Interpreter(Path(name), (version[0], version[1]), tuple(map(Path, paths)), torch)
@@ -68,7 +75,9 @@ def read_build(package: Path) -> TorchBuild:
     try:
         tree = ast.parse((package / "version.py").read_text(encoding="utf-8"))
     except (OSError, SyntaxError) as error:
-        raise BigqaError(f"no version in {package}: {error}; install torch anew") from None
+        raise BigqaError(
+            tr("no version in {package}: {error}; install torch anew", package=package, error=error)
+        ) from None
     for node in tree.body:
         if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Constant):
             target = node.targets[0] if isinstance(node, ast.Assign) else node.target
@@ -84,7 +93,7 @@ def interpreter_of(words: Sequence[str]) -> Interpreter:
     """
     program = shutil.which(words[0]) or shutil.which(words[0], path=str(Path(sys.executable).parent))
     if program is None:
-        raise UsageError(f"no such command: {words[0]}")
+        raise UsageError(tr("no such command: {words}", words=words[0]))
     found = ask(_python_of(Path(program)))
     is_by_name = os.sep not in words[0]
     return ask(Path(sys.executable)) if found.torch is None and is_by_name else found

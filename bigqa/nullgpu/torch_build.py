@@ -13,6 +13,7 @@ from pathlib import Path
 
 from bigqa.errors import BigqaError
 from bigqa.files import asked_cache, atomic_folder, cache_folder, write_error
+from bigqa.language import shown, tr
 from bigqa.nullgpu.python import Interpreter, TorchBuild, read_build
 
 OLDEST, NEWEST = (2, 11), (2, 14)
@@ -49,7 +50,12 @@ def cuda_build(python: Interpreter, *, install: bool) -> TorchBuild:
     """
     build = python.torch
     if build is None:
-        raise BigqaError(f"{python.executable} has no torch; install it there, or name another Python in the command")
+        raise BigqaError(
+            tr(
+                "{executable} has no torch; install it there, or name another Python in the command",
+                executable=python.executable,
+            )
+        )
     _refuse(build)
     if build.cuda is not None:
         return build
@@ -57,17 +63,26 @@ def cuda_build(python: Interpreter, *, install: bool) -> TorchBuild:
     if not made.exists():
         if not install:
             raise BigqaError(
-                f"torch {build.version} is a CPU build; to rehearse, torch's CUDA build of the same version is needed "
-                f"beside it: `bigqa rehearse --install ...` puts it into {made} (about 600 MB to download, 1.4 GB "
-                f"on disk, none of NVIDIA's packages)"
+                tr(
+                    "torch {version} is a CPU build; to rehearse, torch's CUDA build of the same version is "
+                    "needed beside it: `bigqa rehearse --install ...` puts it into {made} (about 600 MB to "
+                    "download, 1.4 GB on disk, none of NVIDIA's packages)",
+                    version=build.version,
+                    made=made,
+                )
             )
         _install(f"torch==={build.public}", made, python)
     found = read_build(made / "torch")
     if found.cuda is None or not found.cuda.startswith(f"{CUDA}."):
         shutil.rmtree(made)
         raise BigqaError(
-            f"the package index gives torch {found.version} for torch {build.public}, not its build for CUDA {CUDA}; "
-            f"install that into the environment yourself"
+            tr(
+                "the package index gives torch {version} for torch {public}, not its build for CUDA {cuda}; "
+                "install that into the environment yourself",
+                version=found.version,
+                public=build.public,
+                cuda=CUDA,
+            )
         )
     return found
 
@@ -76,15 +91,26 @@ def _refuse(build: TorchBuild) -> None:
     numbers = tuple(int(part) for part in build.public.split(".")[:2] if part.isdigit())
     if build.hip:
         raise BigqaError(
-            f"torch {build.version} is built for ROCm, and the null GPU is one of NVIDIA's: use an environment with "
-            f"torch's build for CUDA {CUDA} or for the CPU"
+            tr(
+                "torch {version} is built for ROCm, and the null GPU is one of NVIDIA's: use an environment "
+                "with torch's build for CUDA {cuda} or for the CPU",
+                version=build.version,
+                cuda=CUDA,
+            )
         )
     if not OLDEST <= numbers <= NEWEST:
-        raise BigqaError(f"torch {build.version} cannot be rehearsed: 2.11, 2.12, 2.13 and 2.14 can")
+        raise BigqaError(
+            tr("torch {version} cannot be rehearsed: 2.11, 2.12, 2.13 and 2.14 can", version=build.version)
+        )
     if build.cuda is not None and not build.cuda.startswith(f"{CUDA}."):
         raise BigqaError(
-            f"torch {build.version} is built for CUDA {build.cuda}, and the null GPU for CUDA {CUDA}: install torch's "
-            f"build for CUDA {CUDA} (what PyPI has), or its build for the CPU"
+            tr(
+                "torch {version} is built for CUDA {cuda}, and the null GPU for CUDA {cuda_2}: install torch's "
+                "build for CUDA {cuda_2} (what PyPI has), or its build for the CPU",
+                version=build.version,
+                cuda=build.cuda,
+                cuda_2=CUDA,
+            )
         )
 
 
@@ -100,7 +126,8 @@ def _install(requirement: str, place: Path, python: Interpreter) -> None:
     with locked(place.parent):
         if place.exists():  # another process was first
             return
-        print(f"bigqa: installing {requirement} into {place} (once)", file=sys.stderr)
+        told = tr("installing {requirement} into {place} (once)", requirement=requirement, place=place)
+        print("bigqa: " + shown(told), file=sys.stderr)
         with atomic_folder(place) as fresh:
             options = ["install", "--quiet", "--no-deps", "--no-compile", "--only-binary=:all:", "--target", str(fresh)]
             run_pip([*options, requirement], python)
@@ -124,4 +151,6 @@ def run_pip(words: Sequence[str], python: Interpreter) -> None:
         said = (
             [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines() or [""]
         )
-        raise NotInstalled(f"pip cannot install {words[-1]}: {said[-1].removeprefix('ERROR: ')}")
+        raise NotInstalled(
+            tr("pip cannot install {words}: {said}", words=words[-1], said=said[-1].removeprefix("ERROR: "))
+        )

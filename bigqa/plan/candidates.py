@@ -3,8 +3,9 @@
 The best is the fastest of the lowest tier that fits.
 """
 
-from pydantic import Field
+from pydantic import Field, SkipValidation
 
+from bigqa.language import tr
 from bigqa.machine.hardware import Record
 from bigqa.memory.estimate import MemoryEstimate
 from bigqa.plan.machine import Verdict
@@ -21,7 +22,7 @@ class Workload(Record):
     epochs: float = 4
     out_of_reach: dict[int, float] = Field(default_factory=dict)
     """Sequence length -> share of what is to be learned that no window of it holds whole."""
-    lost_words: tuple[str, str] = ("answers", "out of reach")
+    lost_words: SkipValidation[tuple[str, str]] = (tr("answers"), tr("out of reach"))
     """What that share is of, and what becomes of it, in the task's words."""
 
 
@@ -40,12 +41,12 @@ class Candidate(Record):
     windows_per_step: int
     samples_per_s: float
     run_s: float
-    speed_source: str = ""
+    speed_source: SkipValidation[str] = ""
     """What the speed was worked out from; nothing where it was not."""
     speed_error: float = 0.0
     """What it may be off by, as a share of it."""
     verdict: Verdict
-    reason: str
+    reason: SkipValidation[str]  # which would take its languages from it
 
     @property
     def step_s(self) -> float:

@@ -12,6 +12,7 @@ import yaml
 from bigqa.engine.zero import deepspeed_config
 from bigqa.errors import BigqaError
 from bigqa.files import write_json, write_text
+from bigqa.language import tr
 from bigqa.plan.candidates import Candidate
 from bigqa.plan.ladder import ladder_of
 from bigqa.plan.probe import Probe
@@ -27,7 +28,7 @@ CLIP = Settings.model_fields["clip"].default
 def write_plan(found: Probe, path: Path) -> list[Path]:
     """Write plan.json, and beside it the Accelerate YAML that launches it; return what was written."""
     if found.chosen is None:
-        raise BigqaError(f"nothing fits, so there is no plan to write to {path}")
+        raise BigqaError(tr("nothing fits, so there is no plan to write to {path}", path=path))
     launch = path.with_name(path.stem + ".accelerate.yaml")
     write_json(path, plan_of(found))
     write_text(launch, yaml.safe_dump(_accelerate(found), sort_keys=False))

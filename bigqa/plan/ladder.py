@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from bigqa.errors import BigqaError
 from bigqa.files import write_json, write_text
+from bigqa.language import tr
 from bigqa.settings import Rung, read_settings
 from bigqa.strategy import Strategy, missing_package
 
@@ -58,10 +59,10 @@ def plain_ladder(strategy: Strategy, micro_batch: int) -> tuple[Rung, ...]:
         rungs.append(Rung(name=f"micro-batches of {micro_batch}", strategy=strategy, micro_batch=micro_batch))
     if strategy.recompute != "full":
         strategy = strategy.model_copy(update={"recompute": "full"})
-        rungs.append(Rung(name="recomputation", strategy=strategy, micro_batch=1))
+        rungs.append(Rung(name=tr("recomputation"), strategy=strategy, micro_batch=1))
     smaller = strategy.model_copy(update={"optimizer": "adamw8bit"})
     if strategy.optimizer == "adamw" and not strategy.needs_deepspeed and missing_package(smaller) is None:
-        rungs.append(Rung(name="8-bit states", strategy=smaller, micro_batch=1))
+        rungs.append(Rung(name=tr("8-bit states"), strategy=smaller, micro_batch=1))
     return tuple(rungs)
 
 
@@ -74,8 +75,14 @@ def step_down(folder: Path, where: str, reason: str, step: int | None) -> Rung:
     settings = read_settings(folder / "config.json").model_copy(update={"out": folder})
     if not settings.ladder:
         raise BigqaError(
-            f"out of memory ({where}), and there is no strategy left to step down to: `bigqa probe {settings.model}` "
-            f"says what would fit; {folder} goes on from its last checkpoint with --resume {folder} --strategy NAME"
+            tr(
+                "out of memory ({where}), and there is no strategy left to step down to: `bigqa probe {model}` "
+                "says what would fit; {folder} goes on from its last checkpoint with --resume {folder} "
+                "--strategy NAME",
+                where=where,
+                model=settings.model,
+                folder=folder,
+            )
         )
     rung, *rest = _of_use(settings.strategy or Strategy(), settings.ladder, where)
     switch = {

@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field
 
 from bigqa.engine.build import not_together
+from bigqa.language import tr
 from bigqa.machine.hardware import Gpu, Hardware, Record
 from bigqa.memory.cards import A100, Card, card_for
 from bigqa.memory.estimate import MemoryEstimate
@@ -17,6 +18,7 @@ HEADROOM = 0.02
 """Left free of a limit: a prediction's own error."""
 HOST_HEADROOM = 0.05
 Verdict = Literal["fits", "too large", "not possible"]
+VERDICTS = (tr("fits"), tr("too large"), tr("not possible"))
 
 
 class Limit(NamedTuple):
@@ -77,7 +79,7 @@ class Machine(Record):
         if strategy.needs_disk and not self.nvme:
             return "needs --nvme DIR"
         if strategy.seq_len is not None and strategy.seq_len >= seq_len:
-            return f"windows are of {seq_len} already"
+            return tr("windows are of {seq_len} already", seq_len=seq_len)
         # A plan for another machine may be made without what it runs on.
         runs_here = gpu is None or gpu.is_here or strategy.device == "cpu"
         missing = missing_package(strategy) if runs_here or not can_be_traced(strategy) else None
@@ -97,16 +99,19 @@ class Machine(Record):
         short = self.short_of(strategy, memory)
         if short is None:
             return None
-        return (
-            f"this strategy needs {format_bytes(short.needs)} of {short.kind}, and {format_bytes(short.has)} are free"
+        return tr(
+            "this strategy needs {needs} of {kind}, and {has} are free",
+            needs=format_bytes(short.needs),
+            kind=short.kind,
+            has=format_bytes(short.has),
         )
 
     def short_of(self, strategy: Strategy, memory: MemoryEstimate) -> Limit | None:
         """Return the first limit that a strategy is over; none where it fits."""
         on_a_machine = max(1, self.processes(strategy) // self.num_nodes)
-        limits = [Limit("host memory", memory.host_bytes * on_a_machine, self.host_bytes, HOST_HEADROOM)]
+        limits = [Limit(tr("host memory"), memory.host_bytes * on_a_machine, self.host_bytes, HOST_HEADROOM)]
         if strategy.device == "cuda":
-            limits.insert(0, Limit("GPU memory", memory.device_bytes, self.limit_bytes(strategy), HEADROOM))
+            limits.insert(0, Limit(tr("GPU memory"), memory.device_bytes, self.limit_bytes(strategy), HEADROOM))
         if memory.disk_bytes and self.disk_free_bytes is not None:
             limits.append(Limit("disk space", memory.disk_bytes * on_a_machine, self.disk_free_bytes, 0.0))
         return next((limit for limit in limits if limit.needs > limit.has * (1 - limit.left_free)), None)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from bigqa.errors import BigqaError
+from bigqa.language import put
 from bigqa.machine import heap
 from bigqa.memory.estimate import Estimator, MemoryEstimate
 from bigqa.memory.forks import in_forks
@@ -111,7 +112,7 @@ class Planner:
         try:
             return self._not_possible(name, strategy, seq_len, lacks) if lacks else self._best(name, strategy, seq_len)
         except BigqaError as error:  # what its model cannot do: the other rows are judged all the same
-            return self._not_possible(name, strategy, seq_len, str(error))
+            return self._not_possible(name, strategy, seq_len, put("{error}", error=error))
 
     def _not_possible(self, name: str, strategy: Strategy, seq_len: int, reason: str) -> Candidate:
         known = self._known(name, strategy, 1, seq_len)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from bigqa.engine.processes import torch_here
 from bigqa.errors import UsageError
+from bigqa.language import tr
 from bigqa.machine.hardware import Gpu, Hardware
 from bigqa.machine.kernels import lacking
 from bigqa.memory.estimate import Estimator
@@ -79,7 +80,13 @@ class Probe:
 def probe(question: Question) -> Probe:
     """Judge every strategy on this machine, or on the one that the question names."""
     if question.strategy is not None and question.strategy not in STRATEGIES:
-        raise UsageError(f"no strategy {question.strategy}; choose one of {', '.join(STRATEGIES)}")
+        raise UsageError(
+            tr(
+                "no strategy {strategy}; choose one of {strategies}",
+                strategy=question.strategy,
+                strategies=", ".join(STRATEGIES),
+            )
+        )
     source, config, workload = wanted(question)
     hardware, machine = there(question)
     estimator = known_estimator(config, kind_of(question.task))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bigqa.errors import UsageError
+from bigqa.language import tr
 from bigqa.machine.hardware import Gpu, Hardware, capped, detect, planned_gpu
 from bigqa.models.sources import ModelSource, check_lengths, load_config, load_tokenizer, resolve
 from bigqa.plan.candidates import Workload
@@ -56,7 +57,9 @@ def wanted(question: Question) -> tuple[ModelSource, Any, Workload]:
     if question.train_file is not None:
         workload = _with_data(workload, kind, source, question.train_file)
     elif question.task in WANTS_DATA:
-        raise UsageError(f"--task {question.task} wants --train-file: its windows are known when they are counted")
+        raise UsageError(
+            tr("--task {task} wants --train-file: its windows are known when they are counted", task=question.task)
+        )
     return source, config, workload
 
 
@@ -86,10 +89,10 @@ def _gpus(question: Question, hardware: Hardware, memory_bytes: int | None) -> t
         gpu = min(hardware.gpus, key=lambda card: card.free_bytes)
         return (capped(gpu, memory_bytes) if memory_bytes else gpu), question.gpus or len(hardware.gpus)
     if question.gpu == "auto" and memory_bytes is not None:
-        raise UsageError("--gpu-memory without a GPU here: name a card with --gpu NAME")
+        raise UsageError(tr("--gpu-memory without a GPU here: name a card with --gpu NAME"))
     if question.gpus is not None or question.nodes > 1:
         raise UsageError(
-            "--gpus and --nodes are for GPUs: name a card with --gpu NAME; a CPU's plan is for one process"
+            tr("--gpus and --nodes are for GPUs: name a card with --gpu NAME; a CPU's plan is for one process")
         )
     return None, 1
 

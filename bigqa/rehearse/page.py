@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
+from bigqa.console import page_environment
+from bigqa.language import joined, tr
 from bigqa.nullgpu.cards import NullGpu
-from bigqa.rehearse.render import PHASES, headline, notes, shortage_lines
+from bigqa.rehearse.render import AUTOGRAD, headline, notes, phase_of, shortage_lines
 from bigqa.rehearse.report import Curves, Rehearsal
 from bigqa.units import MIB, format_bytes
 
@@ -23,14 +23,15 @@ COLOURS = {
     "other": "#d6a5c9",
 }
 """Of kinds, as on the page of `bigqa probe`, which has the first five."""
+WORDS = (tr("workspaces"), tr("other"))
 WIDTH, HEIGHT = 960.0, 260.0
 
 
 def rehearsal_page(found: Sequence[Rehearsal], gpu: NullGpu, command: Sequence[str]) -> str:
     """Return the page."""
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True)
+    environment = page_environment(TEMPLATES)
     return environment.get_template("rehearsal.html.j2").render(
-        title=f"{shlex.join(command)} on {gpu.card.name}",
+        title=tr("{command} on {card}", command=shlex.join(command), card=gpu.card.name),
         runs=[_run(run, gpu) for run in found],
         colours=COLOURS,
         width=WIDTH,
@@ -40,19 +41,19 @@ def rehearsal_page(found: Sequence[Rehearsal], gpu: NullGpu, command: Sequence[s
 
 def _run(run: Rehearsal, gpu: NullGpu) -> dict[str, Any]:
     figures = {
-        "allocated by tensors": run.allocated_bytes,
-        "reserved by torch": run.reserved_bytes,
-        "as NVML shows it": run.nvml_bytes,
-        "pinned host memory": run.pinned_bytes,
-        "managed memory": run.managed_bytes,
-        "host memory of the process": run.host_bytes,
+        tr("allocated by tensors"): run.allocated_bytes,
+        tr("reserved by torch"): run.reserved_bytes,
+        tr("as NVML shows it"): run.nvml_bytes,
+        tr("pinned host memory"): run.pinned_bytes,
+        tr("managed memory"): run.managed_bytes,
+        tr("host memory of the process"): run.host_bytes,
     }
     rows = [
         (
             format_bytes(group.size_bytes),
             group.kind,
             group.count,
-            group.where or "autograd's own thread",
+            group.where or AUTOGRAD,
             group.text,
             group.own if group.own != group.where else "",
         )
@@ -61,13 +62,13 @@ def _run(run: Rehearsal, gpu: NullGpu) -> dict[str, Any]:
     ]
     by_size = sorted(run.by_kind.items(), key=lambda item: -item[1])
     return {
-        "bound": {"least": "everything done at once", "most": "done only when the host waits"}[run.bound],
+        "bound": {"least": tr("everything done at once"), "most": tr("done only when the host waits")}[run.bound],
         "headline": headline(run, gpu),
-        "shortage": "\n".join(shortage_lines(run.shortage)) if run.shortage else "",
+        "shortage": joined("\n", shortage_lines(run.shortage)) if run.shortage else "",
         "notes": notes(run),
         "figures": [(name, format_bytes(size)) for name, size in figures.items() if size >= MIB],
         "kinds": [(kind, format_bytes(size)) for kind, size in by_size if size >= MIB],
-        "at": PHASES.get(run.phase, run.phase) + (f" of step {run.step}" if run.step else ""),
+        "at": phase_of(run.phase, run.step or None),
         "largest": rows,
         "chart": _chart(run.curves, gpu.free_bytes),
     }
@@ -94,7 +95,9 @@ def _chart(curves: Curves, limit: int) -> dict[str, Any] | None:
         below = above
     return {
         "areas": areas,
-        "steps": [(f"step {number}" if number else "set-up", at * step) for number, at in _steps(curves)],
+        "steps": [
+            (tr("step {number}", number=number) if number else tr("set-up"), at * step) for number, at in _steps(curves)
+        ],
         "backwards": [at * step for name, _, at in curves.phases if name == "backward"],
         "peak": (curves.peak * step, height_of(totals[curves.peak]), format_bytes(totals[curves.peak])),
         "limit": height_of(limit) if limit <= top else None,

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bigqa.errors import BigqaError, UsageError
 from bigqa.files import read_json, write_json
+from bigqa.language import tr
 from bigqa.units import format_bytes
 
 ROOT = Path(__file__).parents[1]
@@ -106,28 +107,43 @@ class _Facts(_Part):
 
 def read_planned(path: Path) -> Planned:
     """Read a plan. Raises: BigqaError where it is none, or none for a GPU."""
-    plan = read_json(path, "the plan")
+    plan = read_json(path, tr("the plan"))
     if not isinstance(plan, dict) or not isinstance(plan.get("settings"), dict):
-        raise BigqaError(f"{path} is not a plan of `bigqa probe --out`: it has no settings")
+        raise BigqaError(tr("{path} is not a plan of `bigqa probe --out`: it has no settings", path=path))
     try:
         _Facts.model_validate(plan)
     except ValidationError as error:
         problem = error.errors()[0]
         place = ".".join(map(str, problem["loc"]))
-        raise BigqaError(f"{path} is not as `bigqa probe --out` writes it: {place}: {problem['msg']}") from None
+        raise BigqaError(
+            tr(
+                "{path} is not as `bigqa probe --out` writes it: {place}: {problem}",
+                path=path,
+                place=place,
+                problem=problem["msg"],
+            )
+        ) from None
     if plan["settings"].get("device") == "cpu":
-        raise UsageError(f"--plan {path}: a plan for the CPU; `bigqa probe --gpu T4 --out FILE` makes one for a GPU")
+        raise UsageError(
+            tr("--plan {path}: a plan for the CPU; `bigqa probe --gpu T4 --out FILE` makes one for a GPU", path=path)
+        )
     return Planned(path, plan)
 
 
 def plan_lines(planned: Planned, *, fits: bool) -> list[str]:
     """Say what the plan itself says, beside what was found."""
-    lines = []
+    lines: list[str] = []
     if {"allocated_bytes", "device_bytes"} <= planned.predicted.keys():
         need, whole = (format_bytes(planned.predicted[name]) for name in ("allocated_bytes", "device_bytes"))
-        lines.append(f"The plan's own figures, for windows that are all full: {need} allocated, {whole} of the card.")
+        lines.append(
+            tr(
+                "The plan's own figures, for windows that are all full: {need} allocated, {whole} of the card.",
+                need=need,
+                whole=whole,
+            )
+        )
     if not fits and planned.next_rung is not None:
-        lines.append(f"A run of this plan would step down to {planned.next_rung}.")
+        lines.append(tr("A run of this plan would step down to {next_rung}.", next_rung=planned.next_rung))
     return lines
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from bigqa.language import tr
 from bigqa.nullgpu.cards import NullGpu
 from bigqa.rehearse.facts import Facts
 from bigqa.rehearse.trace import KINDS, Allocation, Place, Trace, read_trace
@@ -234,7 +235,9 @@ def _shortage(facts: Facts, places: Places) -> Shortage | None:
     stack = failure["stack"] if is_told else last["stack"]
     own = places.own(stack)
     return Shortage(
-        message=failure["message"] if is_told else f"{format_bytes(last['wanted_bytes'])} were wanted of the GPU",
+        message=failure["message"]
+        if is_told
+        else tr("{last} were wanted of the GPU", last=format_bytes(last["wanted_bytes"])),
         phase=last["phase"],
         step=last["step"],
         where=name_of(places.outside_torch(stack)),

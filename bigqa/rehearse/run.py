@@ -18,6 +18,7 @@ from pathlib import Path
 
 from bigqa.errors import BigqaError
 from bigqa.files import atomic_path
+from bigqa.language import tr
 from bigqa.nullgpu.build import libraries_for
 from bigqa.nullgpu.cards import NullGpu
 from bigqa.nullgpu.environment import variables
@@ -78,10 +79,11 @@ def rehearse(
         is_short = any(process.is_short for process in processes)
         if code and not is_short:
             raise CommandError(
-                f"the command failed (exit code {code}) and not for lack of memory: see above", _own_code(code)
+                tr("the command failed (exit code {code}) and not for lack of memory: see above", code=code),
+                _own_code(code),
             )
         if not processes:
-            raise CommandError("the command ended without using the GPU: there is nothing to report", 1)
+            raise CommandError(tr("the command ended without using the GPU: there is nothing to report"), 1)
         if snapshot is not None:
             with atomic_path(snapshot) as fresh:
                 shutil.copyfile(processes[0].snapshot_file, fresh)

@@ -58,7 +58,9 @@ def hand_over(training: Training, outcome: Outcome, job: Job, model: Any, tokeni
     files = [file for file in (settings.train_file, settings.dev_file) if file is not None]
     job = dataclasses.replace(job, options=job.kind.settled(job.options, files))
     _save_model(model, training, job, tokenizer)
-    interrupts.say_when_left(f"interrupted; the model is written to {settings.out / 'model'}, and not scored")
+    interrupts.say_when_left(
+        tr("interrupted; the model is written to {out}, and not scored", out=settings.out / "model")
+    )
     report = _report(training, outcome)
     report["switches"] = switches_of(settings.out)
     if training.evaluation is not None:
@@ -75,7 +77,7 @@ def hand_over(training: Training, outcome: Outcome, job: Job, model: Any, tokeni
     if "scores" in report:
         recorder.say(job.kind.headline(report["scores"]))
     if settings.push_to_hub is not None:
-        recorder.say(f"on the hub: {push(settings.out / 'model', settings.push_to_hub)}")
+        recorder.say(tr("on the hub: {address}", address=push(settings.out / "model", settings.push_to_hub)))
 
 
 def _save_model(model: Any, training: Training, job: Job, tokenizer: Any) -> None:
@@ -99,8 +101,13 @@ def _no_room_to_score(settings: Settings) -> Iterator[None]:
             raise
         model, where = settings.out / "model", which_memory(error)
         raise BigqaError(
-            f"out of memory ({where}) while scoring; the model is trained, and in {model}: with more memory, "
-            f"`bigqa predict {model} {settings.dev_file} answers.json` and `bigqa evaluate` score it"
+            tr(
+                "out of memory ({where}) while scoring; the model is trained, and in {model}: with more "
+                "memory, `bigqa predict {model} {dev_file} answers.json` and `bigqa evaluate` score it",
+                where=where,
+                model=model,
+                dev_file=settings.dev_file,
+            )
         ) from error
 
 
@@ -159,7 +166,7 @@ def _score(training: Training, job: Job, model: Any, tokenizer: Any) -> dict[str
     dev_file = settings.dev_file
     assert dev_file is not None
     precision = "fp32" if strategy_of(settings, device).precision == "fp32" else "auto"
-    with progress("Predicting") as on_progress:
+    with progress(tr("Predicting")) as on_progress:
 
         def scored_on(device: torch.device) -> Scored:
             ready(model, device, precision)

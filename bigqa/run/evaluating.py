@@ -8,6 +8,7 @@ from bigqa.engine.loop import checkpoint
 from bigqa.engine.loop.evaluation import BEST, Evaluation
 from bigqa.engine.loop.fit import Training
 from bigqa.errors import BigqaError, UsageError
+from bigqa.language import tr
 from bigqa.run.job import Job
 from bigqa.run.prediction import Answerer
 from bigqa.settings import Settings
@@ -21,7 +22,7 @@ def wants_evaluation(settings: Settings) -> bool:
         raise UsageError("--eval-every and --eval-times exclude each other: both say when a run is scored")
     named = [name for name, wanted in asked.items() if wanted]
     if named and settings.dev_file is None:
-        raise UsageError(f"--{named[0].replace('_', '-')} wants --dev-file: what is it scored on?")
+        raise UsageError(tr("--{named} wants --dev-file: what is it scored on?", named=named[0].replace("_", "-")))
     return bool(named)
 
 
@@ -30,8 +31,10 @@ def check_whole(settings: Settings, device: Any) -> None:
     strategy = strategy_of(settings, device)
     if wants_evaluation(settings) and (strategy.zero_stage == 3 or strategy.stream):
         raise BigqaError(
-            "--eval-every wants the weights on the device, and this strategy has parts of them there: choose another, "
-            "or score the result at the end alone"
+            tr(
+                "--eval-every wants the weights on the device, and this strategy has parts of them there: "
+                "choose another, or score the result at the end alone"
+            )
         )
 
 
@@ -78,4 +81,4 @@ def back_to_best(training: Training) -> None:
     found = checkpoint.load_newest(training.settings.out / BEST, training.recorder.say)
     if found is not None:
         checkpoint.restore(found, training.parts.update)
-        training.recorder.say(f"handing over the model of step {found.step}, the best")
+        training.recorder.say(tr("handing over the model of step {step}, the best", step=found.step))

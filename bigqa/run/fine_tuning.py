@@ -20,6 +20,7 @@ from bigqa.engine.loop.stop import ENDED_FILE, StopRequest, tell_end
 from bigqa.engine.processes import Processes
 from bigqa.engine.recovery import HostWatch, OutOfMemory, is_out_of_memory, which_memory
 from bigqa.errors import BigqaError
+from bigqa.language import tr
 from bigqa.lock import held
 from bigqa.machine.hardware import host_memory
 from bigqa.plan.ladder import AGAIN, step_down, switches_of
@@ -66,7 +67,7 @@ def _alone_in(folder: Path, processes: Processes) -> Iterator[None]:
 def _fine_tune(settings: Settings, processes: Processes, *, resume: bool) -> None:
     settings = with_ladder(planned(settings, processes), processes)
     strategy = possible_strategy(settings, processes)  # what cannot be had is refused before anything is made
-    processes.agree(strategy.precision, "the precision that their cards are best at (--precision names one)")
+    processes.agree(strategy.precision, tr("the precision that their cards are best at (--precision names one)"))
     check_whole(settings, processes.device)
     if settings.push_to_hub is not None:
         check_may_push(settings.push_to_hub)
@@ -111,10 +112,15 @@ def _fine_tune(settings: Settings, processes: Processes, *, resume: bool) -> Non
 
 def _leave_if_asked(training: Training, outcome: Outcome) -> None:
     """From here on all steps are saved, or the run is being stopped; a signal may have come when the last was saved."""
-    to_go_on = f"to go on: bigqa train --resume {training.settings.out}"
-    interrupts.say_when_left(f"interrupted; all steps are done and saved, the model is not written yet; {to_go_on}")
+    to_go_on = tr("to go on: bigqa train --resume {out}", out=training.settings.out)
+    interrupts.say_when_left(
+        tr("interrupted; all steps are done and saved, the model is not written yet; {to_go_on}", to_go_on=to_go_on)
+    )
     if outcome.finished and training.stop.number is not None and interrupts.listens():
-        interrupts.leave(f"interrupted after the last step, which is saved; {to_go_on}", training.stop.exit_code)
+        interrupts.leave(
+            tr("interrupted after the last step, which is saved; {to_go_on}", to_go_on=to_go_on),
+            training.stop.exit_code,
+        )
 
 
 @contextlib.contextmanager
@@ -132,9 +138,16 @@ def _stepping_down(settings: Settings, recorder: Silent) -> Iterator[None]:
         if not tell_end(settings.out, AGAIN):  # another process of the run has stepped down
             raise SystemExit(AGAIN) from None
         rung = step_down(settings.out, error.where, error.reason, error.step)
-        kept = "from the last checkpoint" if error.step is None else f"from step {error.step}"
-        recorder.say(f"out of memory: {error}")
-        recorder.say(f"going on {kept} with {rung.name}: micro-batches of {rung.micro_batch}")
+        kept = tr("from the last checkpoint") if error.step is None else tr("from step {step}", step=error.step)
+        recorder.say(tr("out of memory: {error}", error=error))
+        recorder.say(
+            tr(
+                "going on {kept} with {rung}: micro-batches of {micro_batch}",
+                kept=kept,
+                rung=rung.name,
+                micro_batch=rung.micro_batch,
+            )
+        )
         raise SystemExit(AGAIN) from None
 
 
@@ -144,9 +157,9 @@ def _training(
     """Build the step, and put beside it what it is taken on. `trained`: model, tokenizer, rows."""
     model, tokenizer, rows = trained
     parts = build(model, job.task(tokenizer, model), settings, processes)
-    processes.agree(parts.packs, "whether windows are packed, which hangs on the card")
+    processes.agree(parts.packs, tr("whether windows are packed, which hangs on the card"))
     if not parts.packs:
-        recorder.say("this model does not keep packed windows apart: they are padded, sorted by length")
+        recorder.say(tr("this model does not keep packed windows apart: they are padded, sorted by length"))
     return Training(
         settings=settings,
         micro_batch=share_of_batch(settings, processes.world_size),
@@ -167,7 +180,10 @@ def _start_recording(settings: Settings, plan: dict[str, Any], processes: Proces
         return Silent()
     write = record if resume else begin
     interrupts.say_when_left(
-        f"interrupted before a step of this start: nothing to save; to go on: bigqa train --resume {settings.out}"
+        tr(
+            "interrupted before a step of this start: nothing to save; to go on: bigqa train --resume {out}",
+            out=settings.out,
+        )
     )
     write(settings, plan)
     (settings.out / ENDED_FILE).unlink(missing_ok=True)
@@ -195,12 +211,12 @@ def _restore(training: Training) -> int:
     recorder = training.recorder
     folder = training.settings.out / "checkpoints"
     found = checkpoint.load_newest(folder, recorder.say)
-    on = f"the checkpoint in {folder}, which all machines must see"
+    on = tr("the checkpoint in {folder}, which all machines must see", folder=folder)
     training.processes.agree(found and found.step, on)
     if found is None:
-        recorder.say("no whole checkpoint yet: starting from the first step")
+        recorder.say(tr("no whole checkpoint yet: starting from the first step"))
         return 0
     check_checkpoint(found.settings, training.settings, f"{folder}/step-{found.step:08d}")
     checkpoint.restore(found, training.parts.update)
-    recorder.say(f"going on from step {found.step}")
+    recorder.say(tr("going on from step {step}", step=found.step))
     return found.step

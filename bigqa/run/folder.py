@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from bigqa.errors import BigqaError, UsageError
 from bigqa.files import read_json, write_error, write_json
+from bigqa.language import tr
 from bigqa.lock import FILES, check_free
 from bigqa.models.sources import resolve
 from bigqa.settings import Settings, first_problem, make_settings, read_settings
@@ -48,10 +49,12 @@ def settings_from(options: dict[str, Any], resume: Path | None) -> Settings:
     options = _planned(options)
     for name in ("model", "train_file", "out"):
         if options.get(name) is None:
-            raise UsageError(f"--{name.replace('_', '-')} is missing (or --resume RUN to go on with a run)")
+            raise UsageError(
+                tr("--{name} is missing (or --resume RUN to go on with a run)", name=name.replace("_", "-"))
+            )
     for name in ("model", "tokenizer"):
         if not isinstance(options.get(name), str | None):  # of a plan: a command line has words alone
-            raise BigqaError(f"--{name}: {options[name]} is not text")
+            raise BigqaError(tr("--{name}: {options} is not text", name=name, options=options[name]))
     source = resolve(options["model"], tokenizer=options.get("tokenizer"))
     recipe = source.recipe.model_dump(exclude_none=True) if source.recipe else {}
     known = {name: value for name, value in recipe.items() if name in Settings.model_fields}
@@ -86,7 +89,7 @@ def _planned(options: dict[str, Any]) -> dict[str, Any]:
     """Put the axes in place of a plan's file, or of a strategy's name."""
     rest = {name: value for name, value in options.items() if name not in ("plan", "strategy")}
     if "plan" in options and "strategy" in options:
-        raise UsageError("--plan and --strategy exclude each other: a plan holds its strategy")
+        raise UsageError(tr("--plan and --strategy exclude each other: a plan holds its strategy"))
     if "plan" in options:
         return read_plan(options["plan"]) | rest
     if "strategy" in options:
@@ -96,7 +99,7 @@ def _planned(options: dict[str, Any]) -> dict[str, Any]:
 
 def read_plan(path: Path) -> dict[str, Any]:
     """Return the settings that a plan of `bigqa probe` stands for."""
-    plan = read_json(path, "the plan")
+    plan = read_json(path, tr("the plan"))
     if not isinstance(plan, dict) or not isinstance(plan.get("settings"), dict):
         raise BigqaError(f"{path} is not a plan of `bigqa probe --out`: it has no settings")
     predicted = plan.get("predicted")
@@ -107,7 +110,9 @@ def read_plan(path: Path) -> dict[str, Any]:
 def strategy_options(name: str) -> dict[str, Any]:
     """Return the settings that a named strategy stands for."""
     if name not in STRATEGIES:
-        raise UsageError(f"no strategy {name}; choose one of {', '.join(STRATEGIES)}")
+        raise UsageError(
+            tr("no strategy {name}; choose one of {strategies}", name=name, strategies=", ".join(STRATEGIES))
+        )
     strategy = STRATEGIES[name]
     fixed = {"micro_batch": strategy.micro_batch, "seq_len": strategy.seq_len}
     found: dict[str, Any] = {key: value for key, value in fixed.items() if value is not None}
@@ -118,15 +123,27 @@ def _resumed(options: dict[str, Any], resume: Path) -> Settings:
     fixed = sorted(set(options) - CHANGEABLE - MOVABLE)
     if fixed:
         name = fixed[0].replace("_", "-")
-        raise UsageError(f"--{name} cannot be changed on --resume: {resume} goes on with the data it was begun with")
+        raise UsageError(
+            tr(
+                "--{name} cannot be changed on --resume: {resume} goes on with the data it was begun with",
+                name=name,
+                resume=resume,
+            )
+        )
     if not (resume / "config.json").is_file():
-        raise BigqaError(f"{resume} is not a bigqa run folder: it has no config.json")
+        raise BigqaError(tr("{resume} is not a bigqa run folder: it has no config.json", resume=resume))
     check_free(resume)
     begun = read_settings(resume / "config.json").model_copy(update={"out": resume})
     moved = {name: value for name, value in options.items() if name in MOVABLE}
     if moved and (begun.origin is None or begun.origin.weights is None):
         name = min(moved).replace("_", "-")
-        raise UsageError(f"--{name} cannot be changed on --resume: what {resume} was begun with is not known")
+        raise UsageError(
+            tr(
+                "--{name} cannot be changed on --resume: what {resume} was begun with is not known",
+                name=name,
+                resume=resume,
+            )
+        )
     begun = make_settings(**(begun.model_dump() | moved))
     rest = {name: value for name, value in options.items() if name not in MOVABLE}
     begun = _changed(begun, rest) if rest else begun
@@ -152,9 +169,9 @@ def check_new(out: Path) -> None:
     """Refuse a folder that holds anything, or that another run has. Raises: BigqaError."""
     check_free(out)
     if (out / "config.json").is_file():
-        raise BigqaError(f"{out} already holds a run: go on with --resume {out}, or name another --out")
+        raise BigqaError(tr("{out} already holds a run: go on with --resume {out}, or name another --out", out=out))
     if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - FILES):
-        raise BigqaError(f"{out} already exists and is not empty; name another --out")
+        raise BigqaError(tr("{out} already exists and is not empty; name another --out", out=out))
 
 
 def begin(settings: Settings, plan: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from bigqa.errors import BigqaError
+from bigqa.language import tr
 from bigqa.run.prediction import Answerer
 from bigqa.tasks.lm.conversations import end_of, rendered
 from bigqa.tasks.tables import read_table
@@ -22,7 +23,7 @@ def generated(answerer: Answerer, file: Path, most: int) -> Iterator[dict[str, A
         elif isinstance(row.get("prompt"), str) and row["prompt"]:
             prompt = row["prompt"]
         else:
-            raise BigqaError(f'{where} has neither "messages" nor a "prompt"')
+            raise BigqaError(tr('{where} has neither "messages" nor a "prompt"', where=where))
         yield row | {"completion": complete(answerer, prompt, most)}
 
 

@@ -8,6 +8,7 @@ from bigqa.engine.processes import Processes
 from bigqa.engine.stream.loading import in_files
 from bigqa.errors import BigqaError
 from bigqa.files import cache_folder
+from bigqa.language import tr
 from bigqa.models.sources import check_lengths, describe_config, load, load_tokenizer
 from bigqa.models.tokenizers import rows_needed
 from bigqa.models.weights import Loaded
@@ -63,7 +64,7 @@ def make_rows(settings: Settings, job: Job, tokenizer: Any, config: Any, process
     """Return the features of the training file, made by the first process. Raises: BigqaError where there are none."""
 
     def make() -> Any:
-        with progress("Reading windows", shown=processes.is_main) as on_progress:
+        with progress(tr("Reading windows"), shown=processes.is_main) as on_progress:
             return job.kind.features(
                 settings.train_file,
                 tokenizer,
@@ -77,5 +78,5 @@ def make_rows(settings: Settings, job: Job, tokenizer: Any, config: Any, process
     with processes.accelerator.main_process_first():
         rows = make()
     if len(rows) == 0:
-        raise BigqaError(f"{settings.train_file} has nothing to train on")
+        raise BigqaError(tr("{train_file} has nothing to train on", train_file=settings.train_file))
     return rows

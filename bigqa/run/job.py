@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bigqa.errors import BigqaError
+from bigqa.language import tr
 from bigqa.models.sources import ModelSource, first_position, load_config, resolve
 from bigqa.settings import Settings
 from bigqa.tasks.base import TaskKind, Tokens
@@ -71,7 +72,7 @@ def give_padding(config: Any, tokenizer: Any) -> None:
     """Give a model whose vocabulary has nothing to pad with the token that ends texts: padding is masked anyway."""
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
-            raise BigqaError("this tokenizer has neither a token for padding nor one that ends texts: name another")
+            raise BigqaError(tr("this tokenizer has neither a token for padding nor one that ends texts: name another"))
         tokenizer.pad_token = tokenizer.eos_token
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = tokenizer.pad_token_id

@@ -19,6 +19,7 @@ from bigqa.console import tell
 from bigqa.engine.loop import deadline
 from bigqa.engine.loop.stop import ENDED_FILE, PARENT_VARIABLE, STOP_FILE
 from bigqa.errors import UsageError
+from bigqa.language import put, tr
 from bigqa.lock import HANDED_ON, held
 from bigqa.plan.ladder import AGAIN, step_down
 from bigqa.run.folder import check_new
@@ -67,18 +68,21 @@ def _started_again(words: Sequence[str], folder: Path, workers: Workers, tell: C
         ended = workers.run([sys.executable, str(TRAIN_FILE), *words])
         if ended is None or workers.told:
             if ended in (None, AGAIN):
-                tell(f"bigqa: stopped before the next start; to go on: bigqa train --resume {folder}")
+                tell(tr("bigqa: stopped before the next start; to go on: bigqa train --resume {folder}", folder=folder))
             elif ended == 0:
-                tell("bigqa: the run was over before it could be stopped: all is written")
+                tell(tr("bigqa: the run was over before it could be stopped: all is written"))
             return 1
         code = ended if ended >= 0 else interrupts.code_of(-ended)
         begun = (folder / "config.json").is_file()
         if ended == -signal.SIGKILL and begun:
-            rung = step_down(folder, "host", "a worker was killed (SIGKILL), as the kernel does without memory", None)
-            tell(f"A worker was killed; going on from the last checkpoint with {rung.name}.")
+            rung = step_down(
+                folder, "host", tr("a worker was killed (SIGKILL), as the kernel does without memory"), None
+            )
+            tell(tr("A worker was killed; going on from the last checkpoint with {rung}.", rung=rung.name))
         elif ended != AGAIN:
             if ended < 0:
-                tell(f"bigqa: {_death(-ended)}{f'; to go on: bigqa train --resume {folder}' if begun else ''}")
+                on = tr("; to go on: bigqa train --resume {folder}", folder=folder) if begun else ""
+                tell(put("bigqa: {death}{on}", death=_death(-ended), on=on))
             return code
         words = ["--resume", str(folder)]
 
@@ -91,13 +95,16 @@ def _forget(folder: Path) -> None:
 def _death(number: int) -> str:
     """Say what a worker died of that has said nothing itself. Only SIGKILL is what the kernel does without memory."""
     if number == signal.SIGKILL:
-        return "a worker was killed (SIGKILL), as the kernel does without memory, before the run had begun"
-    return f"a worker died of {signal.Signals(number).name} without a word; nothing says that memory ran out"
+        return tr("a worker was killed (SIGKILL), as the kernel does without memory, before the run had begun")
+    return tr(
+        "a worker died of {signals} without a word; nothing says that memory ran out",
+        signals=signal.Signals(number).name,
+    )
 
 
 def _stop(workers: Workers) -> None:
     workers.stop()
-    tell("\nStopping; Ctrl-C again to stop at once.")
+    tell(tr("\nStopping; Ctrl-C again to stop at once."))
 
 
 def go_on(folder: Path) -> None:
@@ -132,7 +139,7 @@ def started_alone() -> int | None:
         return None
     count = _asked_of_accelerate(psutil.Process(os.getppid()).cmdline())
     if count is None:
-        raise UsageError("accelerate started one process of several: add --multi_gpu to `accelerate launch`")
+        raise UsageError(tr("accelerate started one process of several: add --multi_gpu to `accelerate launch`"))
     return count
 
 

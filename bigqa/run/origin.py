@@ -16,6 +16,7 @@ import torch
 
 from bigqa.engine.processes import Processes
 from bigqa.errors import BigqaError
+from bigqa.language import tr
 from bigqa.models.tokenizers import description
 from bigqa.models.weights import Loaded
 from bigqa.run.inputs import Made
@@ -31,11 +32,11 @@ RECIPE = (
 )  # fmt: skip
 """Settings that decide on what is learned; the others are about how it is computed and where it is kept."""
 WHAT = {
-    "train_file": "the training data, --train-file",
-    "dev_file": "the data that it is scored on, --dev-file",
-    "config": "the model's configuration, of --model",
-    "tokenizer": "the tokenizer, of --tokenizer or --model",
-    "weights": "the model's weights, of --model",
+    "train_file": tr("the training data, --train-file"),
+    "dev_file": tr("the data that it is scored on, --dev-file"),
+    "config": tr("the model's configuration, of --model"),
+    "tokenizer": tr("the tokenizer, of --tokenizer or --model"),
+    "weights": tr("the model's weights, of --model"),
 }
 
 
@@ -55,8 +56,12 @@ def remark(settings: Settings) -> str | None:
     other = [name for name in sorted(set(now) | set(begun)) if now.get(name) != begun.get(name)]
     if not begun or not other:
         return None
-    both = (", ".join(f"{name} {which.get(name, 'missing')}" for name in other) for which in (begun, now))
-    return "begun with {}; going on with {}: the numbers may differ in their last bits".format(*both)
+    before, after = (", ".join(f"{name} {which.get(name, '-')}" for name in other) for which in (begun, now))
+    return tr(
+        "begun with {before}; going on with {after}: the numbers may differ in their last bits",
+        before=before,
+        after=after,
+    )
 
 
 def check_checkpoint(saved: Mapping[str, Any], settings: Settings, where: str) -> None:
@@ -64,12 +69,24 @@ def check_checkpoint(saved: Mapping[str, Any], settings: Settings, where: str) -
     values = settings.model_dump(mode="json")
     for name in RECIPE:
         if name in saved and saved[name] != values[name]:
-            raise BigqaError(f"{where} is of another recipe: {name} {saved[name]}, and config.json says {values[name]}")
+            raise BigqaError(
+                tr(
+                    "{where} is of another recipe: {name} {saved}, and config.json says {values}",
+                    where=where,
+                    name=name,
+                    saved=saved[name],
+                    values=values[name],
+                )
+            )
     theirs, ours = saved.get("origin") or {}, values.get("origin") or {}
     for name in ("train_file", "config", "tokenizer", "weights"):
         if theirs.get(name) and ours.get(name) and theirs[name] != ours[name]:
             raise BigqaError(
-                f"{where} is of a run that began with another {name.replace('_', ' ')} than config.json says"
+                tr(
+                    "{where} is of a run that began with another {name} than config.json says",
+                    where=where,
+                    name=name.replace("_", " "),
+                )
             )
 
 
@@ -105,11 +122,21 @@ def _alike(was: Any, now: Any) -> bool:
 def _difference(settings: Settings, name: str, was: Any, now: Any) -> str:
     if name == "recipe":
         key = next(key for key in (*now, *was) if now.get(key) != was.get(key))
-        what = f"the recipe in its config.json, {key} {now.get(key)} and not {was.get(key)},"
+        what = tr(
+            "the recipe in its config.json, {key} {now} and not {before},",
+            key=key,
+            now=now.get(key),
+            before=was.get(key),
+        )
     else:
         what = WHAT[name]
-    other = "; or name what it is scored on now, --dev-file" if name == "dev_file" else ""
-    return f"{settings.out} cannot go on: {what} is not what it began with; put it back, or begin a new run{other}"
+    other = tr("; or name what it is scored on now, --dev-file") if name == "dev_file" else ""
+    return tr(
+        "{out} cannot go on: {what} is not what it began with; put it back, or begin a new run{other}",
+        out=settings.out,
+        what=what,
+        other=other,
+    )
 
 
 def _of_data(settings: Settings) -> dict[str, Any]:

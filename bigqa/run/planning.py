@@ -8,6 +8,7 @@ from bigqa.console import say
 from bigqa.engine.build import share_of_batch, strategy_of
 from bigqa.engine.processes import Processes
 from bigqa.errors import BigqaError
+from bigqa.language import tr
 from bigqa.machine.hardware import detect, free_space, host_memory
 from bigqa.machine.heap import keep_if_plenty
 from bigqa.memory.estimate import MemoryEstimate
@@ -65,8 +66,12 @@ def check_fits(settings: Settings, processes: Processes, *, refuse: bool) -> dic
     problem, memory = shortfall(settings, processes)
     if problem and refuse:
         raise BigqaError(
-            f"{problem}; choose another strategy (`bigqa probe {settings.model}` shows what fits), or --no-check to "
-            "try, stepping down when memory runs out"
+            tr(
+                "{problem}; choose another strategy (`bigqa probe {model}` shows what fits), or --no-check to "
+                "try, stepping down when memory runs out",
+                problem=problem,
+                model=settings.model,
+            )
         )
     return {} if memory is None else {name: getattr(memory, name) for name in PREDICTED}
 
@@ -83,7 +88,7 @@ def shortfall(settings: Settings, processes: Processes) -> tuple[str | None, Mem
             memory = planner.need(strategy, micro_batch, settings.seq_len, processes.world_size)
             problem, need_bytes = planner.machine.shortfall(strategy, memory), memory.host_bytes
         except BigqaError as error:  # the step of this model, under this strategy
-            problem = f"this strategy cannot be had: {error}"
+            problem = tr("this strategy cannot be had: {error}", error=error)
     problem, need_bytes = processes.from_main((problem, need_bytes))  # type: ignore[misc]
     if processes.device.type == "cpu" and need_bytes is not None:
         keep_if_plenty(need_bytes * processes.world_size, host_memory()[1])
@@ -110,8 +115,12 @@ def _choice(
         ]
     chosen = choose([candidate for candidate in candidates if candidate.strategy.device == processes.device.type])
     if chosen is None:
-        other = "; the CPU would do: --device cpu" if choose(candidates) else ""
-        return f"no strategy fits {settings.model} here: `bigqa probe {settings.model} --all` shows why{other}"
+        other = tr("; the CPU would do: --device cpu") if choose(candidates) else ""
+        return tr(
+            "no strategy fits {model} here: `bigqa probe {model} --all` shows why{other}",
+            model=settings.model,
+            other=other,
+        )
     return chosen, ladder_of(candidates, chosen)
 
 

@@ -25,6 +25,7 @@ from bigqa.engine.processes import check_kernels
 from bigqa.engine.recovery import is_out_of_memory, which_memory
 from bigqa.errors import BigqaError
 from bigqa.files import read_json, write_json
+from bigqa.language import tr
 from bigqa.machine.hardware import host_memory
 from bigqa.machine.heap import keep_if_plenty
 from bigqa.models.sources import (
@@ -116,21 +117,28 @@ def write_options(folder: Path, kind: TaskKind[Any], options: Any) -> None:
 def kind_and_options(folder: Path, config: Any, asked: str | None = None, **changed: Any) -> tuple[TaskKind[Any], Any]:
     """Return a model folder's task and options. `asked`: the task, where a person named it; `changed`: options."""
     path = folder / OPTIONS_FILE
-    found = read_json(path, "the model's options") if path.is_file() else {}
+    found = read_json(path, tr("the model's options")) if path.is_file() else {}
     if not isinstance(found, dict) or not isinstance(found.get("task", ""), str):
-        raise BigqaError(f"{path} is not as `bigqa train` writes it: it names no task")
+        raise BigqaError(tr("{path} is not as `bigqa train` writes it: it names no task", path=path))
     name = asked or found.get("task") or (DEFAULT if "lengths" in found else None)
-    kind = kind_of(name) if name else kind_of_config(config, f"the model {folder}")
+    kind = kind_of(name) if name else kind_of_config(config, tr("the model {folder}", folder=folder))
     kept = found.get("options", found.get("lengths"))
     if kept is None or (asked and kind.name != kind_of(found.get("task", DEFAULT)).name):
         kept = {"seq_len": min(512, usable_positions(config) or 512)}
     if not isinstance(kept, dict):
-        raise BigqaError(f"{path} is not as `bigqa train` writes it: its options are no object")
+        raise BigqaError(tr("{path} is not as `bigqa train` writes it: its options are no object", path=path))
     known = {name: value for name, value in changed.items() if value is not None}
     try:
         return kind, kind.options(kept | known)
     except ValidationError as error:
-        raise BigqaError(f"{path} does not fit --task {kind.name}: {error.errors()[0]['msg']}") from None
+        raise BigqaError(
+            tr(
+                "{path} does not fit --task {kind}: {problem}",
+                path=path,
+                kind=kind.name,
+                problem=error.errors()[0]["msg"],
+            )
+        ) from None
 
 
 def load_for_prediction(
@@ -163,18 +171,26 @@ def said_where_memory_runs_out() -> Iterator[None]:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        advice = "use --device cpu" if which_memory(error) == "device" else "free some, or use shorter --seq-len"
-        raise BigqaError(f"out of memory ({which_memory(error)}) while predicting: {advice}") from error
+        advice = (
+            tr("use --device cpu") if which_memory(error) == "device" else tr("free some, or use shorter --seq-len")
+        )
+        raise BigqaError(
+            tr(
+                "out of memory ({which}) while predicting: {advice}",
+                which=which_memory(error),
+                advice=advice,
+            )
+        ) from error
 
 
 def _device(asked: str, precision: str) -> torch.device:
     """Return the device asked for. Raises: BigqaError where it is not there, or has no kernels for what is wanted."""
     if asked == "cuda" and not torch.cuda.is_available():
-        raise BigqaError("no CUDA GPU here: use --device cpu, or check the driver with nvidia-smi")
+        raise BigqaError(tr("no CUDA GPU here: use --device cpu, or check the driver with nvidia-smi"))
     device = torch.device("cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu")
     check_kernels(device)
     if device.type == "cuda" and precision == "bf16" and (lacking := without_bf16(device)):
-        raise BigqaError(f"{lacking} has no bf16: use --precision fp16 or fp32")
+        raise BigqaError(tr("{lacking} has no bf16: use --precision fp16 or fp32", lacking=lacking))
     return device
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bigqa.errors import BigqaError, UsageError, in_a_line
+from bigqa.language import tr
 
 ENDPOINT_VARIABLE = "HF_ENDPOINT"
 
@@ -26,13 +27,19 @@ def check_may_push(repository: str) -> None:
     try:
         validate_repo_id(repository)
     except HFValidationError as error:
-        raise UsageError(f"--push-to-hub {repository}: {in_a_line(error)}") from None
+        raise UsageError(
+            tr("--push-to-hub {repository}: {error}", repository=repository, error=in_a_line(error))
+        ) from None
     try:
         _hub().whoami()
     except Exception as error:  # no token, a wrong one, no network: each has an error of its own
         raise BigqaError(
-            f"--push-to-hub {repository}: the hub does not let you in ({in_a_line(error)}): log in with "
-            "`hf auth login`, or set HF_TOKEN; without --push-to-hub the model is written here alone"
+            tr(
+                "--push-to-hub {repository}: the hub does not let you in ({error}): log in with `hf auth "
+                "login`, or set HF_TOKEN; without --push-to-hub the model is written here alone",
+                repository=repository,
+                error=in_a_line(error),
+            )
         ) from None
 
 
@@ -47,7 +54,11 @@ def push(folder: Path, repository: str) -> str:
         hub.upload_folder(repo_id=repository, folder_path=folder, commit_message="Model trained by bigqa")
     except Exception as error:
         raise BigqaError(
-            f"the model is in {folder}, and not on the hub: {in_a_line(error)}; once more: "
-            f"hf upload {repository} {folder}"
+            tr(
+                "the model is in {folder}, and not on the hub: {error}; once more: hf upload {repository} {folder}",
+                folder=folder,
+                error=in_a_line(error),
+                repository=repository,
+            )
         ) from None
     return str(address)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bigqa.errors import BigqaError
+from bigqa.language import tr
 from bigqa.models.sources import ModelSource, first_position, load_tokenizer
 from bigqa.models.tokenizers import check_rows, disagreement, doubts, rows_needed
 from bigqa.tasks.base import TaskKind
@@ -33,8 +34,13 @@ def _check_padding(source: ModelSource, tokenizer: Any, config: Any) -> None:
     counts_from_it = first_position(config) > 0
     if counts_from_it and source.has_weights and tokenizer.pad_token_id != config.pad_token_id:
         raise BigqaError(
-            f"the tokenizer pads with id {tokenizer.pad_token_id}, and {source.called} counts positions from its "
-            f"padding, id {config.pad_token_id}: use the model's own tokenizer"
+            tr(
+                "the tokenizer pads with id {pad_token_id}, and {called} counts positions from its padding, id "
+                "{pad_token_id_2}: use the model's own tokenizer",
+                pad_token_id=tokenizer.pad_token_id,
+                called=source.called,
+                pad_token_id_2=config.pad_token_id,
+            )
         )
 
 
@@ -49,4 +55,9 @@ def _other_than_its_own(source: ModelSource, tokenizer: Any) -> str | None:
     other = sum(own.get(token) != number for token, number in tokenizer.get_vocab().items())
     if not other:
         return None
-    return f"{other} entries of --tokenizer {source.tokenizer} have other ids than in {source.name}'s own vocabulary"
+    return tr(
+        "{other} entries of --tokenizer {tokenizer} have other ids than in {source}'s own vocabulary",
+        other=other,
+        tokenizer=source.tokenizer,
+        source=source.name,
+    )

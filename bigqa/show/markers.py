@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bigqa.errors import BigqaError
 from bigqa.files import read_text, write_text
+from bigqa.language import tr
 
 
 def between(page: str, name: str) -> str:
@@ -23,7 +24,7 @@ def replaced(page: str, name: str, text: str) -> str:
 
 def put_between(file: Path, name: str, text: str) -> None:
     """Replace what a file has between a name's markers."""
-    write_text(file, replaced(read_text(file, "the page"), name, text))
+    write_text(file, replaced(read_text(file, tr("the page")), name, text))
 
 
 def _parts(page: str, name: str) -> tuple[str, str, str]:
@@ -31,7 +32,9 @@ def _parts(page: str, name: str) -> tuple[str, str, str]:
     before, found, rest = page.partition(begin)
     inside, closed, after = rest.partition(end)
     if not found or not closed:
-        raise BigqaError(f"the page has no place for a table: write {begin} and {end} where it belongs")
+        raise BigqaError(
+            tr("the page has no place for a table: write {begin} and {end} where it belongs", begin=begin, end=end)
+        )
     return before, inside, after
 
 

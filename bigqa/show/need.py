@@ -7,12 +7,13 @@ from rich.console import Console
 from rich.table import Table
 
 from bigqa.console import show
+from bigqa.language import joined, shown, tr
 from bigqa.machine.gpus import GPUS
 from bigqa.plan.need import Need
 from bigqa.show.probe import TIERS
 from bigqa.units import format_bytes
 
-CARDS = "enough at micro-batch 1"
+CARDS = tr("enough at micro-batch 1")
 """A column of lists: it alone may be folded."""
 
 
@@ -29,7 +30,7 @@ def show_need(rows: Sequence[Need], console: Console) -> None:
 def need_table(rows: Sequence[Need]) -> Table:
     """Show how much GPU memory is enough."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    for name in ("strategy", "changes", "at micro-batch 1", "at the published batch", CARDS):
+    for name in (tr("strategy"), tr("changes"), tr("at micro-batch 1"), tr("at the published batch"), CARDS):
         table.add_column(name, no_wrap=name != CARDS, ratio=1 if name == CARDS else None)
     for row in rows:
         cells = (format_bytes(row.least_bytes), format_bytes(row.published_bytes))
@@ -70,9 +71,9 @@ def _cards(names: Sequence[str]) -> str:
     """Name cards of the table in as few words as will do."""
     others = [card.name for card in GPUS if card.name not in names]
     if not others:
-        return "every card of the table"
+        return tr("every card of the table")
     if not names:
-        return "no card of the table"
+        return tr("no card of the table")
     if others == [card.name for card in GPUS if not card.has_bf16]:
-        return "every card with bf16"
-    return f"all but {', '.join(others)}" if len(others) < len(names) else ", ".join(names)
+        return tr("every card with bf16")
+    return tr("all but {cards}", cards=", ".join(others)) if len(others) < len(names) else ", ".join(names)

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
+from bigqa.console import page_environment
+from bigqa.language import tr
 from bigqa.memory.timeline import Timeline
 from bigqa.plan.candidates import Candidate
 from bigqa.plan.probe import Probe
@@ -20,6 +20,11 @@ COLOURS = {
     "activations": "#e45756",
     "temporaries": "#9d9da1",
 }
+WORDS = (
+    tr("weights"), tr("optimizer"), tr("gradients"), tr("activations"), tr("temporaries"),
+    tr("model"), tr("set-up"), tr("states"), tr("ready"), tr("forward"), tr("backward"), tr("clip"),
+)  # fmt: skip
+"""Kinds of memory, and phases of a step, as records name them."""
 WIDTH, HEIGHT = 960.0, 260.0
 """Of the chart's drawing area, in its own units."""
 
@@ -42,7 +47,7 @@ class Chart:
 
 def probe_page(found: Probe) -> str:
     """Return the page."""
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True)
+    environment = page_environment(TEMPLATES)
     rows = [
         {"cells": cells(found, c), "keys": _sort_keys(c), "fits": c.fits, "chosen": c is found.chosen}
         for c in found.candidates

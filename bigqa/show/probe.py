@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bigqa.console import note, show
+from bigqa.language import joined, put, tr
 from bigqa.machine.gpus import GPUS
 from bigqa.plan.candidates import Candidate
 from bigqa.plan.files import launch_words
@@ -17,9 +18,12 @@ from bigqa.units import format_bytes, format_seconds
 
 WIDE = 0.2
 """An error of the speed from which on it pays to measure the machine."""
-TIERS = {0: "nothing", 1: "rounding only", 2: "what is learned"}
-PROBE_COLUMNS = ("strategy", "tier", "batch", "GPU peak / limit", "host peak", "samples/s", "run", "verdict")
-SPARE_COLUMNS = ("run", "host peak", "tier")
+TIERS = {0: tr("nothing"), 1: tr("rounding only"), 2: tr("what is learned")}
+PROBE_COLUMNS = (
+    tr("strategy"), tr("tier"), tr("batch"), tr("GPU peak / limit"), tr("host peak"), tr("samples/s"), tr("run"),
+    tr("verdict"),
+)  # fmt: skip
+SPARE_COLUMNS = (tr("run"), tr("host peak"), tr("tier"))
 
 
 def show_probe(found: Probe, out: Path | None, console: Console, *, show_all: bool) -> None:
@@ -29,7 +33,7 @@ def show_probe(found: Probe, out: Path | None, console: Console, *, show_all: bo
     for line in reasons(shown):
         note(line, console)
     text = plan_text(found, out or Path("plan.json"), is_written=out is not None)
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(shown(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def probe_table(found: Probe, shown: Sequence[Candidate]) -> Table:
@@ -39,7 +43,7 @@ def probe_table(found: Probe, shown: Sequence[Candidate]) -> Table:
         table.add_column(name, no_wrap=True)
     for candidate in shown:
         style = "bold green" if candidate is found.chosen else None if candidate.fits else "dim"
-        table.add_row(*cells(found, candidate)[:-1], candidate.verdict, style=style)
+        table.add_row(*cells(found, candidate)[:-1], put(candidate.verdict), style=style)
     return table
 
 
@@ -48,8 +52,9 @@ def reasons(shown: Sequence[Candidate]) -> list[str]:
     sharing: dict[str, list[str]] = {}
     for candidate in shown:
         if candidate.reason:
-            sharing.setdefault(f"{candidate.verdict}: {candidate.reason}", []).append(candidate.name)
-    return [f"{', '.join(names)}: {reason}" for reason, names in sharing.items()]
+            why = put("{verdict}: {reason}", verdict=put(candidate.verdict), reason=candidate.reason)
+            sharing.setdefault(why, []).append(candidate.name)
+    return [put("{names}: {why}", names=", ".join(names), why=why) for why, names in sharing.items()]
 
 
 def plan_text(found: Probe, plan: Path, *, is_written: bool = False) -> str:
@@ -59,19 +64,33 @@ def plan_text(found: Probe, plan: Path, *, is_written: bool = False) -> str:
         lines += _nothing_fits(found)
     else:
         chosen = found.chosen
-        where = f"in {chosen.strategy.precision}, on the {device(found, chosen)}"
-        lines.append(f"Plan: {chosen.name}, {where}. {_gives_up(found, chosen)}")
-        lines.append(f"  predicted peak {peak(chosen)}, reached in the {_phase(chosen)}: {_made_of(chosen)}")
-        if found.next_best is not None:
-            lines.append(f"Next: {found.next_best.name}. {_gives_up(found, found.next_best)}")
+        lines.append(
+            tr(
+                "Plan: {name}, in {precision}, on the {device}. {gives_up}",
+                name=chosen.name,
+                precision=chosen.strategy.precision,
+                device=device(found, chosen),
+                gives_up=_gives_up(found, chosen),
+            )
+        )
+        lines.append(
+            tr(
+                "  predicted peak {peak}, reached in the {phase}: {made_of}",
+                peak=peak(chosen),
+                phase=_phase(chosen),
+                made_of=_made_of(chosen),
+            )
+        )
+        if (following := found.next_best) is not None:
+            lines.append(tr("Next: {name}. {gives_up}", name=following.name, gives_up=_gives_up(found, following)))
         lines += _cut(found)
-        lines.append("Run:" if is_written else f"Run (after --out {plan}):")
+        lines.append(tr("Run:") if is_written else tr("Run (after --out {plan}):", plan=plan))
         lines.append(f"  {launch_words(found, plan)}")
     if found.without_kernels is not None:
-        lines.append(f"First: {found.without_kernels}")
+        lines.append(tr("First: {remedy}", remedy=found.without_kernels))
     lines += _speeds_from(found)
-    lines.append("GPU figures are predictions from the step's own trace; none has been measured on a GPU yet.")
-    return "\n".join(lines)
+    lines.append(tr("GPU figures are predictions from the step's own trace; none has been measured on a GPU yet."))
+    return joined("\n", lines)
 
 
 def _cut(found: Probe) -> list[str]:
@@ -81,8 +100,9 @@ def _cut(found: Probe) -> list[str]:
         return []
     (shortest, most), *rest = lost.items()
     of, how = found.workload.lost_words
-    told = [f"Of the {of} {most:.1%} are {how} at {shortest} tokens", *(f"{share:.1%} at {at}" for at, share in rest)]
-    return [", ".join(told) + "."]
+    first = tr("Of the {of} {most:.1%} are {how} at {shortest} tokens", of=of, most=most, how=how, shortest=shortest)
+    told = joined(", ", [first, *(tr("{share:.1%} at {at}", share=share, at=at) for at, share in rest)])
+    return [put("{told}.", told=told)]
 
 
 def _speeds_from(found: Probe) -> list[str]:
@@ -91,42 +111,68 @@ def _speeds_from(found: Probe) -> list[str]:
     lines = []
     for device_type, candidate in known.items():
         measured = candidate.speed_source.startswith("measured")
-        source = candidate.speed_source if measured else "worked out from the datasheet"
+        source = candidate.speed_source if measured else tr("worked out from the datasheet")
         advice = (
-            "" if measured and candidate.speed_error < WIDE else "; `bigqa probe --calibrate` measures this machine"
+            "" if measured and candidate.speed_error < WIDE else tr("; `bigqa probe --calibrate` measures this machine")
         )
         where = "CPU" if device_type == "cpu" else device(found, candidate)
-        lines.append(f"Speed on the {where}: {source}, within about {candidate.speed_error:.0%}{advice}.")
+        lines.append(
+            tr(
+                "Speed on the {where}: {source}, within about {error:.0%}{advice}.",
+                where=where,
+                source=source,
+                error=candidate.speed_error,
+                advice=advice,
+            )
+        )
     return lines
 
 
 def _nothing_fits(found: Probe) -> list[str]:
     closest = found.closest
     if closest is None:
-        return ["Nothing fits: " + "; ".join(sorted({c.reason for c in found.candidates if c.reason})) + "."]
+        why = joined("; ", sorted({c.reason for c in found.candidates if c.reason}))
+        return [tr("Nothing fits: {why}.", why=why)]
     assert closest.memory is not None
     short = found.machine.short_of(closest.strategy, closest.memory)
     assert short is not None
     wanted = short.needs / (1 - short.left_free)
-    margin = f" with {short.left_free:.0%} left free" if short.left_free else ""
-    lines = [
-        f"Nothing fits. The closest is {closest.name}: it needs {format_bytes(wanted)} of {short.kind}{margin}, "
-        f"and {format_bytes(short.has)} are there: {format_bytes(max(0, wanted - short.has))} short."
+    margin = tr(" with {share:.0%} left free", share=short.left_free) if short.left_free else ""
+    lines: list[str] = [
+        tr(
+            "Nothing fits. The closest is {closest}: it needs {wanted} of {kind}{margin}, and {has} are there: "
+            "{missing} short.",
+            closest=closest.name,
+            wanted=format_bytes(wanted),
+            kind=short.kind,
+            margin=margin,
+            has=format_bytes(short.has),
+            missing=format_bytes(max(0, wanted - short.has)),
+        )
     ]
     if short.kind == "GPU memory":
         cards = [card.name for card in GPUS if card.memory_bytes * (1 - HEADROOM) >= short.needs]
-        remedy = f"one of {', '.join(cards[:6])}; the CPU" if cards else "more GPUs (--gpus), a smaller model"
+        some = tr("one of {cards}; the CPU", cards=", ".join(cards[:6]))
+        remedy = some if cards else tr("more GPUs (--gpus), a smaller model")
     else:
-        remedy = f"{format_bytes(wanted)} of {short.kind}"
-    return [*lines, f"What would make it fit: {remedy}; shorter windows (--seq-len)."]
+        remedy = tr("{size} of {kind}", size=format_bytes(wanted), kind=short.kind)
+    return [*lines, tr("What would make it fit: {remedy}; shorter windows (--seq-len).", remedy=remedy)]
 
 
 def title(found: Probe) -> str:
     """Say in a line what was asked."""
     work = found.workload
-    where = f"{found.gpu.name} ({format_bytes(found.gpu.free_bytes)} free)" if found.gpu else found.hardware.cpu.name
-    count = f"{found.num_gpus} x " if found.num_gpus > 1 else ""
-    return f"{found.question.model} on {count}{where}, windows of {work.seq_len}, {work.global_batch} per step"
+    where: str = found.hardware.cpu.name
+    if found.gpu:
+        where = tr("{gpu} ({size} free)", gpu=found.gpu.name, size=format_bytes(found.gpu.free_bytes))
+    return tr(
+        "{model} on {count}{where}, windows of {seq_len}, {global_batch} per step",
+        model=found.question.model,
+        count=f"{found.num_gpus} x " if found.num_gpus > 1 else "",
+        where=where,
+        seq_len=work.seq_len,
+        global_batch=work.global_batch,
+    )
 
 
 def cells(found: Probe, candidate: Candidate) -> tuple[str, ...]:
@@ -142,7 +188,7 @@ def cells(found: Probe, candidate: Candidate) -> tuple[str, ...]:
         format_bytes(memory.host_bytes) if memory else "-",
         f"{candidate.samples_per_s:.2f}" if candidate.samples_per_s else "-",
         run,
-        candidate.verdict + (f": {candidate.reason}" if candidate.reason else ""),
+        joined(": ", (put(candidate.verdict), *([candidate.reason] if candidate.reason else []))),
     )
 
 
@@ -158,20 +204,30 @@ def device(found: Probe, candidate: Candidate) -> str:
 
 def _phase(candidate: Candidate) -> str:
     phase = candidate.memory.phase if candidate.memory else ""
-    names = {"backward": "backward pass", "forward": "forward pass", "clip": "clipping", "set-up": "set-up"}
+    names = {
+        "backward": tr("backward pass"),
+        "forward": tr("forward pass"),
+        "clip": tr("clipping"),
+        "set-up": tr("set-up"),
+        "optimizer": tr("optimizer step"),
+    }
     return names.get(phase, f"{phase} step")
 
 
 def _made_of(candidate: Candidate) -> str:
     assert candidate.memory is not None
     parts = sorted(candidate.memory.by_category.items(), key=lambda item: -item[1])
-    return ", ".join(f"{name} {format_bytes(size)}" for name, size in parts if size >= 2**20)
+    large = ((name, size) for name, size in parts if size >= 2**20)
+    return joined(", ", [put("{name} {size}", name=put(name), size=format_bytes(size)) for name, size in large])
 
 
 def _gives_up(found: Probe, candidate: Candidate) -> str:
     lost, (of, how) = found.workload.out_of_reach.get(candidate.seq_len), found.workload.lost_words
     if candidate.strategy.seq_len is not None:
-        share = f", {lost:.1%} of the {of} {how}" if lost is not None else " (--train-file counts what is lost)"
-        return f"It changes what is learned: windows of {candidate.seq_len}{share}."
-    clipping = ", and clips by the gradient norm of the step before" if candidate.strategy.release else ""
-    return f"It changes {TIERS[candidate.tier]}{clipping}."
+        share = tr(" (--train-file counts what is lost)")
+        if lost is not None:
+            share = tr(", {lost:.1%} of the {of} {how}", lost=lost, of=of, how=how)
+        length = candidate.seq_len
+        return tr("It changes what is learned: windows of {length}{share}.", length=length, share=share)
+    clipping = tr(", and clips by the gradient norm of the step before") if candidate.strategy.release else ""
+    return tr("It changes {what}{clipping}.", what=TIERS[candidate.tier], clipping=clipping)

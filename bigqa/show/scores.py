@@ -5,10 +5,12 @@ from typing import Any
 
 from rich.table import Table
 
+from bigqa.language import tr
+
 
 def inspection_table(found: Mapping[str, Any]) -> Table:
     """Show what `bigqa data inspect` found, one figure a row; nested figures are indented by their names."""
-    table = Table("figure", "value", title="data")
+    table = Table(tr("figure"), tr("value"), title=tr("data"))
     for name, value in _flat(found):
         table.add_row(name, _text(value))
     return table
@@ -16,7 +18,7 @@ def inspection_table(found: Mapping[str, Any]) -> Table:
 
 def scores_table(title: str, rows: Mapping[str, Mapping[str, Any]], overlap: str = "F1") -> Table:
     """Show exact match, the measure beside it, and the number of questions, one row for each score."""
-    table = Table("metric", "EM", overlap, "questions", "missing", title=title)
+    table = Table(tr("metric"), "EM", overlap, tr("questions"), tr("missing"), title=title)
     for name, score in rows.items():
         figures = [f"{score[key]:.2f}" for key in ("exact_match", overlap.lower().replace("-", "_"))]
         table.add_row(name, *figures, str(score["total"]), str(score["missing"]))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bigqa.engine.bits import dropping_signs
 from bigqa.files import cache_folder, read_json, write_json
+from bigqa.language import tr
 from bigqa.machine.hardware import Hardware, detect
 from bigqa.machine.heap import give_back, hand_back, keep
 from bigqa.speed.card import measured_apart
@@ -35,7 +36,7 @@ def kept_rates(hardware: Hardware) -> dict[str, Rates]:
     path = _file(hardware)
     if not path.is_file():
         return {}
-    kept = read_json(path, "the calibration")
+    kept = read_json(path, tr("the calibration"))
     if not isinstance(kept, dict) or kept.get("schema") != SCHEMA:
         return {}
     try:
@@ -62,12 +63,17 @@ def calibrate(hardware: Hardware, disk: Path | None = None) -> dict[str, Rates]:
 def calibration_lines(nvme: Path | None = None) -> Iterator[str]:
     """Measure this machine and keep it for every later probe; say what was found, a line a device."""
     hardware = detect(nvme)
-    yield "measuring this machine"
+    yield tr("measuring this machine")
     for name, rates in calibrate(hardware, nvme).items():
-        figures = f"products {rates.low_flops_per_s / 1e9:,.0f} and in fp32 {rates.fp32_flops_per_s / 1e9:,.0f} GFLOP/s"
-        memory = f"memory {rates.bytes_per_s / 1e9:.1f} GB/s"
-        adam = f", AdamW {rates.adam_per_s / 1e6:,.0f} million parameters/s" if rates.adam_per_s else ""
-        yield f"{'CPU' if name == 'cpu' else name}: {figures}, {memory}{adam}"
+        adam = tr(", AdamW {rate:,.0f} million parameters/s", rate=rates.adam_per_s / 1e6) if rates.adam_per_s else ""
+        yield tr(
+            "{device}: products {low:,.0f} and in fp32 {full:,.0f} GFLOP/s, memory {memory:.1f} GB/s{adam}",
+            device="CPU" if name == "cpu" else name,
+            low=rates.low_flops_per_s / 1e9,
+            full=rates.fp32_flops_per_s / 1e9,
+            memory=rates.bytes_per_s / 1e9,
+            adam=adam,
+        )
 
 
 def measure_cpu(seconds: float, *, whole: bool = False) -> Rates:
@@ -92,7 +98,7 @@ def measure_cpu(seconds: float, *, whole: bool = False) -> Rates:
         drawn_per_s=2**20 / _time(_drawing(), seconds),
         adam_per_s=many / _time(_adam(many), seconds),
         adam8bit_per_s=_adam_8bit_rate(seconds) if whole and _has_bitsandbytes() else None,
-        source="measured on this CPU",
+        source=tr("measured on this CPU"),
         error=CPU_ERROR if whole else QUICK_ERROR,
     )
 

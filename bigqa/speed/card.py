@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bigqa.errors import BigqaError
+from bigqa.language import tr
 from bigqa.speed.throughput import Rates
 
 GPU_ERROR = 0.1
@@ -28,8 +29,15 @@ def measured_apart(index: int, name: str) -> Rates:
     command = [sys.executable, "-m", "bigqa.speed.card", str(index)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise BigqaError(f"{name} (cuda:{index}) could not be measured: {said[-1]}; `nvidia-smi` shows who uses it")
+        said = done.stderr.strip().splitlines() or [tr("exit code {code}", code=done.returncode)]
+        raise BigqaError(
+            tr(
+                "{name} (cuda:{index}) could not be measured: {said}; `nvidia-smi` shows who uses it",
+                name=name,
+                index=index,
+                said=said[-1],
+            )
+        )
     return Rates(**json.loads(done.stdout.splitlines()[-1]))
 
 

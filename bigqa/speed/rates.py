@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from bigqa.language import tr
 from bigqa.machine.gpus import GPUS, GpuModel
 from bigqa.machine.hardware import Gpu
 from bigqa.speed.calibration import QUICK_S, measure_cpu
@@ -35,5 +36,7 @@ def _of_the_like(gpu: Gpu) -> Rates:
 
     like = min(GPUS, key=unlikeness)
     return replace(
-        gpu_rates(like), source=f"no datasheet of {gpu.name}; that of {like.name}, the most like it", error=0.5
+        gpu_rates(like),
+        source=tr("no datasheet of {gpu}; that of {like}, the most like it", gpu=gpu.name, like=like.name),
+        error=0.5,
     )

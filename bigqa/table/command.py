@@ -12,6 +12,7 @@ from typing import Literal
 from bigqa.bench.report import read_reports
 from bigqa.errors import BigqaError
 from bigqa.files import read_text, write_text
+from bigqa.language import tr
 from bigqa.show import markers
 from bigqa.table.charts import charts_of
 from bigqa.table.grade import Grade, grade
@@ -101,11 +102,15 @@ def tabled(folders: Sequence[Path], on_row: Callable[[int, int], None]) -> Table
     chosen = list(folders) or [folder for folder in DEFAULT_FOLDERS if folder.is_dir()]
     if not chosen:
         names = " or ".join(map(str, DEFAULT_FOLDERS))
-        raise BigqaError(f"no folder {names} here: name a folder of reports; `bigqa bench --out DIR` makes them")
+        raise BigqaError(
+            tr("no folder {names} here: name a folder of reports; `bigqa bench --out DIR` makes them", names=names)
+        )
     reports = read_reports(chosen)
     if not reports:
         names = ", ".join(map(str, chosen))
-        raise BigqaError(f"no reports in {names}: `bigqa bench --out {chosen[0]}` makes them")
+        raise BigqaError(
+            tr("no reports in {names}: `bigqa bench --out {chosen}` makes them", names=names, chosen=chosen[0])
+        )
     return Tabled(rows_of(reports, on_row))
 
 

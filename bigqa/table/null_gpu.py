@@ -13,6 +13,7 @@ from typing import Any
 
 from bigqa.bench.cases import rows_on
 from bigqa.errors import BigqaError
+from bigqa.language import tr
 from bigqa.machine.gpus import GpuModel, find_gpu
 from bigqa.memory.cards import card_for
 from bigqa.memory.estimate import Estimator, MemoryEstimate
@@ -112,7 +113,9 @@ def _of_model(file: Path) -> Iterable[Counted]:
             continue
         card = find_gpu(one["card"])
         if card is None:
-            raise BigqaError(f"{file}: no card {one['card']} in bigqa's table; measure its cells anew")
+            raise BigqaError(
+                tr("{file}: no card {one} in bigqa's table; measure its cells anew", file=file, one=one["card"])
+            )
         shape = f"{one['micro_batch']}x{one['seq_len']} {'accumulating' if one['accumulating'] else 'once'}"
         gpus = one.get("gpus", 1)
         yield Counted(

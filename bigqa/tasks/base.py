@@ -230,7 +230,7 @@ class TaskKind(ABC, Generic[Options]):
     def write(self, answers: Iterator[Row], output: Path, more: Mapping[str, Path]) -> int:
         """Write answers as JSON lines, as they come; return how many. `more`: further files that were asked for."""
         if more:
-            raise UsageError(f"--{min(more)} is nothing to --task {self.name}")
+            raise UsageError(tr("--{option} is nothing to --task {task}", option=min(more), task=self.name))
         count = 0
         with atomic_path(output) as temporary, temporary.open("w", encoding="utf-8") as file:
             for one in answers:

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from bigqa.errors import BigqaError
 from bigqa.files import atomic_path
+from bigqa.language import tr
 from bigqa.tasks.rows import Rows
 
 BATCH_ROWS = 1024
@@ -72,7 +73,9 @@ def read_into(digest: "hashlib._Hash", file: Path) -> None:
             while block := stream.read(1 << 20):
                 digest.update(block)
     except OSError as error:
-        raise BigqaError(f"data file cannot be read: {file}: {error.strerror}") from None
+        raise BigqaError(
+            tr("data file cannot be read: {file}: {strerror}", file=file, strerror=error.strerror)
+        ) from None
 
 
 def is_whole(file: Path) -> bool:

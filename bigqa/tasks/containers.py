@@ -20,6 +20,7 @@ from typing import IO, Any
 from bigqa.contents import HEAD_BYTES, packing_of, what_else, what_encoding, what_no_text, what_zip
 from bigqa.errors import BigqaError, in_a_line
 from bigqa.files import decoded, parsed
+from bigqa.language import put, tr
 
 UNPACKERS: dict[str, Callable[[IO[bytes]], Any]] = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}
 UNPACK_ERRORS = (zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
@@ -77,13 +78,22 @@ def _told(path: Path, role: str) -> Iterator[None]:
     except BigqaError:
         raise
     except FileNotFoundError:
-        raise BigqaError(f"{role} not found: {path}") from None
+        raise BigqaError(tr("{role} not found: {path}", role=role, path=path)) from None
     except IsADirectoryError:
-        raise BigqaError(f"{role} is a folder, not a file: {path}") from None
+        raise BigqaError(tr("{role} is a folder, not a file: {path}", role=role, path=path)) from None
     except UNPACK_ERRORS as error:
-        raise BigqaError(f"{role} cannot be unpacked: {path}: {error}; fetch it again") from None
+        raise BigqaError(
+            tr("{role} cannot be unpacked: {path}: {error}; fetch it again", role=role, path=path, error=error)
+        ) from None
     except (OSError, ValueError) as error:  # ValueError: a name with a null byte
-        raise BigqaError(f"{role} cannot be read: {path}: {getattr(error, 'strerror', None) or error}") from None
+        raise BigqaError(
+            tr(
+                "{role} cannot be read: {path}: {problem}",
+                role=role,
+                path=path,
+                problem=getattr(error, "strerror", None) or error,
+            )
+        ) from None
 
 
 def is_data(name: str, suffixes: Sequence[str] = DATA_SUFFIXES) -> bool:
@@ -109,9 +119,11 @@ def _values(file: IO[bytes], name: str, role: str, columns: Sequence[str] | None
     if packing is None and name.lower().endswith(BINARY_SUFFIXES):
         known = what_else(head)
         problem = (
-            f"is {known}" if known else "is no such file by its first bytes, so it cannot be unpacked; fetch it again"
+            tr("is {known}", known=known)
+            if known
+            else tr("is no such file by its first bytes, so it cannot be unpacked; fetch it again")
         )
-        raise BigqaError(f"{role} {problem}: {name}")
+        raise BigqaError(tr("{role} {problem}: {name}", role=role, problem=problem, name=name))
     if packing in UNPACKERS:
         with UNPACKERS[packing](file) as inner:
             yield from _values(inner, name, role, columns)
@@ -127,9 +139,16 @@ def _of_zip(file: IO[bytes], name: str, role: str, columns: Sequence[str] | None
     with zipfile.ZipFile(file) as archive:
         members = sorted(member for member in archive.namelist() if is_data(member))
         if not members and (said := what_zip(archive.namelist())):
-            raise BigqaError(f"{role} is {said}: {name}")
+            raise BigqaError(tr("{role} is {said}: {name}", role=role, said=said, name=name))
         if not members:
-            raise BigqaError(f"{role}: zip holds no data ({', '.join(DATA_SUFFIXES)}): {name}; name the one that does")
+            raise BigqaError(
+                tr(
+                    "{role}: zip holds no data ({data_suffixes}): {name}; name the one that does",
+                    role=role,
+                    data_suffixes=", ".join(DATA_SUFFIXES),
+                    name=name,
+                )
+            )
         for member in members:
             with archive.open(member) as inner:
                 yield from _values(inner, f"{name}/{member}", role, columns)
@@ -142,8 +161,8 @@ def _of_text(file: IO[bytes], name: str, role: str) -> Iterator[tuple[Any, str]]
     if len(full) == 2 and _is_object(full[0][1]):
         for number, line in chain(full, lines):
             if line.strip():
-                place = f"{name} line {number}"
-                yield parsed(decoded(line, place, role), place, role), f"{role} {place}"
+                place = tr("{name} line {number}", name=name, number=number)
+                yield parsed(decoded(line, place, role), place, role), put("{role} {place}", role=role, place=place)
         return
     whole = b"".join(line for _, line in chain(before, lines))
     yield _rows_of_pandas(parsed(decoded(whole, name, role), name, role)), f"{role} {name}"
@@ -202,11 +221,19 @@ def _of_table(
             classes = class_names(metadata)
             for row in batch.select(_held(batch.schema, columns)).to_pylist():
                 number += 1
-                yield _named(row, classes), f"{role} {name} row {number}"
+                yield _named(row, classes), tr("{role} {name} row {number}", role=role, name=name, number=number)
     # Of bytes that are not as they were written, pyarrow also raises SystemError, ValueError and others.
     except Exception as error:
         kind = "Parquet" if packing == "parquet" else "Arrow"
-        raise BigqaError(f"{role} is a broken {kind} file: {name}: {in_a_line(error)}") from None
+        raise BigqaError(
+            tr(
+                "{role} is a broken {kind} file: {name}: {error}",
+                role=role,
+                kind=kind,
+                name=name,
+                error=in_a_line(error),
+            )
+        ) from None
 
 
 def _held(schema: Any, columns: Sequence[str] | None) -> list[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bigqa.errors import BigqaError
+from bigqa.language import tr
 from bigqa.tasks.squad import iter_questions
 from bigqa.tasks.windows import learn_template
 
@@ -22,7 +23,7 @@ CHARACTERS = 200_000
 """What is looked at: so many questions, and their contexts up to so many characters."""
 SAID, REFUSED = 0.05, 0.5
 """Unknown share of the characters from which it is said, and refused."""
-PARTS = ("first special token", "question", "middle special token", "context", "last special token")
+PARTS = (tr("first special token"), tr("question"), tr("middle special token"), tr("context"), tr("last special token"))
 
 
 def check_template(tokenizer: Any, *, token_types: int, rows: int, name: str) -> None:
@@ -35,14 +36,27 @@ def check_template(tokenizer: Any, *, token_types: int, rows: int, name: str) ->
     if token_types > 1 and beyond:
         part, kind = beyond[0]
         raise BigqaError(
-            f"the tokenizer gives the {part} of a pair token type {kind}, and {name} has {token_types} (0 to "
-            f'{token_types - 1}): set it in "post_processor" of tokenizer.json, or use the model\'s own tokenizer'
+            tr(
+                "the tokenizer gives the {part} of a pair token type {kind}, and {name} has {token_types} (0 "
+                'to {token_types_2}): set it in "post_processor" of tokenizer.json, or use the model\'s own '
+                "tokenizer",
+                part=part,
+                kind=kind,
+                name=name,
+                token_types=token_types,
+                token_types_2=token_types - 1,
+            )
         )
     special = (*template.prefix, *template.middle, *template.suffix)
     if max(special, default=0) >= rows:
         raise BigqaError(
-            f"the tokenizer's template of a pair holds id {max(special)}, and {name} has {rows} embeddings: "
-            "use the model's own tokenizer"
+            tr(
+                "the tokenizer's template of a pair holds id {special}, and {name} has {rows} embeddings: use "
+                "the model's own tokenizer",
+                special=max(special),
+                name=name,
+                rows=rows,
+            )
         )
 
 
@@ -51,14 +65,24 @@ def template_doubts(tokenizer: Any, *, token_types: int, name: str) -> list[str 
     template, lines = learn_template(tokenizer), []
     if token_types > 1 and template.types[1] == template.types[3]:
         lines.append(
-            f"the tokenizer gives question and context the same token type, and {name} has {token_types}: "
-            "was it trained so?"
+            tr(
+                "the tokenizer gives question and context the same token type, and {name} has {token_types}: "
+                "was it trained so?",
+                name=name,
+                token_types=token_types,
+            )
         )
     around = {*template.prefix, *template.middle, *template.suffix}
     for kind in ("cls_token", "sep_token"):
         token = getattr(tokenizer, kind)
         if token is not None and getattr(tokenizer, f"{kind}_id") not in around:
-            lines.append(f"the tokenizer has {token}, and its template of a pair does not: was {name} trained so?")
+            lines.append(
+                tr(
+                    "the tokenizer has {token}, and its template of a pair does not: was {name} trained so?",
+                    token=token,
+                    name=name,
+                )
+            )
     return [*lines]
 
 
@@ -78,9 +102,16 @@ def check_texts(found: Iterable[str], path: Path, tokenizer: Any, refuse: bool =
     share, example = unknown_share(tokenizer, _first(texts))
     if share <= SAID:
         return None
-    line = f"{share:.0%} of the characters of {path} are unknown to the tokenizer, {example!r} for one"
+    line = tr(
+        "{share:.0%} of the characters of {path} are unknown to the tokenizer, {example!r} for one",
+        share=share,
+        path=path,
+        example=example,
+    )
     if share > REFUSED and refuse:
-        raise BigqaError(f"{line}: it is of another language, or takes Hangul apart (strip_accents); name another")
+        raise BigqaError(
+            tr("{line}: it is of another language, or takes Hangul apart (strip_accents); name another", line=line)
+        )
     return line
 
 

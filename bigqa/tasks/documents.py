@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from bigqa.errors import BigqaError
 from bigqa.files import read_json
+from bigqa.language import put, tr
 from bigqa.tasks.containers import DATA_SUFFIXES, is_data, values
 from bigqa.tasks.hub import hub_files, is_hub_id
 from bigqa.tasks.splits import split_of
@@ -39,7 +40,7 @@ def names_data(path: Path) -> bool:
     return path.exists() or glob.has_magic(str(path)) or is_hub_id(str(path))
 
 
-def check_there(path: Path, role: str = "data file") -> None:
+def check_there(path: Path, role: str = tr("data file")) -> None:
     """Refuse a path that names nothing; what is in it is read later. Raises: BigqaError."""
     data_files(path, role)
 
@@ -51,14 +52,25 @@ def data_files(path: Path, role: str) -> list[Path]:
             return _of_folder(path, role)
         if path.exists() and not path.is_file():
             raise BigqaError(
-                f"{role} is a pipe or a device, and data is read more than once: {path}; save it to a file"
+                tr(
+                    "{role} is a pipe or a device, and data is read more than once: {path}; save it to a file",
+                    role=role,
+                    path=path,
+                )
             )
         if path.exists():
             return [path]
         if glob.has_magic(str(path)):
             return _of_glob(path, role)
     except (OSError, ValueError) as error:  # ValueError: a name with a null byte
-        raise BigqaError(f"{role} cannot be read: {path}: {getattr(error, 'strerror', None) or error}") from None
+        raise BigqaError(
+            tr(
+                "{role} cannot be read: {path}: {problem}",
+                role=role,
+                path=path,
+                problem=getattr(error, "strerror", None) or error,
+            )
+        ) from None
     return _of_hub(path, role)
 
 
@@ -66,7 +78,7 @@ def _of_glob(path: Path, role: str) -> list[Path]:
     found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
     files = [file for one in found for file in (_of_folder(one, role) if one.is_dir() else [one])]
     if not files:
-        raise BigqaError(f"{role} not found: no file is named like {path}")
+        raise BigqaError(tr("{role} not found: no file is named like {path}", role=role, path=path))
     return files
 
 
@@ -74,7 +86,14 @@ def _of_folder(path: Path, role: str) -> list[Path]:
     entries = sorted(path.iterdir())
     names = {entry.name for entry in entries}
     if "dataset_dict.json" in names:
-        raise BigqaError(f"{role} folder holds several splits: {path}; name one: {', '.join(_splits_of(path))}")
+        raise BigqaError(
+            tr(
+                "{role} folder holds several splits: {path}; name one: {splits_of}",
+                role=role,
+                path=path,
+                splits_of=", ".join(_splits_of(path)),
+            )
+        )
     if {"state.json", "dataset_info.json"} <= names:
         return _of_datasets(path, role)
     # The official script reads a folder's JSON files alone, so what is left beside them must not count twice.
@@ -83,16 +102,25 @@ def _of_folder(path: Path, role: str) -> list[Path]:
         if files:
             return _of_one_split(files, path, role)
     kinds = ", ".join((*DATA_SUFFIXES, *SEPARATED_SUFFIXES, ".zip"))
-    raise BigqaError(f"{role} folder holds no data ({kinds}): {path}; name the one that does")
+    raise BigqaError(
+        tr("{role} folder holds no data ({kinds}): {path}; name the one that does", role=role, kinds=kinds, path=path)
+    )
 
 
 def _of_datasets(path: Path, role: str) -> list[Path]:
     """Return the files of a folder that `datasets` saved, in its order."""
-    state = read_json(path / "state.json", f"{role}: the state of a saved data set")
+    state = read_json(path / "state.json", tr("{role}: the state of a saved data set", role=role))
     files = [field(item, "filename", str, where) for item, where in items(state, "_data_files", f"{path}/state.json")]
     missing = [name for name in files if not (path / name).is_file() or Path(name).name != name]
     if missing or not files:
-        raise BigqaError(f"{role}: {path} lacks {missing[0] if missing else 'its files'}; save the data set again")
+        raise BigqaError(
+            tr(
+                "{role}: {path} lacks {missing}; save the data set again",
+                role=role,
+                path=path,
+                missing=missing[0] if missing else tr("its files"),
+            )
+        )
     return [path / name for name in files]
 
 
@@ -116,35 +144,54 @@ def _of_one_split(files: list[Path], path: Path, role: str) -> list[Path]:
     splits = sorted({split for file in files if (split := split_of(file.name))})
     if len(splits) > 1:
         example = path / f"{splits[0]}*"
-        raise BigqaError(f"{role} folder holds the splits {', '.join(splits)}: {path}; name one by a glob: '{example}'")
+        raise BigqaError(
+            tr(
+                "{role} folder holds the splits {splits}: {path}; name one by a glob: '{example}'",
+                role=role,
+                splits=", ".join(splits),
+                path=path,
+                example=example,
+            )
+        )
     return files
 
 
 def _of_hub(path: Path, role: str) -> list[Path]:
     if ADDRESS.match(str(path)):
-        raise BigqaError(f"{role} is an address, not a file: {path}; fetch it first")
+        raise BigqaError(tr("{role} is an address, not a file: {path}; fetch it first", role=role, path=path))
     if not is_hub_id(str(path)):
-        raise BigqaError(f"{role} not found: {path}")
+        raise BigqaError(tr("{role} not found: {path}", role=role, path=path))
     return hub_files(str(path), role)
 
 
 def items(record: Any, key: str, where: str) -> Iterator[tuple[Any, str]]:
     """Yield each item of the list `record[key]` with its place."""
     for index, item in enumerate(field(record, key, list, where)):
-        yield item, f"{where} {key}[{index}]"
+        yield item, put("{where} {key}[{index}]", where=where, key=key, index=index)
 
 
 def field(record: Any, key: str, kind: type[T], where: str) -> T:
     """Return `record[key]`, or say what stands there instead of a `kind`."""
     if not isinstance(record, dict):
-        raise BigqaError(f"{where} is {name_of(record)}, not an object; {ADVICE}")
+        raise BigqaError(
+            tr("{where} is {found}, not an object; {advice}", where=where, found=name_of(record), advice=ADVICE)
+        )
     if key not in record:
         raise BigqaError(f'{where} has no "{key}"{_instead(record)}; {ADVICE}')
     value = record[key]
     if kind is int and isinstance(value, float) and value.is_integer():
         value = int(value)  # as pandas writes the numbers of a column that has gaps
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise BigqaError(f'{where}: "{key}" is {name_of(value)}, not {WANTED_NAMES[kind]}; {ADVICE}')
+        raise BigqaError(
+            tr(
+                '{where}: "{key}" is {found}, not {wanted}; {advice}',
+                where=where,
+                key=key,
+                found=name_of(value),
+                wanted=WANTED_NAMES[kind],
+                advice=ADVICE,
+            )
+        )
     return value
 
 

@@ -25,15 +25,16 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from bigqa.console import stderr
 from bigqa.errors import BigqaError, UsageError
 from bigqa.files import write_error
+from bigqa.language import tr
 
 URL_VARIABLE = "BIGQA_KORQUAD_URL"
 CHUNK_BYTES = 1 << 18
 TIMEOUT_S = 60
-AGAIN = "what came so far is kept: run the same command again to go on"
+AGAIN = tr("what came so far is kept: run the same command again to go on")
 
-LICENCE = (
-    "KorQuAD is by LG CNS (https://korquad.github.io), under CC BY-ND 2.0 KR: name the authors, and pass on no "
-    "changed copies (https://creativecommons.org/licenses/by-nd/2.0/kr/)."
+LICENCE = tr(
+    "KorQuAD is by LG CNS (https://korquad.github.io), under CC BY-ND 2.0 KR: name the authors, and pass "
+    "on no changed copies (https://creativecommons.org/licenses/by-nd/2.0/kr/)."
 )
 
 
@@ -94,22 +95,22 @@ def download(name: str, out: Path, *, base_url: str | None = None) -> Iterator[s
     Raises: BigqaError for the first file that cannot be had; the files before it stay.
     """
     if name not in FILES:
-        raise UsageError(f"no data set is called {name}; there are {', '.join(FILES)}")
+        raise UsageError(tr("no data set is called {name}; there are {files}", name=name, files=", ".join(FILES)))
     base = _base(base_url or os.environ.get(URL_VARIABLE) or OFFICIAL_URLS[name])
     for number, file in enumerate(FILES[name], 1):
         target = out / file.local
         if _is_right(target, file):
-            yield f"already there: {target}"
+            yield tr("already there: {target}", target=target)
             continue
         with _shown(f"{number}/{len(FILES[name])} {target.name}", file.size_bytes) as on_bytes:
             fetch(file, f"{base}/{file.path}", target, on_bytes)
-        yield f"downloaded: {target}"
+        yield tr("downloaded: {target}", target=target)
     yield LICENCE
 
 
 def _base(url: str) -> str:
     if not url.startswith(("http://", "https://")):
-        raise UsageError(f"not a http:// or https:// address in {URL_VARIABLE}: {url}")
+        raise UsageError(tr("not a http:// or https:// address in {variable}: {url}", variable=URL_VARIABLE, url=url))
     return url.rstrip("/")
 
 
@@ -127,8 +128,14 @@ def fetch(file: RemoteFile, url: str, target: Path, on_bytes: Callable[[int], No
     if found != file.sha256:
         part.unlink()
         raise BigqaError(
-            f"{url} is not the official file: its sha256 is {found}, not {file.sha256}; it was removed: "
-            f"run the same command again, or name another mirror in {URL_VARIABLE}"
+            tr(
+                "{url} is not the official file: its sha256 is {found}, not {sha256}; it was removed: run the "
+                "same command again, or name another mirror in {variable}",
+                url=url,
+                found=found,
+                sha256=file.sha256,
+                variable=URL_VARIABLE,
+            )
         )
     try:
         part.replace(target)
@@ -161,7 +168,15 @@ def _receive(file: RemoteFile, url: str, part: Path, start: int, on_bytes: Calla
         except OSError as error:
             raise write_error(part, error) from error
     if done < file.size_bytes:
-        raise BigqaError(f"{url} broke off at {done} of {file.size_bytes} bytes; {AGAIN}")
+        raise BigqaError(
+            tr(
+                "{url} broke off at {done} of {size_bytes} bytes; {again}",
+                url=url,
+                done=done,
+                size_bytes=file.size_bytes,
+                again=AGAIN,
+            )
+        )
 
 
 def _open(url: str, start: int) -> Any:
@@ -175,8 +190,16 @@ def _open(url: str, start: int) -> Any:
         error.close()
         if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             return _open(url, 0)
-        advice = f"name a mirror in {URL_VARIABLE}" if error.code < 500 else "try again later"
-        raise BigqaError(f"cannot download {url}: the server says {error.code} {error.reason}; {advice}") from error
+        advice = tr("name a mirror in {variable}", variable=URL_VARIABLE) if error.code < 500 else tr("try again later")
+        raise BigqaError(
+            tr(
+                "cannot download {url}: the server says {code} {reason}; {advice}",
+                url=url,
+                code=error.code,
+                reason=error.reason,
+                advice=advice,
+            )
+        ) from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise _network_error(url, error) from error
 
@@ -191,8 +214,14 @@ def _refuse_other_size(file: RemoteFile, url: str, response: Any, done: int) -> 
     length = response.headers.get("Content-Length", "")
     if length.isdigit() and done + int(length) != file.size_bytes:
         raise BigqaError(
-            f"{url} is not the official file: it has {done + int(length)} bytes, not {file.size_bytes}; "
-            f"is there a login page in between? Otherwise name a mirror in {URL_VARIABLE}"
+            tr(
+                "{url} is not the official file: it has {done} bytes, not {size_bytes}; is there a login page "
+                "in between? Otherwise name a mirror in {variable}",
+                url=url,
+                done=done + int(length),
+                size_bytes=file.size_bytes,
+                variable=URL_VARIABLE,
+            )
         )
 
 
@@ -210,7 +239,9 @@ def _chunks(url: str, response: Any) -> Iterator[bytes]:
 def _network_error(url: str, error: Exception) -> BigqaError:
     reason = getattr(error, "reason", None) or error
     text = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
-    return BigqaError(f"cannot download {url}: {text}; check the connection; {AGAIN}")
+    return BigqaError(
+        tr("cannot download {url}: {given}; check the connection; {again}", url=url, given=text, again=AGAIN)
+    )
 
 
 def _is_right(path: Path, file: RemoteFile) -> bool:
@@ -224,7 +255,7 @@ def _sha256(path: Path) -> str:
             while chunk := source.read(CHUNK_BYTES):
                 digest.update(chunk)
     except OSError as error:
-        raise BigqaError(f"cannot read {path}: {error.strerror}") from error
+        raise BigqaError(tr("cannot read {path}: {strerror}", path=path, strerror=error.strerror)) from error
     return digest.hexdigest()
 
 

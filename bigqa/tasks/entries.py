@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bigqa.errors import BigqaError
+from bigqa.language import put, tr
 from bigqa.tasks.documents import documents, field, items, name_of
 
 Form = Literal["paragraphs", "document", "row"]
@@ -63,7 +64,7 @@ def articles(path: Path, role: str) -> Iterator[tuple[Any, str]]:
         if form_of(value) is not None:
             yield value, where
         elif isinstance(value, list) and value and isinstance(value[0], dict):
-            yield from ((item, f"{where} [{index}]") for index, item in enumerate(value))
+            yield from ((item, put("{where} [{index}]", where=where, index=index)) for index, item in enumerate(value))
         else:
             yield from items(value, "data", where)
 
@@ -96,9 +97,9 @@ def of_article(article: Any, where: str, wanted: Form | None = None) -> Iterator
 
 def _check_form(form: Form | None, wanted: Form, where: str) -> None:
     if wanted == "paragraphs" and form not in ("paragraphs", "row"):
-        raise BigqaError(f'{where} has no "paragraphs"; choose the metric of this data set')
+        raise BigqaError(tr('{where} has no "paragraphs"; choose the metric of this data set', where=where))
     if wanted == "document" and form != "document":
-        raise BigqaError(f'{where} has no "qas"; choose the metric of this data set')
+        raise BigqaError(tr('{where} has no "qas"; choose the metric of this data set', where=where))
 
 
 def _title(article: Any) -> str:
@@ -121,14 +122,21 @@ def _qa_of_row(row: dict[str, Any], where: str) -> dict[str, Any]:
     qa = {key: value for key, value in row.items() if value is not None or key not in (*NAMES, "answers")}
     answers = qa.get("answers")
     if isinstance(answers, dict):
-        texts = field(answers, "text", list, f"{where} answers")
+        texts = field(answers, "text", list, put("{where} answers", where=where))
         starts = (
-            field(answers, "answer_start", list, f"{where} answers")
+            field(answers, "answer_start", list, put("{where} answers", where=where))
             if "answer_start" in answers
             else [None] * len(texts)
         )
         if len(texts) != len(starts):
-            raise BigqaError(f"{where} has {len(texts)} answers and {len(starts)} places for them")
+            raise BigqaError(
+                tr(
+                    "{where} has {answers} answers and {places} places for them",
+                    where=where,
+                    answers=len(texts),
+                    places=len(starts),
+                )
+            )
         qa["answers"] = [
             {"text": text} | ({} if start is None else {"answer_start": start})
             for text, start in zip(texts, starts, strict=True)

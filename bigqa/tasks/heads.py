@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from bigqa.language import tr
+
 
 @dataclass(frozen=True)
 class Head:
@@ -17,10 +19,10 @@ class Head:
     """How wide it is; none: as wide as the configuration says."""
 
 
-SPANS = Head("AutoModelForQuestionAnswering", "question-answering head", "ForQuestionAnswering", labels=2)
+SPANS = Head("AutoModelForQuestionAnswering", tr("question-answering head"), "ForQuestionAnswering", labels=2)
 """Each token as a start, and as an end."""
-CLASSES = Head("AutoModelForSequenceClassification", "sequence-classification head", "ForSequenceClassification")
+CLASSES = Head("AutoModelForSequenceClassification", tr("sequence-classification head"), "ForSequenceClassification")
 NUMBER = Head(CLASSES.auto_class, CLASSES.words, CLASSES.ending, labels=1)
-WORDS = Head("AutoModelForCausalLM", "language-model head", "ForCausalLM")
+WORDS = Head("AutoModelForCausalLM", tr("language-model head"), "ForCausalLM")
 HEADS = (SPANS, CLASSES, WORDS)
 """Those that have a class of the library each."""

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from bigqa.errors import BigqaError
+from bigqa.language import tr
 from bigqa.tasks.containers import DATA_SUFFIXES, PACKED_SUFFIXES, is_data
 from bigqa.tasks.splits import split_of
 
@@ -34,7 +35,14 @@ def hub_files(text: str, role: str) -> list[Path]:
         tables = [file for file in files if ".json" not in file.name or "info" not in file.name]
         if folder is not None and tables:
             return _chosen(tables, folder, config, split, text, role)
-    raise BigqaError(f"{role} not found: {text}: the data set {name} holds no JSON, JSON lines, Parquet or Arrow file")
+    raise BigqaError(
+        tr(
+            "{role} not found: {given}: the data set {name} holds no JSON, JSON lines, Parquet or Arrow file",
+            role=role,
+            given=text,
+            name=name,
+        )
+    )
 
 
 def _fetched(name: str, revision: str | None, text: str, role: str) -> Path | None:
@@ -51,7 +59,14 @@ def _fetched(name: str, revision: str | None, text: str, role: str) -> Path | No
         if revision is not None:
             return None
         reason = " ".join(str(error).split())[:200]
-        raise BigqaError(f"{role} not found: {text} is no path here, and no data set of the hub: {reason}") from None
+        raise BigqaError(
+            tr(
+                "{role} not found: {given} is no path here, and no data set of the hub: {reason}",
+                role=role,
+                given=text,
+                reason=reason,
+            )
+        ) from None
 
 
 def _chosen(files: list[Path], folder: Path, config: str | None, split: str | None, text: str, role: str) -> list[Path]:
@@ -70,8 +85,27 @@ def _one(asked: str | None, there: set[str], kind: str, example: str, text: str,
         return asked or names[0]
     which = ", ".join(names)
     if asked is None:
-        raise BigqaError(f"{role}: {text} has more than one {kind}: {which}; name one: {example}{names[0]}")
-    raise BigqaError(f"{role}: {text} has no {kind} {asked}; choose one of {which}")
+        raise BigqaError(
+            tr(
+                "{role}: {given} has more than one {kind}: {which}; name one: {example}{names}",
+                role=role,
+                given=text,
+                kind=kind,
+                which=which,
+                example=example,
+                names=names[0],
+            )
+        )
+    raise BigqaError(
+        tr(
+            "{role}: {given} has no {kind} {asked}; choose one of {which}",
+            role=role,
+            given=text,
+            kind=kind,
+            asked=asked,
+            which=which,
+        )
+    )
 
 
 def _config_of(file: Path, folder: Path) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bigqa.errors import BigqaError
+from bigqa.language import tr
 
 _BRACKETS_TO_SPACE = str.maketrans(dict.fromkeys("'\"《》<>〈〉()‘’", " "))
 _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -82,17 +83,19 @@ def mean_score(
     The two take their maximum over the golds separately.
     """
     if not golds:
-        raise BigqaError("there is no question to score; give a gold file that holds questions")
+        raise BigqaError(tr("there is no question to score; give a gold file that holds questions"))
     matched = overlapped = 0.0
     missing = 0
     for question, texts in golds.items():
         if not texts:
-            raise BigqaError(f"question {question!r} has an empty list of gold answers; add one or drop it")
+            raise BigqaError(
+                tr("question {question!r} has an empty list of gold answers; add one or drop it", question=question)
+            )
         if question not in predictions:
             missing += 1
             continue
         found = _normalized(question, predictions[question], normalizer)
-        wanted = [_normalized(question, text, normalizer, "gold answer") for text in texts]
+        wanted = [_normalized(question, text, normalizer, tr("gold answer")) for text in texts]
         matched += max(float(found == text) for text in wanted)
         overlapped += max(overlap(found, text) for text in wanted)
     total = len(golds)
@@ -102,10 +105,20 @@ def mean_score(
 def _normalized(question: str, text: Any, normalizer: Callable[[str], str], role: str = "prediction") -> str:
     if not isinstance(text, str):
         kind = "null" if text is None else type(text).__name__
-        advice = 'give a string, "" for no answer'
-        raise BigqaError(f"the {role} of question {question!r} is {kind}, not text; {advice}")
+        advice = tr('give a string, "" for no answer')
+        raise BigqaError(
+            tr(
+                "the {role} of question {question!r} is {kind}, not text; {advice}",
+                role=role,
+                question=question,
+                kind=kind,
+                advice=advice,
+            )
+        )
     try:
         return normalizer(text)
     except UnicodeEncodeError:
         # JSON can spell half a surrogate pair (\ud800), and the HTML parser of 2.x cannot take one.
-        raise BigqaError(f"the {role} of question {question!r} holds half a surrogate pair; drop it") from None
+        raise BigqaError(
+            tr("the {role} of question {question!r} holds half a surrogate pair; drop it", role=role, question=question)
+        ) from None

@@ -9,6 +9,7 @@ import warnings
 from bs4 import BeautifulSoup, FeatureNotFound, MarkupResemblesLocatorWarning, XMLParsedAsHTMLWarning
 
 from bigqa.errors import BigqaError
+from bigqa.language import tr
 from bigqa.tasks import korquad1
 from bigqa.tasks.korquad1 import Golds, Predictions, Score
 
@@ -38,7 +39,13 @@ def score(golds: Golds, predictions: Predictions) -> Score:
     """
     for question, texts in golds.items():
         if len(texts) > 1:
-            raise BigqaError(f"question {question!r} has {len(texts)} gold answers; KorQuAD 2 takes one")
+            raise BigqaError(
+                tr(
+                    "question {question!r} has {count} gold answers; KorQuAD 2 takes one",
+                    question=question,
+                    count=len(texts),
+                )
+            )
     return korquad1.mean_score(golds, predictions, normalize)
 
 
@@ -51,4 +58,4 @@ def _text_of(markup: str) -> str:
         try:
             return BeautifulSoup(markup, "lxml").get_text()
         except FeatureNotFound:
-            raise BigqaError("KorQuAD 2 scoring needs lxml, which is missing: pip install lxml") from None
+            raise BigqaError(tr("KorQuAD 2 scoring needs lxml, which is missing: pip install lxml")) from None

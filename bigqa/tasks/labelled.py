@@ -13,6 +13,7 @@ from typing import Any
 
 from bigqa.errors import BigqaError
 from bigqa.files import read_text
+from bigqa.language import tr
 from bigqa.tasks.sequences import Text
 from bigqa.tasks.tables import Placed, Row, column_of, read_table, text_of
 
@@ -73,11 +74,18 @@ def _with_pairs(
         yield first, where, None
         yield from ((row, place, None) for row, place in rows)
         return
-    lines = read_text(columns.pair_file, "file of second texts").rstrip("\n").split("\n")
+    lines = read_text(columns.pair_file, tr("file of second texts")).rstrip("\n").split("\n")
     for number, (placed, line) in enumerate(zip_longest([(first, where), *rows], lines), 1):
         if placed is None or line is None:
-            short = "the data" if placed is None else columns.pair_file
-            raise BigqaError(f"{columns.pair_file} has not one line for each row of the data: {short} ends at {number}")
+            short = tr("the data") if placed is None else columns.pair_file
+            raise BigqaError(
+                tr(
+                    "{pair_file} has not one line for each row of the data: {short} ends at {number}",
+                    pair_file=columns.pair_file,
+                    short=short,
+                    number=number,
+                )
+            )
         yield *placed, line.strip()
 
 
@@ -116,7 +124,14 @@ def _labels(row: Row, columns: Columns, where: str) -> tuple[tuple[str, ...], bo
     if columns.one_each:
         for name in columns.labels:
             if not _is_switch(row[name]):
-                raise BigqaError(f"{where}: {name!r} is {row[name]!r}; a column of each label holds 0 or 1")
+                raise BigqaError(
+                    tr(
+                        "{where}: {name!r} is {value!r}; a column of each label holds 0 or 1",
+                        where=where,
+                        name=name,
+                        value=row[name],
+                    )
+                )
         return tuple(name for name in columns.labels if str(row[name]) in ("1", "True")), True
     [column] = columns.labels
     value = row.get(column)
@@ -132,10 +147,19 @@ def _label(value: Any, column: str, where: str) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, float):
-        what = "NaN" if value != value else f"{value}, a number: --task score learns those"
-        raise BigqaError(f"{where}: the label {column!r} is {what}")
+        what = "NaN" if value != value else tr("{value}, a number: --task score learns those", value=value)
+        raise BigqaError(tr("{where}: the label {column!r} is {what}", where=where, column=column, what=what))
     if value is None or not str(value).strip():
-        raise BigqaError(f"{where}: {column!r} holds no label; fill it in, or leave the row out")
+        raise BigqaError(
+            tr("{where}: {column!r} holds no label; fill it in, or leave the row out", where=where, column=column)
+        )
     if not isinstance(value, str | int):
-        raise BigqaError(f"{where}: the label {column!r} is {type(value).__name__}, not a label")
+        raise BigqaError(
+            tr(
+                "{where}: the label {column!r} is {kind}, not a label",
+                where=where,
+                column=column,
+                kind=type(value).__name__,
+            )
+        )
     return str(value).strip()

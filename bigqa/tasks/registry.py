@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bigqa.errors import BigqaError, UsageError
+from bigqa.language import tr
 from bigqa.tasks.base import TaskKind
 
 FOLDER = Path(__file__).parent
@@ -37,7 +38,7 @@ def kind_of(name: str) -> TaskKind[Any]:
     if name in _added:
         return _added[name]
     if name not in names():
-        raise UsageError(f"no task {name}; choose one of {', '.join(names())}")
+        raise UsageError(tr("no task {name}; choose one of {names}", name=name, names=", ".join(names())))
     found: TaskKind[Any] = importlib.import_module(f"bigqa.tasks.{name}.kind").KIND
     return found
 
@@ -48,5 +49,12 @@ def kind_of_config(config: Any, what: str) -> TaskKind[Any]:
     for kind in map(kind_of, names()):
         if any(kind.is_of(one, config) for one in classes):
             return kind
-    told = f"its classes are {', '.join(classes)}" if classes else "its config names no class"
-    raise BigqaError(f"{what}: which task is it trained on? {told}; say --task {'|'.join(names())}")
+    told = tr("its classes are {classes}", classes=", ".join(classes)) if classes else tr("its config names no class")
+    raise BigqaError(
+        tr(
+            "{what}: which task is it trained on? {told}; say --task {names}",
+            what=what,
+            told=told,
+            names="|".join(names()),
+        )
+    )

@@ -13,12 +13,13 @@ from typing import Any
 
 from bigqa.errors import BigqaError, UsageError
 from bigqa.files import read_json
+from bigqa.language import tr
 from bigqa.tasks import klue, korquad1, korquad2, squad2
 from bigqa.tasks.documents import field, items, name_of
 from bigqa.tasks.entries import Entry, Form, articles, entries, form_of, of_article
 from bigqa.tasks.korquad1 import Golds, Predictions, Score
 
-GOLD = "gold file"
+GOLD = tr("gold file")
 
 
 @dataclass(frozen=True)
@@ -39,16 +40,27 @@ def evaluate_files(gold: Path, predictions: Path, metric: str) -> Score:
     Raises: UsageError for an unknown metric; BigqaError where a file is unreadable or has a wrong form.
     """
     if metric not in METRICS:
-        raise UsageError(f"unknown metric {metric!r}; choose one of {', '.join(METRICS)}")
+        raise UsageError(
+            tr("unknown metric {metric!r}; choose one of {metrics}", metric=metric, metrics=", ".join(METRICS))
+        )
     answers = _read_predictions(predictions)
     golds = read_golds(gold, metric)
     if answers and not golds.keys() & answers.keys():
         name = next(iter(answers))
-        raise BigqaError(f"no question of {gold} is in {predictions}, whose first is {name!r}: is it of other data?")
+        raise BigqaError(
+            tr(
+                "no question of {gold} is in {predictions}, whose first is {name!r}: is it of other data?",
+                gold=gold,
+                predictions=predictions,
+                name=name,
+            )
+        )
     try:
         return METRICS[metric].score(golds, answers)
     except BigqaError as error:  # a score knows the question, only we know the files
-        raise BigqaError(f"{error} (gold: {gold}, predictions: {predictions})") from None
+        raise BigqaError(
+            tr("{error} (gold: {gold}, predictions: {predictions})", error=error, gold=gold, predictions=predictions)
+        ) from None
 
 
 def as_record(score: Score, metric: str) -> dict[str, Any]:
@@ -77,7 +89,7 @@ def parts_of(gold: Path, predictions: Path, metric: str) -> dict[str, Score]:
     if not (METRICS[metric].scores_impossible and answerable and others):
         return {}
     score = METRICS[metric].score
-    return {"with an answer": score(answerable, answers), "without an answer": score(others, answers)}
+    return {tr("with an answer"): score(answerable, answers), tr("without an answer"): score(others, answers)}
 
 
 def metric_of(path: Path) -> str:
@@ -100,9 +112,15 @@ def metric_of(path: Path) -> str:
 
 
 def _read_predictions(path: Path) -> dict[str, Any]:
-    value = read_json(path, "predictions file")
+    value = read_json(path, tr("predictions file"))
     if not isinstance(value, dict):
-        raise BigqaError(f"predictions file is {name_of(value)}: {path}; it should be one object {{id: text}}")
+        raise BigqaError(
+            tr(
+                "predictions file is {found}: {path}; it should be one object {{id: text}}",
+                found=name_of(value),
+                path=path,
+            )
+        )
     return value
 
 
@@ -114,11 +132,13 @@ def read_golds(path: Path, metric: str) -> dict[str, list[str]]:
         texts = _golds_of(entry, metric)
         name = entry.id
         if name in golds:
-            known = f"{entry.where}: question id {name!r}"
-            raise BigqaError(f"{known} is there twice, first in {places[name]}; keep one")
+            known = tr("{where}: question id {name!r}", where=entry.where, name=name)
+            raise BigqaError(
+                tr("{known} is there twice, first in {places}; keep one", known=known, places=places[name])
+            )
         golds[name], places[name] = texts, entry.where
     if not golds:
-        raise BigqaError(f"{GOLD} holds no question: {path}")
+        raise BigqaError(tr("{gold} holds no question: {path}", gold=GOLD, path=path))
     return golds
 
 
@@ -129,8 +149,13 @@ def _golds_of(entry: Entry, metric: str) -> list[str]:
     if entry.is_impossible and not METRICS[metric].scores_impossible:
         other = "klue" if entry.is_klue else "squad2"
         raise BigqaError(
-            f"{entry.where} is a question without an answer, as SQuAD 2 and KLUE-MRC have them, which {metric} cannot "
-            f"score; use --metric {other}"
+            tr(
+                "{where} is a question without an answer, as SQuAD 2 and KLUE-MRC have them, which {metric} "
+                "cannot score; use --metric {other}",
+                where=entry.where,
+                metric=metric,
+                other=other,
+            )
         )
     return [field(answer, "text", str, at) for answer, at in items(entry.qa, "answers", entry.where)]
 

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from bigqa.errors import BigqaError
+from bigqa.language import tr
 from bigqa.tasks.documents import field, items
 from bigqa.tasks.entries import Entry, entries
 
-DATA = "data file"
+DATA = tr("data file")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +44,19 @@ def iter_questions(path: Path, *, need_answers: bool) -> Iterator[Question]:
     for entry in entries(path, DATA):
         question = _question(entry, need_answers)
         if question.id in seen:
-            known = f"{entry.where}: question id {question.id!r}"
-            raise BigqaError(f"{known} is there twice, first in {seen[question.id]}; keep one")
+            known = tr("{where}: question id {question!r}", where=entry.where, question=question.id)
+            raise BigqaError(
+                tr("{known} is there twice, first in {seen}; keep one", known=known, seen=seen[question.id])
+            )
         seen[question.id] = entry.where
         has_answers = has_answers or bool(question.answers)
         yield question
     if not seen:
-        raise BigqaError(f"{DATA} holds no question: {path}")
+        raise BigqaError(tr("{data} holds no question: {path}", data=DATA, path=path))
     if not has_answers:
-        raise BigqaError(f"{DATA} holds no answer, only questions that cannot be answered: {path}")
+        raise BigqaError(
+            tr("{data} holds no answer, only questions that cannot be answered: {path}", data=DATA, path=path)
+        )
 
 
 def has_impossible(path: Path) -> bool:
@@ -68,15 +73,15 @@ def _question(entry: Entry, need_answers: bool) -> Question:
     held = {} if entry.context is None else {"context": entry.context}
     context = _text(field(held, "context", str, entry.where), "context", entry.where)
     name = _text(entry.id, "id", entry.where)
-    where = f"{entry.where} id {name!r}"
+    where = tr("{where} id {name!r}", where=entry.where, name=name)
     text = _text(field(entry.qa, "question", str, where), "question", where)
     if not any(letter.isprintable() and not letter.isspace() for letter in text):
-        raise BigqaError(f"{where}: the question is empty; write one, or leave the entry out")
+        raise BigqaError(tr("{where}: the question is empty; write one, or leave the entry out", where=where))
     answers: tuple[Answer, ...] = ()
     if need_answers and not entry.is_impossible:
         answers = tuple(_answers(entry.qa, context, where))
         if not answers:
-            raise BigqaError(f'{where} has no answer; training needs one, or "is_impossible": true')
+            raise BigqaError(tr('{where} has no answer; training needs one, or "is_impossible": true', where=where))
     return Question(name, text, context, answers, entry.title)
 
 
@@ -85,7 +90,9 @@ def _text(text: str, name: str, where: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        raise BigqaError(f"{where}: the {name} holds half a surrogate pair; drop it") from None
+        raise BigqaError(
+            tr("{where}: the {name} holds half a surrogate pair; drop it", where=where, name=name)
+        ) from None
     return text
 
 
@@ -97,7 +104,13 @@ def _answers(qa: dict[str, Any], context: str, where: str) -> Iterator[Answer]:
         start = field(entry, "answer_start", int, entry_where)
         if not text or context[max(0, start) : start + len(text)] != text:
             raise BigqaError(
-                f"{where}: the answer {_short(text)} is not in its context at {start}; {_hint(context, text)}"
+                tr(
+                    "{where}: the answer {short} is not in its context at {start}; {hint}",
+                    where=where,
+                    short=_short(text),
+                    start=start,
+                    hint=_hint(context, text),
+                )
             )
         yield Answer(text, start)
 
@@ -116,7 +129,7 @@ def _hint(context: str, text: str) -> str:
 
 
 def _form_of(text: str) -> str:
-    return next((form for form in ("NFC", "NFD") if unicodedata.is_normalized(form, text)), "a mixed form")
+    return next((form for form in ("NFC", "NFD") if unicodedata.is_normalized(form, text)), tr("a mixed form"))
 
 
 def _short(text: str, size: int = 40) -> str:

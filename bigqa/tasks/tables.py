@@ -14,7 +14,7 @@ from bigqa.errors import BigqaError
 from bigqa.tasks.containers import DATA_SUFFIXES, PACKED_SUFFIXES, lines, texts_in_zip, values
 from bigqa.tasks.documents import SEPARATED_SUFFIXES, data_files, name_of
 
-DATA = "data file"
+DATA = tr("data file")
 Row = dict[str, Any]
 Placed = tuple[Row, str]
 """A row, and where it stands."""
@@ -31,7 +31,7 @@ def read_table(path: Path) -> Iterator[Placed]:
             count += 1
             yield row
         if not count:
-            raise BigqaError(f"{DATA} holds no row: {file}")
+            raise BigqaError(tr("{data} holds no row: {file}", data=DATA, file=file))
 
 
 def table_files(path: Path) -> list[Path]:
@@ -42,7 +42,14 @@ def table_files(path: Path) -> list[Path]:
 def _rows_of(file: Path) -> Iterator[Placed]:
     suffix = _suffix(file)
     if suffix not in SUFFIXES:
-        raise BigqaError(f"{DATA} has none of the endings {', '.join(SUFFIXES)}: {file}; name its form so")
+        raise BigqaError(
+            tr(
+                "{data} has none of the endings {suffixes}: {file}; name its form so",
+                data=DATA,
+                suffixes=", ".join(SUFFIXES),
+                file=file,
+            )
+        )
     if suffix in SEPARATORS:
         yield from _separated(lines(file, DATA), SEPARATORS[suffix], file)
         return
@@ -52,11 +59,21 @@ def _rows_of(file: Path) -> Iterator[Placed]:
             yield from _separated(text, SEPARATORS[_suffix(Path(member))], file / member)
         return
     for value, where in values(file, DATA, columns=None):
-        whole = where == f"{DATA} {file}"  # one value that is all there is: its rows, or its only row
+        whole = where == put(
+            "{data} {file}", data=DATA, file=file
+        )  # one value that is all there is: its rows, or its only row
         for number, row in enumerate(value if isinstance(value, list) else [value], 1):
-            place = f"{where} row {number}" if whole or isinstance(value, list) else where
+            place = (
+                tr("{where} row {number}", where=where, number=number) if whole or isinstance(value, list) else where
+            )
             if not isinstance(row, dict):
-                raise BigqaError(f"{place} is {name_of(row)}, no JSON object; each should be {{column: value}}")
+                raise BigqaError(
+                    tr(
+                        "{place} is {found}, no JSON object; each should be {{column: value}}",
+                        place=place,
+                        found=name_of(row),
+                    )
+                )
             yield row, place
 
 
@@ -76,13 +93,22 @@ def _separated(text: Iterator[str], separator: str, file: Path) -> Iterator[Plac
         rows = csv.reader(chain([first] if first else [], text), delimiter=found)
     names = next(rows, [])
     if len(set(names)) != len(names):
-        raise BigqaError(f"{DATA} {file}: two columns have one name in its first line; rename one")
+        raise BigqaError(
+            tr("{data} {file}: two columns have one name in its first line; rename one", data=DATA, file=file)
+        )
     for number, found in enumerate(rows, 2):
         if not any(found):
             continue
-        where = f"{DATA} {file} row {number}"
+        where = tr("{data} {file} row {number}", data=DATA, file=file, number=number)
         if len(found) != len(names):
-            raise BigqaError(f"{where} has {len(found)} columns, and the first line {len(names)}: is one not escaped?")
+            raise BigqaError(
+                tr(
+                    "{where} has {count} columns, and the first line {first}: is one not escaped?",
+                    where=where,
+                    count=len(found),
+                    first=len(names),
+                )
+            )
         yield dict(zip(names, found, strict=True)), where
 
 
@@ -97,12 +123,27 @@ def column_of(row: Row, asked: str | None, usual: Sequence[str], option: str, wh
     """Return the column that was asked for, or that has a usual name. Raises: BigqaError where it is not there."""
     if asked is not None:
         if asked not in row:
-            raise BigqaError(f"{where} has no column {asked!r}; it has {_list(row)} (--{option})")
+            raise BigqaError(
+                tr(
+                    "{where} has no column {asked!r}; it has {list} (--{option})",
+                    where=where,
+                    asked=asked,
+                    list=_list(row),
+                    option=option,
+                )
+            )
         return asked
     lower = {name.strip().lower(): name for name in row}
     found = [lower[name] for name in usual if name in lower]
     if not found:
-        raise BigqaError(f"{where}: which column to take? Of {_list(row)} none has a usual name: say --{option} NAME")
+        raise BigqaError(
+            tr(
+                "{where}: which column to take? Of {list} none has a usual name: say --{option} NAME",
+                where=where,
+                list=_list(row),
+                option=option,
+            )
+        )
     return found[0]
 
 
@@ -114,9 +155,19 @@ def text_of(row: Row, column: str, where: str) -> str:
     """Return a text. Raises: BigqaError where there is none."""
     value = row.get(column)
     if value is None or (isinstance(value, float) and value != value):
-        raise BigqaError(f"{where}: {column!r} holds no text (null or NaN); fill it in, or leave the row out")
+        raise BigqaError(
+            tr(
+                "{where}: {column!r} holds no text (null or NaN); fill it in, or leave the row out",
+                where=where,
+                column=column,
+            )
+        )
     if not isinstance(value, str):
-        raise BigqaError(f"{where}: {column!r} is {type(value).__name__}, not text")
+        raise BigqaError(
+            tr("{where}: {column!r} is {kind}, not text", where=where, column=column, kind=type(value).__name__)
+        )
     if not value.strip():
-        raise BigqaError(f"{where}: {column!r} is empty; fill it in, or leave the row out")
+        raise BigqaError(
+            tr("{where}: {column!r} is empty; fill it in, or leave the row out", where=where, column=column)
+        )
     return value

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bigqa.errors import BigqaError
+from bigqa.language import tr
 from bigqa.ranges import Ranged
 from bigqa.tasks.squad import Question
 
@@ -61,7 +62,7 @@ def learn_template(tokenizer: Any) -> Template:
     first = [index for index, part in enumerate(encoding.sequence_ids) if part == 0]
     second = [index for index, part in enumerate(encoding.sequence_ids) if part == 1]
     if not first or not second:
-        raise BigqaError("this tokenizer gives no tokens for plain Hangul; check its vocabulary")
+        raise BigqaError(tr("this tokenizer gives no tokens for plain Hangul; check its vocabulary"))
     ids, types = encoding.ids, encoding.type_ids
     prefix, middle = tuple(ids[: first[0]]), tuple(ids[first[-1] + 1 : second[0]])
     suffix = tuple(ids[second[-1] + 1 :])
@@ -123,7 +124,9 @@ def make_windows(
     query_ids = query_ids[: lengths.max_query_length]
     room = lengths.seq_len - template.size - len(query_ids)
     if room < 1:
-        raise BigqaError(f"seq_len {lengths.seq_len} leaves no room for the context; lower max_query_length")
+        raise BigqaError(
+            tr("seq_len {seq_len} leaves no room for the context; lower max_query_length", seq_len=lengths.seq_len)
+        )
     starts = window_starts(len(context_ids), room, lengths.doc_stride)
     sizes = [min(room, len(context_ids) - start) for start in starts]
     head = [*template.prefix, *query_ids, *template.middle]

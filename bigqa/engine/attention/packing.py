@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from bigqa.engine.attention import kernels as attention
 from bigqa.engine.recovery import is_out_of_memory
 from bigqa.errors import BigqaError, in_a_line
+from bigqa.language import tr
 from bigqa.tasks.base import AskedTask, Row
 
 FEWEST = 128
@@ -57,7 +58,13 @@ def _tried(call: Callable[[], Tensor]) -> Tensor | Exception:
 
 
 def _no_text(model: nn.Module, error: Exception) -> BigqaError:
-    return BigqaError(f"{type(model).__name__} cannot be asked about windows of text alone: {in_a_line(error)}")
+    return BigqaError(
+        tr(
+            "{kind} cannot be asked about windows of text alone: {error}",
+            kind=type(model).__name__,
+            error=in_a_line(error),
+        )
+    )
 
 
 def trial_rows(config: Any, seq_len: int) -> list[Row]:

@@ -26,6 +26,7 @@ from bigqa.engine.lazy import Lazy
 from bigqa.engine.optim.update import State, Update
 from bigqa.errors import BigqaError
 from bigqa.files import atomic_folder, read_json, write_json
+from bigqa.language import tr
 
 SCHEMA = 2
 FILES = {"weights.safetensors", "adam.safetensors", "state.json"}
@@ -76,7 +77,7 @@ def load_newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
         try:
             return _load(path)
         except BigqaError as error:
-            say(f"{error}; trying the checkpoint before it")
+            say(tr("{error}; trying the checkpoint before it", error=error))
     return None
 
 
@@ -84,18 +85,28 @@ def restore(checkpoint: Checkpoint, update: Update) -> None:
     """Put a checkpoint's weights and moments in place. Raises: BigqaError where it is of another model."""
     other = set(checkpoint.state.weights) ^ update.names()
     if other:
-        raise BigqaError(f"the checkpoint is of another model: {min(other)} is in one and not in the other")
+        raise BigqaError(
+            tr("the checkpoint is of another model: {other} is in one and not in the other", other=min(other))
+        )
     update.load(checkpoint.state, checkpoint.step)
 
 
 def _load(path: Path) -> Checkpoint:
-    checksums = read_json(path / "checksums.json", "the checkpoint's checksums")
+    checksums = read_json(path / "checksums.json", tr("the checkpoint's checksums"))
     if not isinstance(checksums, dict) or not checksums.keys() >= FILES:
-        raise BigqaError(f"the checkpoint {path} is damaged: checksums.json does not seal {', '.join(sorted(FILES))}")
+        raise BigqaError(
+            tr(
+                "the checkpoint {path} is damaged: checksums.json does not seal {files}",
+                path=path,
+                files=", ".join(sorted(FILES)),
+            )
+        )
     for name, expected in checksums.items():
         file = path / name
         if name != Path(name).name or not file.is_file() or _sha256(file) != expected:
-            raise BigqaError(f"the checkpoint {path} is damaged: {name} does not match its checksum")
+            raise BigqaError(
+                tr("the checkpoint {path} is damaged: {name} does not match its checksum", path=path, name=name)
+            )
     state = _state(path)
     return Checkpoint(
         step=state["step"],
@@ -111,15 +122,28 @@ def _load(path: Path) -> Checkpoint:
 
 def _state(path: Path) -> dict[str, Any]:
     """Return a checkpoint's state, of which each part is what it is meant to be. Raises: BigqaError."""
-    state = read_json(path / "state.json", "the checkpoint's state")
+    state = read_json(path / "state.json", tr("the checkpoint's state"))
     schema = state.get("schema") if isinstance(state, dict) else None
     if schema != SCHEMA:
-        raise BigqaError(f"the checkpoint {path} has schema {schema}, this bigqa reads {SCHEMA}")
+        raise BigqaError(
+            tr(
+                "the checkpoint {path} has schema {schema}, this bigqa reads {schema_2}",
+                path=path,
+                schema=schema,
+                schema_2=SCHEMA,
+            )
+        )
     for name, kind in {"step": int, "settings": dict, "extras": dict}.items():
         if not isinstance(state.get(name), kind) or isinstance(state[name], bool):
-            raise BigqaError(f"the checkpoint {path} is damaged: {name} in state.json is not as it was saved")
+            raise BigqaError(
+                tr(
+                    "the checkpoint {path} is damaged: {name} in state.json is not as it was saved",
+                    path=path,
+                    name=name,
+                )
+            )
     if state["step"] < 0:
-        raise BigqaError(f"the checkpoint {path} is damaged: step {state['step']}")
+        raise BigqaError(tr("the checkpoint {path} is damaged: step {state}", path=path, state=state["step"]))
     return state
 
 
@@ -152,7 +176,7 @@ def _tensors(path: Path) -> Lazy:
     try:
         file: Any = safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise BigqaError(f"{path} cannot be read: {error}") from None
+        raise BigqaError(tr("{path} cannot be read: {error}", path=path, error=error)) from None
     return Lazy({name: functools.partial(file.get_tensor, name) for name in file.keys()})  # noqa: SIM118 - no mapping
 
 

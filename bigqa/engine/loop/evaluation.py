@@ -14,6 +14,7 @@ from typing import Any
 
 from bigqa.errors import UsageError
 from bigqa.files import write_text
+from bigqa.language import tr
 
 FILE, BEST = "evaluations.jsonl", "best"
 
@@ -44,7 +45,13 @@ class Evaluation:
         """Take the scores of a step; return whether they are the best so far. Raises: UsageError."""
         plain = {name: value for name, value in scores.items() if isinstance(value, (int, float))}
         if self.metric not in plain:
-            raise UsageError(f"--metric {self.metric} is none of this task's scores: {', '.join(sorted(plain))}")
+            raise UsageError(
+                tr(
+                    "--metric {metric} is none of this task's scores: {plain}",
+                    metric=self.metric,
+                    plain=", ".join(sorted(plain)),
+                )
+            )
         before = self.best
         self.history.append({"step": step} | plain)
         lines = "".join(json.dumps(one) + "\n" for one in self.history)

@@ -29,6 +29,7 @@ from bigqa.engine.optim.update import State
 from bigqa.engine.processes import Processes
 from bigqa.engine.recovery import OutOfMemory, is_out_of_memory, which_memory
 from bigqa.errors import BigqaError
+from bigqa.language import joined, tr
 from bigqa.machine.heap import collect_as_ever
 from bigqa.settings import Settings
 from bigqa.tasks.base import Batch
@@ -179,7 +180,15 @@ def _evaluated(run: Training, done: int, reader: StepReader) -> bool:
     with run.stop.deadline.timed("scores"), _kept_when_memory_runs_out(run, done, reader):
         if run.processes.is_main:
             is_best = found.add(done, found.score())
-            run.recorder.say(f"step {done}: {found.metric} {found.history[-1][found.metric]:.4g}" + " (best)" * is_best)
+            run.recorder.say(
+                tr(
+                    "step {done}: {metric} {score:.4g}",
+                    done=done,
+                    metric=found.metric,
+                    score=found.history[-1][found.metric],
+                )
+                + tr(" (best)") * is_best
+            )
         run.parts.model.train()
         is_best, ended = run.processes.from_main((is_best, found.ended))  # type: ignore[misc]
         if is_best and found.keep_best and run.saves:
@@ -188,7 +197,14 @@ def _evaluated(run: Training, done: int, reader: StepReader) -> bool:
             if run.processes.is_main:
                 found.keep(checkpoint.path_of(run.settings.out / "checkpoints", done))
         if ended and run.processes.is_main:
-            run.recorder.say(f"ended after step {done}: no better {found.metric} in {found.patience} scores")
+            run.recorder.say(
+                tr(
+                    "ended after step {done}: no better {metric} in {patience} scores",
+                    done=done,
+                    metric=found.metric,
+                    patience=found.patience,
+                )
+            )
     reader.resume()
     return bool(ended)
 
@@ -226,22 +242,27 @@ def save_late(run: Training, first_step: int) -> None:
     if not (run.saves and run.processes.is_main and interrupts.listens()):
         return
     if not update.holds_all:
-        run.recorder.say("stopping when this step is over: its states are spread over the processes until then")
+        run.recorder.say(tr("stopping when this step is over: its states are spread over the processes until then"))
         return
     with update.turn:
         if run.stop.obeyed or update.changing:
             return
         step = first_step + update.completed
-        found = f"stopped within step {step + 1}"
+        found = tr("stopped within step {step}", step=step + 1)
         if not update.completed:
-            found += ": nothing is new since the run was started, and nothing to save"
+            found = joined("", (found, tr(": nothing is new since the run was started, and nothing to save")))
         else:
             try:
                 _write(run, step, update.state())
-                found += f"; saved at step {step}"
+                found = joined("", (found, tr("; saved at step {step}", step=step)))
             except (OSError, RuntimeError, MemoryError, BigqaError) as problem:
-                found += f", which could not be saved ({problem}): the last checkpoint is left"
-        interrupts.leave(f"{found}; to go on: bigqa train --resume {run.settings.out}", run.stop.exit_code)
+                found = joined(
+                    "",
+                    (found, tr(", which could not be saved ({problem}): the last checkpoint is left", problem=problem)),
+                )
+        interrupts.leave(
+            tr("{found}; to go on: bigqa train --resume {out}", found=found, out=run.settings.out), run.stop.exit_code
+        )
 
 
 def _save_alone(run: Training, step: int) -> bool:
@@ -258,7 +279,13 @@ def _save_alone(run: Training, step: int) -> bool:
     try:
         _write(run, step, update.state())
     except (OSError, RuntimeError, MemoryError, BigqaError) as problem:
-        run.recorder.say(f"step {step} could not be saved ({problem}); going back to the last checkpoint")
+        run.recorder.say(
+            tr(
+                "step {step} could not be saved ({problem}); going back to the last checkpoint",
+                step=step,
+                problem=problem,
+            )
+        )
         return False
     return True
 

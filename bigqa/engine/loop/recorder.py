@@ -68,18 +68,18 @@ class Recorder(Silent):
     def _show(self, record: dict[str, Any]) -> None:
         text = _figures(record)
         if self._bar is not None:
-            self._bar.update(self._bar_task, completed=record["step"], text=text)
+            self._bar.update(self._bar_task, completed=record["step"], text=shown(text))
             return
         now, is_last = time.perf_counter(), record["step"] == self._num_steps
         if is_last or now - self._last_plain >= PLAIN_INTERVAL_S:
             self._last_plain = now
             left = (now - self._started) / (record["step"] - self._first) * (self._num_steps - record["step"])
-            step = f"step {record['step']}/{self._num_steps}"
-            self.say(f"{step} · {text} · {format_seconds(left)} left")
+            step = tr("step {step}/{all}", step=record["step"], all=self._num_steps)
+            self.say(tr("{step} · {figures} · {left} left", step=step, figures=text, left=format_seconds(left)))
 
     def say(self, text: str) -> None:
         """Print a line, above the bar, and log it."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(shown(text), markup=False, highlight=False, soft_wrap=True)
         self.note(text)
 
     def note(self, text: str) -> None:
@@ -96,14 +96,19 @@ class Recorder(Silent):
 
 
 def _figures(record: dict[str, Any]) -> str:
-    memory = f"{format_bytes(record['memory_bytes'])} now, {format_bytes(record['peak_memory_bytes'])} peak"
-    speed = f"{record['samples_per_s']:.2f} samples/s · {record['tokens_per_s']:.0f} tokens/s"
-    return f"loss {record['loss']:.4f} · {speed} · {memory}"
+    return tr(
+        "loss {loss:.4f} · {samples:.2f} samples/s · {tokens:.0f} tokens/s · {now} now, {peak} peak",
+        loss=record["loss"],
+        samples=record["samples_per_s"],
+        tokens=record["tokens_per_s"],
+        now=format_bytes(record["memory_bytes"]),
+        peak=format_bytes(record["peak_memory_bytes"]),
+    )
 
 
 def _progress_bar(console: Console) -> Progress:
     columns = (
-        TextColumn("step"),
+        TextColumn(shown(tr("step"))),
         MofNCompleteColumn(),
         BarColumn(bar_width=20),
         TextColumn("{task.fields[text]}"),

@@ -12,6 +12,7 @@ from torch import nn
 
 from bigqa.engine.optim.rounding import RoundedAdamW
 from bigqa.errors import BigqaError
+from bigqa.language import tr
 from bigqa.strategy import Strategy
 
 Parameters = Mapping[str, nn.Parameter]
@@ -55,7 +56,7 @@ def make_optimizer(strategy: Strategy, groups: list[dict[str, Any]], *, lr: floa
     try:
         from bigqa.engine.optim.eight_bit import PiecewiseAdamW8bit
     except ImportError:
-        raise BigqaError("8-bit Adam needs bitsandbytes: pip install 'bigqa[8bit]'") from None
+        raise BigqaError(tr("8-bit Adam needs bitsandbytes: pip install 'bigqa[8bit]'")) from None
     optimizer: torch.optim.Optimizer = PiecewiseAdamW8bit(
         groups, lr=lr, eps=eps, betas=BETAS, is_paged=kind == "paged-adamw8bit"
     )

@@ -20,6 +20,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from bigqa.engine.attention.packing import trial_rows
 from bigqa.engine.layers import lists_of
 from bigqa.errors import BigqaError
+from bigqa.language import tr
 from bigqa.tasks.base import Task
 
 TRIAL_TOKENS = 16
@@ -86,7 +87,7 @@ class Layers:
             for call in calls:
                 call.values[call.hidden] = None
             return hidden, calls
-        raise self.refused("not all of its layers ran")
+        raise self.refused(tr("not all of its layers ran"))
 
     def after(self, run: Callable[[], Any], hidden: Tensor, at_last: Callable[[], None]) -> Any:
         """Run what comes after the layers, on the last one's result; `at_last` is called in the last one's place."""
@@ -105,7 +106,9 @@ class Layers:
 
     def refused(self, why: str) -> BigqaError:
         """Return the error of a model that cannot be streamed."""
-        return BigqaError(f"{self.name} cannot be streamed: {why}; choose a strategy without `stream`")
+        return BigqaError(
+            tr("{model} cannot be streamed: {why}; choose a strategy without `stream`", model=self.name, why=why)
+        )
 
     def note(self, index: int, call: Call, result: Any) -> Tensor:
         """Take what a layer returned in a trial; return its result."""
@@ -113,10 +116,10 @@ class Layers:
         if isinstance(result, tuple):
             result, *others = result
             if any(isinstance(one, Tensor) for one in others):
-                raise self.refused("its layers hand on more than one tensor")
+                raise self.refused(tr("its layers hand on more than one tensor"))
             rest = tuple(others)
         if not isinstance(result, Tensor):
-            raise self.refused(f"its layers return a {type(result).__name__}")
+            raise self.refused(tr("its layers return a {kind}", kind=type(result).__name__))
         self._rests[index] = rest
         self.sides[index] = tuple(
             place
@@ -131,14 +134,14 @@ class Layers:
         values, spec = tree_flatten((args, kwargs))
         found = [place for place, value in enumerate(values) if value is hidden and isinstance(value, Tensor)]
         if len(found) != 1:
-            raise self.refused("its layers are not called with one hidden state")
+            raise self.refused(tr("its layers are not called with one hidden state"))
         return Call(values, spec, found[0])
 
     def _stand_in(self, index: int, *args: Any, **kwargs: Any) -> Any:
         call, is_last = self.call_of(args, kwargs), index == len(self) - 1
         hidden = call.values[call.hidden]
         if index != len(self._calls):
-            raise self.refused("its layers do not run once each, in their order")
+            raise self.refused(tr("its layers do not run once each, in their order"))
         self._calls.append(call)
         if is_last and self._final is None:
             raise _ReachedError
@@ -180,7 +183,7 @@ class _Trial:
         with self._watched(), seen:
             self.task.loss_sum(without_data, batch)  # type: ignore[arg-type]
         if self.count != len(self.layers):
-            raise self.layers.refused("not all of its layers run")
+            raise self.layers.refused(tr("not all of its layers run"))
         return frozenset(seen.looked_up - seen.used)
 
     @contextmanager
@@ -195,15 +198,15 @@ class _Trial:
     def _look(self, index: int, *args: Any, **kwargs: Any) -> Any:
         call, layer = self.layers.call_of(args, kwargs), self.layers.modules[index]
         if index != self.count:
-            raise self.layers.refused("its layers do not run once each, in their order")
+            raise self.layers.refused(tr("its layers do not run once each, in their order"))
         if index and call.values[call.hidden] is not self.passed:
-            raise self.layers.refused("something is computed between its layers")
+            raise self.layers.refused(tr("something is computed between its layers"))
         given = [one for one in call.values if isinstance(one, Tensor)]
         versions = [one._version for one in given]
         result = type(layer).forward(layer, *args, **kwargs)
         if versions != [one._version for one in given]:
             # It runs twice with them, and a copy to the host may be on its way as it writes.
-            raise self.layers.refused("its layers write into what they are called with")
+            raise self.layers.refused(tr("its layers write into what they are called with"))
         self.passed = self.layers.note(index, call, result)
         self.count += 1
         return result
@@ -237,11 +240,13 @@ def _layers_of(model: nn.Module) -> list[nn.Module]:
     """Return the members of the list that holds most of a model. Raises: BigqaError."""
     outer = lists_of(model)
     sizes = {id(one): sum(p.numel() for p in one.parameters()) for one in outer}
-    error = f"{type(model).__name__} cannot be streamed"
+    error = tr("{kind} cannot be streamed", kind=type(model).__name__)
     if not outer:
-        raise BigqaError(f"{error}: its layers lie in no list; choose a strategy without `stream`")
+        raise BigqaError(tr("{error}: its layers lie in no list; choose a strategy without `stream`", error=error))
     if len(outer) > 1 and 10 * sizes[id(outer[1])] > sizes[id(outer[0])]:
-        raise BigqaError(f"{error}: its layers lie in more than one list; choose a strategy without `stream`")
+        raise BigqaError(
+            tr("{error}: its layers lie in more than one list; choose a strategy without `stream`", error=error)
+        )
     return list(outer[0])
 
 

@@ -17,6 +17,7 @@ from bigqa.engine.stream.shelf import Shelf
 from bigqa.engine.stream.slots import PLACES, Slots
 from bigqa.engine.stream.store import Unit, Weight, make_unit
 from bigqa.engine.stream.tables import Table, Tables
+from bigqa.language import tr
 
 Owners = dict[str, list[tuple[nn.Module, str]]]
 
@@ -222,7 +223,7 @@ def _names_in(layers: Layers, owners: Mapping[str, list[tuple[nn.Module, str]]])
     for name, places in owners.items():
         inside = {of_module.get(id(module)) for module, _ in places}
         if len(inside) > 1:
-            raise layers.refused(f"{name} is shared by several of its parts")
+            raise layers.refused(tr("{name} is shared by several of its parts", name=name))
         for index in inside - {None}:
             found[index].append(name)  # type: ignore[index]
     return found

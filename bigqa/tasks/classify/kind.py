@@ -61,7 +61,7 @@ class Classify(TaskKind[ClassifyOptions]):
     watched = "macro_f1"
     score_names = frozenset({"accuracy", "macro_f1", "micro_f1"})
     pipeline = "text-classification"
-    lost_words = ("texts", "cut")
+    lost_words = (tr("texts"), tr("cut"))
     reads_lines = True
     columns = ("input_ids", "token_type_ids", "label")
     options_type = ClassifyOptions
@@ -82,14 +82,24 @@ class Classify(TaskKind[ClassifyOptions]):
             counts.update(example.labels)
             if len(counts) > MOST_LABELS:
                 raise BigqaError(
-                    f"{example.where}: more than {MOST_LABELS} labels; is that column the label? (--label)"
+                    tr(
+                        "{where}: more than {most_labels} labels; is that column the label? (--label)",
+                        where=example.where,
+                        most_labels=MOST_LABELS,
+                    )
                 )
         if len(counts) < 2:
-            raise BigqaError(f"data file {file} has one label only, {next(iter(counts), 'none')!r}: nothing to learn")
+            raise BigqaError(
+                tr(
+                    "data file {file} has one label only, {label!r}: nothing to learn",
+                    file=file,
+                    label=next(iter(counts), "none"),
+                )
+            )
         labels = sorted(counts, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
         if options.thresholds == "dev" and not several and len(labels) > 2:
             raise UsageError(
-                "--thresholds is for yes or no, and for several labels at once; here the likeliest is given"
+                tr("--thresholds is for yes or no, and for several labels at once; here the likeliest is given")
             )
         return {
             "id2label": dict(enumerate(labels)),
@@ -223,8 +233,10 @@ class Classify(TaskKind[ClassifyOptions]):
 
     def headline(self, scores: Mapping[str, Any]) -> str:
         """Say the means over labels."""
-        parts = [f"accuracy {scores['accuracy']:.2f}", f"macro F1 {scores['macro_f1']:.2f}"]
-        return " · ".join([*parts, f"micro F1 {scores['micro_f1']:.2f}"]) + f" on {scores['total']} texts"
+        return tr(
+            "accuracy {accuracy:.2f} · macro F1 {macro_f1:.2f} · micro F1 {micro_f1:.2f} on {total} texts",
+            **{name: scores[name] for name in ("accuracy", "macro_f1", "micro_f1", "total")},
+        )
 
     def count(self, file: Path, tokenizer: Any, options: ClassifyOptions) -> Counted:
         """Count texts, and those that shorter windows cut."""
@@ -301,10 +313,21 @@ def _known(examples: Iterator[Example], config: Any) -> Iterator[Example]:
         for name in example.labels:
             if name not in known:
                 raise BigqaError(
-                    f"{example.where}: the label {name!r} is none of those trained on: {', '.join(labels_of(config))}"
+                    tr(
+                        "{where}: the label {name!r} is none of those trained on: {labels_of}",
+                        where=example.where,
+                        name=name,
+                        labels_of=", ".join(labels_of(config)),
+                    )
                 )
         if not several and len(example.labels) != 1:
-            raise BigqaError(f"{example.where}: {len(example.labels)} labels, where each text of the training has one")
+            raise BigqaError(
+                tr(
+                    "{where}: {count} labels, where each text of the training has one",
+                    where=example.where,
+                    count=len(example.labels),
+                )
+            )
         yield example
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from bigqa.language import tr
 from bigqa.tasks.classify.scoring import score
 from bigqa.tasks.labelled import Example
 
@@ -18,8 +19,8 @@ def plain_scores(
     train: Sequence[Example], dev: Sequence[Example], labels: Sequence[str], *, several: bool
 ) -> dict[str, Scores]:
     """Return the scores on `dev` of what knows `train` alone. Raises: BigqaError without scikit-learn."""
-    found = {"the most frequent label": _most_frequent(train, dev, labels)}
-    found["a bag of words"] = _bag_of_words(train, dev, labels, several=several)
+    found = {tr("the most frequent label"): _most_frequent(train, dev, labels)}
+    found[tr("a bag of words")] = _bag_of_words(train, dev, labels, several=several)
     wanted = [one.labels for one in dev]
     return {
         name: score(wanted, list(shares_NC), labels, several=several, chosen=None, choose=False).scores

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bigqa.errors import BigqaError
+from bigqa.language import tr
 from bigqa.tasks.tables import read_table
 
 
@@ -41,7 +42,7 @@ def read_conversations(file: Path, tokenizer: Any) -> Iterator[Conversation]:
             text = prompt + completion
             yield Conversation(text, ((len(prompt), len(text)),), where)
         else:
-            raise BigqaError(f'{where} has neither "messages" nor "prompt" and "completion"')
+            raise BigqaError(tr('{where} has neither "messages" nor "prompt" and "completion"', where=where))
 
 
 def rows_of(
@@ -69,22 +70,33 @@ def end_of(tokenizer: Any) -> int:
     for found in (tokenizer.eos_token_id, tokenizer.sep_token_id):
         if found is not None:
             return int(found)
-    raise BigqaError("this tokenizer has no token that ends a text (eos_token): name another")
+    raise BigqaError(tr("this tokenizer has no token that ends a text (eos_token): name another"))
 
 
 def rendered(messages: Any, tokenizer: Any, where: str, *, to_answer: bool) -> str:
     """Return messages as the tokenizer's chat template writes them. Raises: BigqaError where it has none."""
     if not getattr(tokenizer, "chat_template", None):
-        raise BigqaError(f'{where}: this tokenizer has no chat template for "messages"; give "prompt" and "completion"')
+        raise BigqaError(
+            tr(
+                '{where}: this tokenizer has no chat template for "messages"; give "prompt" and "completion"',
+                where=where,
+            )
+        )
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=to_answer))
     except Exception as error:  # a template is a program of its own
-        raise BigqaError(f"{where}: the chat template refuses these messages: {str(error).splitlines()[0]}") from None
+        raise BigqaError(
+            tr(
+                "{where}: the chat template refuses these messages: {problem}",
+                where=where,
+                problem=str(error).splitlines()[0],
+            )
+        ) from None
 
 
 def _of_messages(messages: Any, tokenizer: Any, where: str) -> Conversation:
     if not isinstance(messages, list) or not all(isinstance(one, dict) and "role" in one for one in messages):
-        raise BigqaError(f'{where}: "messages" is no list of {{role, content}}')
+        raise BigqaError(tr('{where}: "messages" is no list of {{role, content}}', where=where))
     text, answers = rendered(messages, tokenizer, where, to_answer=False), []
     for index, message in enumerate(messages):
         if message["role"] != "assistant":
@@ -92,14 +104,23 @@ def _of_messages(messages: Any, tokenizer: Any, where: str) -> Conversation:
         before = rendered(messages[:index], tokenizer, where, to_answer=True)
         after = rendered(messages[: index + 1], tokenizer, where, to_answer=False)
         if not after.startswith(before) or not text.startswith(after):
-            raise BigqaError(f"{where}: the chat template writes earlier messages otherwise when later ones come")
+            raise BigqaError(
+                tr("{where}: the chat template writes earlier messages otherwise when later ones come", where=where)
+            )
         answers.append((len(before), len(after)))
     if not answers:
-        raise BigqaError(f"{where}: no message is the assistant's: nothing to learn")
+        raise BigqaError(tr("{where}: no message is the assistant's: nothing to learn", where=where))
     return Conversation(text, tuple(answers), where)
 
 
 def _text(row: dict[str, Any], name: str, where: str) -> str:
     if not isinstance(row[name], str) or not row[name]:
-        raise BigqaError(f"{where}: {name!r} is {type(row[name]).__name__ if row[name] else 'empty'}, not text")
+        raise BigqaError(
+            tr(
+                "{where}: {name!r} is {found}, not text",
+                where=where,
+                name=name,
+                found=type(row[name]).__name__ if row[name] else tr("empty"),
+            )
+        )
     return str(row[name])

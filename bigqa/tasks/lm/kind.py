@@ -9,6 +9,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from bigqa.errors import UsageError
+from bigqa.language import tr
 from bigqa.ranges import Ranged
 from bigqa.tasks.base import Ask, Counted, Progress, Row, Scored, TaskKind, Tokens
 from bigqa.tasks.caching import INT_LIST, kept_rows
@@ -42,7 +43,7 @@ class Lm(TaskKind[LmOptions]):
     score_names = frozenset({"loss", "perplexity"})
     smaller_is_better = frozenset({"perplexity", "loss"})
     pipeline = "text-generation"
-    lost_words = ("conversations", "cut")
+    lost_words = (tr("conversations"), tr("cut"))
     columns = ("input_ids", "answer")
     options_type = LmOptions
 
@@ -57,10 +58,14 @@ class Lm(TaskKind[LmOptions]):
             pass
         if not told.longer and not told.left_out:
             return None
-        what = "cut at its end" if options.too_long == "cut" else "left out"
-        return (
-            f"{told.longer} of {told.all} conversations are longer than {options.seq_len} tokens: {what}; "
-            f"{told.left_out} in all left out"
+        what = tr("cut at its end") if options.too_long == "cut" else tr("left out")
+        return tr(
+            "{longer} of {all} conversations are longer than {seq_len} tokens: {what}; {left_out} in all left out",
+            longer=told.longer,
+            all=told.all,
+            seq_len=options.seq_len,
+            what=what,
+            left_out=told.left_out,
         )
 
     def check_file(self, file: Path, options: LmOptions, config: Any) -> None:
@@ -102,7 +107,7 @@ class Lm(TaskKind[LmOptions]):
         self, file: Path, tokenizer: Any, options: LmOptions, config: Any, ask: Ask, task: Any
     ) -> Iterator[Row]:
         """A language model answers by `bigqa generate`."""
-        raise UsageError("a language model answers prompts: bigqa generate MODEL PROMPTS OUTPUT")
+        raise UsageError(tr("a language model answers prompts: bigqa generate MODEL PROMPTS OUTPUT"))
 
     def score(
         self, file: Path, tokenizer: Any, options: LmOptions, config: Any, ask: Ask, task: Any, *,
@@ -128,12 +133,14 @@ class Lm(TaskKind[LmOptions]):
         from bigqa.tasks.lm.plain import frequency_scores
 
         known, asked = (self._rows(file, tokenizer, options, Told()) for file in (train, dev))
-        return {"each token as often as in training": frequency_scores(known, asked, len(tokenizer))}
+        return {tr("each token as often as in training"): frequency_scores(known, asked, len(tokenizer))}
 
     def headline(self, scores: Mapping[str, Any]) -> str:
         """Say loss and perplexity."""
-        figures = f"loss {scores['loss']:.4f} · perplexity {scores['perplexity']:.2f}"
-        return f"{figures} on {scores['tokens']} tokens of answers"
+        figures = tr(
+            "loss {loss:.4f} · perplexity {perplexity:.2f}", loss=scores["loss"], perplexity=scores["perplexity"]
+        )
+        return tr("{figures} on {count} tokens of answers", figures=figures, count=scores["tokens"])
 
     def count(self, file: Path, tokenizer: Any, options: LmOptions) -> Counted:
         """Count conversations, and those that shorter windows cut."""

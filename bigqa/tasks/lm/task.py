@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bigqa.errors import BigqaError
+from bigqa.language import tr
 from bigqa.tasks.base import Batch, Row
 from bigqa.tasks.batching import Batcher, lengths, places
 from bigqa.tasks.lm.head_loss import head_losses
@@ -48,9 +49,17 @@ class LanguageModel(Batcher):
         head = inner.get_output_embeddings()
         changed = [name for name in CHANGED if getattr(inner.config, name, None) not in (None, 1, 1.0)]
         if head is None or changed:
-            raise BigqaError(f"{type(inner).__name__} changes its logits ({', '.join(changed)}): not for --task lm yet")
+            raise BigqaError(
+                tr(
+                    "{kind} changes its logits ({changed}): not for --task lm yet",
+                    kind=type(inner).__name__,
+                    changed=", ".join(changed),
+                )
+            )
         if head.weight.numel() == 0:
-            raise BigqaError("--task lm reads its head as a whole, and ZeRO-3 has a part of it: use another strategy")
+            raise BigqaError(
+                tr("--task lm reads its head as a whole, and ZeRO-3 has a part of it: use another strategy")
+            )
         with _handing_on(head):
             hidden = self.call(model, batch, use_cache=False).logits
         if "places" in batch:

@@ -51,7 +51,7 @@ class Qa(TaskKind[QaOptions]):
     watched = "f1"
     score_names = frozenset({"exact_match", *(key_of(metric.overlap) for metric in METRICS.values())})
     pipeline = "question-answering"
-    lost_words = ("answers", "out of reach")
+    lost_words = (tr("answers"), tr("out of reach"))
     answer_words = tr("answers")
     columns = COLUMNS
     options_type = QaOptions
@@ -60,8 +60,13 @@ class Qa(TaskKind[QaOptions]):
         """Refuse windows that hold no context."""
         if options.max_query_length + options.doc_stride > options.seq_len - 3:
             raise UsageError(
-                f"--seq-len {options.seq_len} is too short for --max-query-length {options.max_query_length} and "
-                f"--doc-stride {options.doc_stride}: need their sum and 3 special tokens"
+                tr(
+                    "--seq-len {seq_len} is too short for --max-query-length {max_query_length} and "
+                    "--doc-stride {doc_stride}: need their sum and 3 special tokens",
+                    seq_len=options.seq_len,
+                    max_query_length=options.max_query_length,
+                    doc_stride=options.doc_stride,
+                )
             )
 
     def settled(self, options: QaOptions, files: Sequence[Path]) -> QaOptions:
@@ -156,8 +161,13 @@ class Qa(TaskKind[QaOptions]):
     def headline(self, scores: Mapping[str, Any]) -> str:
         """Say exact matches and overlap."""
         overlap = METRICS[scores["metric"]].overlap
-        figures = f"EM {scores['exact_match']:.2f} · {overlap} {scores[key_of(overlap)]:.2f}"
-        return f"{figures} on {scores['total']} questions"
+        figures = tr(
+            "EM {exact:.2f} · {overlap} {share:.2f}",
+            exact=scores["exact_match"],
+            overlap=overlap,
+            share=scores[key_of(overlap)],
+        )
+        return tr("{figures} on {count} questions", figures=figures, count=scores["total"])
 
     def count(self, file: Path, tokenizer: Any, options: QaOptions) -> Counted:
         """Count windows, and the answers that none of them holds."""

@@ -65,7 +65,7 @@ class Score(TaskKind[ScoreOptions]):
     score_names = frozenset({"pearson", "spearman", "mse"})
     smaller_is_better = frozenset({"mse"})
     pipeline = "text-classification"
-    lost_words = ("texts", "cut")
+    lost_words = (tr("texts"), tr("cut"))
     reads_lines = True
     columns = ("input_ids", "token_type_ids", "label")
     options_type = ScoreOptions
@@ -157,7 +157,12 @@ class Score(TaskKind[ScoreOptions]):
 
     def headline(self, scores: Mapping[str, Any]) -> str:
         """Say the correlations."""
-        return f"Pearson {scores['pearson']:.2f} · Spearman {scores['spearman']:.2f} on {scores['total']} texts"
+        return tr(
+            "Pearson {pearson:.2f} · Spearman {spearman:.2f} on {count} texts",
+            pearson=scores["pearson"],
+            spearman=scores["spearman"],
+            count=scores["total"],
+        )
 
     def count(self, file: Path, tokenizer: Any, options: ScoreOptions) -> Counted:
         """Count texts, and those that shorter windows cut."""
@@ -223,9 +228,18 @@ def _number(value: Any, column: str, where: str) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise BigqaError(f"{where}: the score {column!r} is {value!r}, not a number") from None
+        raise BigqaError(
+            tr("{where}: the score {column!r} is {value!r}, not a number", where=where, column=column, value=value)
+        ) from None
     if not math.isfinite(number) or isinstance(value, bool):
-        raise BigqaError(f"{where}: the score {column!r} is {value!r}; it must be a finite number")
+        raise BigqaError(
+            tr(
+                "{where}: the score {column!r} is {value!r}; it must be a finite number",
+                where=where,
+                column=column,
+                value=value,
+            )
+        )
     return number
 
 
