@@ -214,10 +214,10 @@ def test_offloaded_activations_move_from_the_card_to_pinned_memory() -> None:
     planner = Planner(known_estimator(wide), Workload(), machine(card("3090")))
     names = ("plain", "offload-activations")
     stay, go = (planner.judge(name, STRATEGIES[name]).memory for name in names)
-    assert stay is not None and go is not None and stay.pinned_bytes == 0
+    assert stay is not None and go is not None and stay.pinned_bytes < 2**20  # batches on their way
     moved = stay.by_category["activations"]
     # Most of what the forward pass keeps goes; a few storages are on their way, and small ones stay.
-    assert 0.9 * moved < go.pinned_bytes < 1.1 * moved
+    assert 0.9 * moved < go.pinned_bytes - stay.pinned_bytes < 1.1 * moved
     assert go.by_category["activations"] < 0.2 * moved
 
 
