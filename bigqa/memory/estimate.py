@@ -53,7 +53,7 @@ class MemoryEstimate(BaseModel):
     reserved_bytes: int
     """By torch's allocator, from the device; at most."""
     least: tuple[int, int] | None = None
-    """Both at least, where that hangs on chance: several processes that average gradients (`memory.parallel`)."""
+    """Both at least, where that hangs on chance: several processes (`memory.parallel`), micro-batches not full."""
     device_bytes: int
     """As NVML shows it: reserved, and the context. On a CPU: zero."""
     host_bytes: int

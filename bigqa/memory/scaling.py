@@ -69,7 +69,7 @@ class Footprint:
     swing_bytes: int = 0
     """Held at most during a micro-batch, beyond what was held before it: on a CPU the kernel's until then."""
     least: tuple[int, int] | None = None
-    """Allocated and reserved where chance is kind, as `memory.parallel` tells; none: there is no chance in it."""
+    """Allocated and reserved where chance is kind (`memory.parallel`, `memory.stream`); none: there is none in it."""
 
 
 @dataclass(frozen=True)
