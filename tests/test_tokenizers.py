@@ -219,6 +219,28 @@ def test_a_tokenizer_whose_two_files_disagree_is_said(folder: Path) -> None:
     assert "'서울은 Seoul + 나라'" in line
 
 
+def test_a_tokenizer_of_one_file_is_that_file(folder: Path) -> None:
+    """The library takes its class's own rules: lower case and without accents, Hangul was unknown all over."""
+    wanted = load_tokenizer(resolve(str(folder)))
+    (folder / "tokenizer_config.json").unlink()
+    source = resolve(str(folder))
+    alone = load_tokenizer(source)
+    assert description(alone) == description(wanted) and alone.pad_token == "[PAD]"
+    assert check_together(source, alone, load_config(source)) == []
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.txt"])
+def test_a_pointer_is_no_tokenizer(folder: Path, name: str) -> None:
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:aa\n", encoding="utf-8")
+    with pytest.raises(BigqaError, match=f"{name} is a Git LFS pointer"):
+        load_tokenizer(resolve(str(folder)))
+
+
+def test_a_tokenizer_that_is_nowhere_is_said_to_be(tmp_path: Path) -> None:
+    with pytest.raises(BigqaError, match=f"no tokenizer {tmp_path / 'none'}: it is no folder"):
+        load_tokenizer(resolve("bert-base", tokenizer=str(tmp_path / "none")))
+
+
 def test_unknown_characters_are_counted_not_tokens() -> None:
     tokenizer = load_tokenizer(resolve("tiny"))
     known = next(piece for piece in tokenizer.get_vocab() if len(piece) == 1 and piece.isalpha())

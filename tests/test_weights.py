@@ -3,6 +3,7 @@
 Held against the files themselves, and against the library's own loading of what is saved.
 """
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -243,6 +244,81 @@ QUERY = "bert.encoder.layer.1.attention.self.query.weight"
 def test_what_is_amiss_is_named(folder: Path, changed: Callable[[State], State], named: str) -> None:
     change(folder, changed)
     assert named in refusal(folder)
+
+
+def test_a_weight_that_is_no_number_is_named(folder: Path) -> None:
+    """A step from it is NaN all over, and so is the model that would be saved."""
+    key = "bert.encoder.layer.0.output.dense.bias"
+    change(folder, lambda state: state | {key: state[key].index_fill(0, torch.tensor([3]), float("nan"))})
+    assert f"{key} holds NaN or infinity" in refusal(folder)
+
+
+def _links_to_nothing(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to("nowhere")
+
+
+def _called(name: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / "model.safetensors").rename(folder / name)
+
+
+def _written(content: bytes) -> Callable[[Path], object]:
+    return lambda folder: (folder / "model.safetensors").write_bytes(content)
+
+
+def _cut(size: int) -> Callable[[Path], object]:
+    return lambda folder: os.truncate(folder / "model.safetensors", size)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda folder: (folder / "model.safetensors").unlink(), "holds no weights"),
+        (_links_to_nothing, "model.safetensors is a link to nothing"),
+        (_called("tf_model.h5"), "tf_model.h5 is weights of TensorFlow"),
+        (_called("epoch=1.ckpt"), "epoch=1.ckpt is a checkpoint of another trainer"),
+        (_called("best.safetensors"), "best.safetensors is weights under another name"),
+        (_called("model-00001-of-00001.safetensors"), "a shard of weights without their index"),
+        (_written(b"version https://git-lfs.github.com/spec/v1\noid"), "model.safetensors is a Git LFS pointer"),
+        (_written(b""), "model.safetensors is cut short: 0 bytes"),
+        (_cut(100), "model.safetensors is cut short: 100 bytes of at least"),
+        (_cut(9000), "model.safetensors is cut short: 9000 bytes of at least"),
+        (_written(b"\x05\0\0\0\0\0\0\0[1,2]...."), "cannot be loaded"),
+    ],
+)
+def test_files_of_weights_are_named_for_what_they_are(folder: Path, spoil: Callable[[Path], object], said: str) -> None:
+    spoil(folder)
+    assert said in refusal(folder)
+
+
+def test_a_shard_that_is_missing_or_short_is_named(folder: Path, tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    BertForQuestionAnswering.from_pretrained(folder).save_pretrained(shards, max_shard_size="8KB")
+    first, second, *_ = sorted(shards.glob("*.safetensors"))
+    os.truncate(second, 60)
+    assert f"{second} is cut short" in refusal(shards)
+    first.unlink()
+    assert f"lacks {first.name}, 1 of " in refusal(shards)
+
+
+def test_a_pickle_of_more_than_tensors_is_not_loaded(folder: Path, tmp_path: Path) -> None:
+    class Code:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "ran",))
+
+    (folder / "model.safetensors").unlink()
+    torch.save({"a": Code()}, folder / "pytorch_model.bin")
+    assert "is a pickle of more than tensors" in refusal(folder) and not (tmp_path / "ran").exists()
+
+
+def test_a_model_of_the_hub_is_named_by_its_id(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(BigqaError, match="name it by its id, klue/bert-base"):
+        resolve("https://huggingface.co/klue/bert-base/tree/main")
+    inner = tmp_path / "models--klue--bert-base" / "snapshots" / "abc"
+    inner.parent.mkdir(parents=True)
+    folder.rename(inner)
+    with pytest.raises(BigqaError, match=f"{inner} does: name that"):
+        load_config(resolve(str(inner.parents[1])))
 
 
 def test_a_head_of_which_a_part_is_missing_answers_nothing(folder: Path) -> None:

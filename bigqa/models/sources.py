@@ -8,6 +8,8 @@ import functools
 import importlib
 import inspect
 import json
+import pickle
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -15,17 +17,20 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from bigqa.errors import BigqaError, as_a_line, in_a_line
-from bigqa.files import read_json, read_text
+from bigqa.files import read_json
 from bigqa.language import tr
 from bigqa.models import enliple
+from bigqa.models.files import check_pointer, check_weights
 from bigqa.models.presets import PRESETS, TINY, Recipe, preset_names
 from bigqa.models.tokenizers import no_vocabulary, settled, stored
+from bigqa.models.vocabularies import by_its_only_file, wordpieces
 from bigqa.models.weights import Loaded, load_checkpoint
 from bigqa.sample import FOLDER as SAMPLE
 from bigqa.tasks.heads import HEADS, SPANS, Head
 
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".onnx", ".msgpack"}
 """Endings of files that hold a model's weights, or all of it in another program's form."""
+HUB_PAGE = re.compile(r"https?://(?:www\.)?huggingface\.co/([\w.-]+/[\w.-]+)")
 Kind = Literal["hf", "enliple", "config", "preset"]
 
 
@@ -78,8 +83,17 @@ def resolve(name: str, *, tokenizer: str | None = None) -> ModelSource:
     if is_folder:
         kind: Kind = "enliple" if enliple.is_released(path) else "hf"
         return ModelSource(kind=kind, name=name, has_weights=True, tokenizer=tokenizer or name)
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+    if not _may_be_hub_id(name):
         presets = ", ".join(preset_names())
+        page = HUB_PAGE.match(name)
+        if page:
+            raise BigqaError(
+                tr(
+                    "no model {name}: it is no folder, no file, no hub id (OWNER/NAME); name it by its id, {id}",
+                    name=name,
+                    id=page[1],
+                )
+            )
         raise BigqaError(
             tr(
                 "no model {name}: it is no folder, no file, no hub id (OWNER/NAME) and no preset ({presets})",
@@ -88,6 +102,10 @@ def resolve(name: str, *, tokenizer: str | None = None) -> ModelSource:
             )
         )
     return ModelSource(kind="hf", name=name, has_weights=True, tokenizer=tokenizer or name)
+
+
+def _may_be_hub_id(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
 
 
 def load_config(source: ModelSource, head: Head = SPANS) -> Any:
@@ -135,7 +153,8 @@ def _instead(path: Path) -> str:
     if any(path.glob("*.gguf")):
         return tr("; GGUF files are of llama.cpp: name the model that they were made of")
     if path.is_dir():
-        inner = next((one for one in sorted(path.iterdir()) if (one / "config.json").is_file()), None)
+        inside = (*sorted(path.iterdir()), *sorted(path.glob("snapshots/*")))  # the second: in the hub's own cache
+        inner = next((one for one in inside if (one / "config.json").is_file()), None)
         return "" if inner is None else tr("; {inner} does: name that", inner=inner)
     return ""
 
@@ -146,6 +165,11 @@ def _loading(what: str, name: str) -> Iterator[None]:
     with as_a_line(tr("the {what} {name} cannot be loaded", what=what, name=name)):
         try:
             yield
+        except pickle.UnpicklingError:
+            raise BigqaError(
+                f"the {what} {name} is a pickle of more than tensors, which could run code: it is not loaded; save its "
+                "weights as safetensors"
+            ) from None
         except ValueError as error:
             if "trust_remote_code" not in str(error):
                 raise
@@ -180,11 +204,15 @@ def load_tokenizer(source: ModelSource) -> Any:
             )
         )
     path = Path(source.tokenizer)
+    if not path.exists() and not _may_be_hub_id(source.tokenizer):
+        raise BigqaError(f"no tokenizer {source.tokenizer}: it is no folder, no vocab.txt and no hub id (OWNER/NAME)")
+    for file in filter(Path.is_file, (path / name for name in ("tokenizer.json", "vocab.txt", "spiece.model"))):
+        check_pointer(file)
     vocabulary = path / "vocab.txt" if path.is_dir() else path
     plain = vocabulary.name.endswith(".txt") and vocabulary.is_file() and not (path / "tokenizer.json").is_file()
     with _loading(tr("tokenizer"), source.tokenizer):
-        if plain and (wordpieces := _wordpieces(vocabulary, source)) is not None:
-            return settled(wordpieces, source.tokenizer)
+        if plain and (pieces := wordpieces(vocabulary, lower_case=source.lower_case)) is not None:
+            return settled(pieces, source.tokenizer)
         try:
             tokenizer = AutoTokenizer.from_pretrained(source.tokenizer, use_fast=True, trust_remote_code=False)
         except ValueError as error:
@@ -198,7 +226,7 @@ def load_tokenizer(source: ModelSource) -> Any:
                     tokenizer=source.tokenizer,
                 )
             )
-        return settled(tokenizer, source.tokenizer)
+        return settled(by_its_only_file(tokenizer, source.tokenizer), source.tokenizer)
 
 
 def load_model(source: ModelSource, config: Any, **options: Any) -> Any:
@@ -239,6 +267,8 @@ def load(
         model = auto.from_config(config, dtype=torch.float32)
         return Loaded(model, source.called, tuple(model.state_dict()))
     _refuse_other_forms(source, config)
+    if Path(source.name).is_dir():
+        check_weights(Path(source.name))
     with _loading(tr("model"), source.name):
         loaded = load_checkpoint(source.name, config, auto, new_head=new_head)
     if require_head and loaded.lacking:
@@ -309,8 +339,6 @@ def _fit_vocabulary(source: ModelSource, config: Any, size: int | None) -> None:
     config.vocab_size = size
 
 
-WORDPIECES = ("BertTokenizer", "ElectraTokenizer", "DistilBertTokenizer", "PreTrainedTokenizer")
-"""Classes of the library that are BERT's tokenizer."""
 MADE_FROM_TOKENS = "create_position_ids_from_input_ids"
 """What the library calls it where positions begin behind the padding's, as RoBERTa's and its kin's do."""
 
@@ -349,27 +377,6 @@ def check_lengths(config: Any, seq_len: int) -> None:
                 positions=positions,
             )
         )
-
-
-def _wordpieces(vocabulary: Path, source: ModelSource) -> Any:
-    """Return BERT's tokenizer of a vocab.txt, as the settings beside it have it; none where they are of another."""
-    pieces = read_text(vocabulary, tr("the vocabulary")).splitlines()
-    beside = vocabulary.with_name("tokenizer_config.json")
-    # Pieces that lower-cased text could never reach: the vocabulary was made of cased text, whoever uses it now.
-    capitals = any(piece != piece.lower() for piece in pieces if not piece.startswith(("[", "<")))
-    if not beside.is_file():
-        return enliple.wordpiece(vocabulary, lower_case=source.lower_case and not capitals)
-    settings = read_json(beside, tr("the tokenizer's config"))
-    if settings.get("tokenizer_class", "BertTokenizer").removesuffix("Fast") not in WORDPIECES:
-        return None
-    added = [str(token.get("content")) for token in settings.get("added_tokens_decoder", {}).values()]
-    if vocabulary.with_name("added_tokens.json").is_file() or set(added) - set(pieces):
-        return None
-    lower_case, strip = bool(settings.get("do_lower_case", not capitals)), settings.get("strip_accents")
-    if strip is None:  # with lower case, as the library has it; but syllables would never be reached
-        strip = lower_case and not any("가" <= letter <= "힣" for piece in pieces for letter in piece)
-    chinese = settings.get("tokenize_chinese_chars", True)
-    return enliple.wordpiece(vocabulary, lower_case=lower_case, strip_accents=strip, tokenize_chinese_chars=chinese)
 
 
 def _from_dict(values: dict[str, Any]) -> Any:

@@ -69,6 +69,7 @@ def load_checkpoint(name: str, config: Any, auto: Any, *, new_head: bool = False
     if new_head:
         _let_heads_go(model, found)
     _refuse(name, model, found, unused)
+    _refuse_infinite(name, model)
     return Loaded(model, name, tuple(sorted(found["missing_keys"])), tuple(unused), _told(other))
 
 
@@ -212,6 +213,13 @@ def _refuse(name: str, model: Any, found: dict[str, Any], unused: list[str]) -> 
                 kind=type(model).__name__,
             )
         )
+
+
+def _refuse_infinite(name: str, model: Any) -> None:
+    """Refuse weights of a run that had gone astray: nothing is learned from there. Raises: BigqaError."""
+    for key, tensor in model.named_parameters():
+        if not bool(tensor.detach().isfinite().all()):
+            raise BigqaError(f"{name}: {key} holds NaN or infinity: take an earlier checkpoint of what made it")
 
 
 def _of_backbone(key: str, prefix: str, parts: set[str]) -> bool:

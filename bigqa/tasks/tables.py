@@ -89,8 +89,8 @@ def _separated(text: Iterator[str], separator: str, file: Path) -> Iterator[Plac
     else:
         first = next(text, "")
         # Spreadsheets write ";" where a comma is the decimal sign, and tabs where they are told to write Unicode.
-        found = next((one for one in ",;\t|" if one in first), ",")
-        rows = csv.reader(chain([first] if first else [], text), delimiter=found)
+        sign = next((one for one in ",;\t|" if one in first), ",")
+        rows = csv.reader(chain([first] if first else [], text), delimiter=sign)
     names = next(rows, [])
     if len(set(names)) != len(names):
         raise BigqaError(
