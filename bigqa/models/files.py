@@ -5,6 +5,7 @@ none.
 """
 
 import json
+import os
 from pathlib import Path
 
 from bigqa.contents import HEAD_BYTES, UNREADABLE
@@ -62,9 +63,10 @@ def _instead(folder: Path) -> str:
 
 
 def _shards(folder: Path, index: Path | None) -> list[Path]:
-    places = read_json(index, "the index of weights").get("weight_map", {}) if index else {}
+    said = read_json(index, "the index of weights") if index else {}
+    places = said.get("weight_map") if isinstance(said, dict) else None
     shards = sorted({str(name) for name in places.values()}) if isinstance(places, dict) else []
-    lacking = [name for name in shards if not (folder / name).is_file()]
+    lacking = [name for name in shards if not os.path.isfile(folder / name)]  # a name may be none that a disk takes
     if lacking:
         raise BigqaError(
             f"{folder} lacks {lacking[0]}, {len(lacking)} of {len(shards)} files of weights: fetch it again"
@@ -82,7 +84,7 @@ def _check_length(file: Path) -> None:
             tensors = json.loads(opened.read(length)) if wanted <= size else {}
             ends = [one["data_offsets"][1] for name, one in tensors.items() if name != "__metadata__"]
             wanted += max(ends, default=0)
-        except (ValueError, TypeError, KeyError, AttributeError, IndexError):
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError):
             return  # no header at all: the library says so
     if size < max(wanted, LENGTH_BYTES + 1):
         raise BigqaError(f"{file} is cut short: {size} bytes of at least {wanted}; fetch it again")

@@ -167,8 +167,8 @@ def _loading(what: str, name: str) -> Iterator[None]:
             yield
         except pickle.UnpicklingError:
             raise BigqaError(
-                f"the {what} {name} is a pickle of more than tensors, which could run code: it is not loaded; save its "
-                "weights as safetensors"
+                f"the {what} {name} cannot be loaded: it is a pickle of more than tensors, which could run code; "
+                "save its weights as safetensors"
             ) from None
         except ValueError as error:
             if "trust_remote_code" not in str(error):
