@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import REPORTS
-from bigqa.files import write_json
+from benchmarks.tables import put_between
+from bigqa.files import read_json, write_json
 from bigqa.units import GIB, format_bytes, parse_bytes
 from bigqa.versions import commit, versions
 
@@ -196,11 +197,38 @@ def predicted(asked: argparse.Namespace) -> dict[str, int]:
     }  # fmt: skip
 
 
+def table(folder: Path = RUNS) -> str:
+    """Return the Markdown table of all reports."""
+    heads = ("model", "row", "windows", "limit", "resident", "of the group", "bytes a parameter beyond 1.2 GiB", "disk")
+    heads += ("read, written a step", "predicted", "processor s a step")
+    lines = [f"| {' | '.join(heads)} |", f"|---|---|---|{'---:|' * (len(heads) - 3)}"]
+    for file in sorted(folder.glob("memory-*.json")):
+        report = read_json(file, "the report")
+        found, expected, last = report["measured"], report["predicted"], report["measured"]["steps"][-1]
+        layers = f", {report['layers']} layers" if report["layers"] else ""
+        on_disk = bool(expected["disk_bytes"])
+        moved = f"{last['disk_read_bytes'] / GIB:.1f}, {last['disk_written_bytes'] / GIB:.1f} GiB"
+        planned = f"{expected['read_bytes'] / GIB:.1f}, {expected['written_bytes'] / GIB:.1f} GiB"
+        beyond = (found["peak_resident_bytes"] - 1.2 * GIB) / found["parameters"]
+        cells = [
+            report["model"] + layers, report["row"],
+            f"{report['micro_batches']} x {report['micro_batch']} x {report['seq_len']}",
+            format_bytes(report["limit"]) if report["limit"] and found["limited"] else "-",
+            format_bytes(found["peak_resident_bytes"]),
+            format_bytes(found["peak_group_bytes"]) if found["peak_group_bytes"] else "-",
+            f"{beyond:.2f}" if beyond > 0 else "none", format_bytes(found["disk_bytes"]) if on_disk else "-",
+            moved if on_disk else "-", planned if on_disk else "-", f"{last['processor_s']:.0f}",
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
-    """Measure a row, print, and keep."""
+    """Measure a row, print, and keep; or write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model")
-    parser.add_argument("row")
+    parser.add_argument("model", nargs="?")
+    parser.add_argument("row", nargs="?")
+    parser.add_argument("--table", action="store_true", help="run nothing; write benchmarks/README.md from the reports")
     parser.add_argument("--seq-len", type=int, default=128)
     parser.add_argument("--micro-batch", type=int, default=1)
     parser.add_argument("--micro-batches", type=int, default=1)
@@ -211,6 +239,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RUNS)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    if asked.table:
+        put_between("streamed-memory", table(asked.out))
+        return
     if asked.child:
         run(asked)
         return
@@ -223,7 +254,7 @@ def main() -> None:
     if done.returncode:
         raise SystemExit(f"ended with {done.returncode}")
     found = json.loads(done.stdout.splitlines()[-1]) | {"peak_group_bytes": peak, "limited": group is not None}
-    words = {name: value for name, value in vars(asked).items() if name not in ("out", "folder", "child")}
+    words = {name: value for name, value in vars(asked).items() if name not in ("out", "folder", "child", "table")}
     report = words | {"predicted": expected, "measured": found, "commit": commit(), "versions": versions()}
     beyond = found["peak_resident_bytes"] - 1.2 * GIB
     print(f"resident {format_bytes(found['peak_resident_bytes'])}, predicted {format_bytes(expected['host_bytes'])}")

@@ -9,6 +9,7 @@ import pytest
 from hand_made import RATES
 from transformers import AutoConfig
 
+from bigqa.engine.build import not_together
 from bigqa.errors import BigqaError
 from bigqa.machine import hardware
 from bigqa.machine.gpus import GPUS, find_gpu
@@ -197,6 +198,13 @@ def test_a_ladder_goes_on_to_what_needs_as_much_of_a_gpu_and_less_of_the_host() 
         for name, (device, host) in sizes.items()
     ]  # fmt: skip
     assert [rung.name for rung in ladder_of(judged, judged[0])] == ["stream", "stream-disk", "cpu"]
+
+
+def test_every_rung_of_a_run_without_a_plan_can_be_had() -> None:
+    rows = [
+        row for row in STRATEGIES.values() if not row.needs_deepspeed and row.adapters == "none" and not row.release
+    ]
+    assert [rung.strategy for row in rows for rung in plain_ladder(row, 4) if not_together(rung.strategy)] == []
 
 
 def test_a_disk_that_was_not_looked_at_is_not_full(estimator: Any) -> None:

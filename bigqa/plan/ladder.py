@@ -52,11 +52,16 @@ def _memory_of(candidate: "Candidate") -> tuple[int, int]:
 
 
 def plain_ladder(strategy: Strategy, micro_batch: int) -> tuple[Rung, ...]:
-    """Return the ladder of a run without a plan: smaller micro-batches, then recomputation, then 8-bit states."""
+    """Return the ladder of a run without a plan: smaller micro-batches, then recomputation, then 8-bit states.
+
+    What streams its layers recomputes already, and has 8-bit states with other weights alone.
+    """
     rungs = []
     while micro_batch > 1:
         micro_batch = -(-micro_batch // 2)
         rungs.append(Rung(name=f"micro-batches of {micro_batch}", strategy=strategy, micro_batch=micro_batch))
+    if strategy.stream:
+        return tuple(rungs)
     if strategy.recompute != "full":
         strategy = strategy.model_copy(update={"recompute": "full"})
         rungs.append(Rung(name=tr("recomputation"), strategy=strategy, micro_batch=1))
