@@ -20,7 +20,7 @@ LARGE_BYTES = 2**20
 """Smaller ones keep their values: someone may read them."""
 MAP_NORESERVE = 0x4000
 """Of Linux: a fork of 28 GB that nobody fills is no more than the machine has (Python names the flag since 3.13)."""
-FACTORIES = (torch.ops.aten.empty.memory_format, torch.ops.aten.empty_strided.default)
+FACTORIES = (torch.ops.aten.empty.memory_format, torch.ops.aten.empty_strided.default, torch.ops.aten.zeros.default)
 
 
 @contextlib.contextmanager

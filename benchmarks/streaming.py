@@ -1,8 +1,9 @@
 """What streaming costs on a CPU, where it gains nothing: steps in turns with those of plain training that recomputes.
 
 In: a model and the shape of a step. Out: a table, and a report in `benchmarks/runs/streaming`. Both are trained in one
-process, step by step in turns, so that whatever else the machine does meets both alike. Processor time is what counts
-where it does other things; the clock is there too.
+process, step by step in turns, so that whatever else the machine does meets both alike; with `--apart`, where memory is
+too little for both at once, each turn of a row is a process of its own: a step to warm up, and one that counts.
+Processor time is what counts where the machine does other things; the clock is there too.
 
     python -m benchmarks.streaming MODEL --seq-len 384 --micro-batch 4 --micro-batches 4 --turns 5
 """
@@ -12,11 +13,13 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.common import run_module
 from bigqa.bench import worker
 from bigqa.bench.cases import rows_on
 from bigqa.bench.report import Case
@@ -42,13 +45,16 @@ def parts_of(row: str, asked: argparse.Namespace, processes: Processes, folder: 
     return training.parts, training.feed().take(0)
 
 
-def measured(asked: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
+Steps = dict[str, list[dict[str, float]]]
+
+
+def measured(asked: argparse.Namespace, names: Sequence[str] = ROWS) -> Steps:
     """Return each row's steps: seconds of processor time and by the clock."""
-    processes, found = Processes("cpu"), {row: [] for row in ROWS}  # type: ignore[var-annotated]
+    processes, found = Processes("cpu"), {row: [] for row in names}  # type: ignore[var-annotated]
     with tempfile.TemporaryDirectory() as folder:
-        rows = {row: parts_of(row, asked, processes, Path(folder)) for row in ROWS}
+        rows = {row: parts_of(row, asked, processes, Path(folder)) for row in names}
         for turn in range(WARM_UP + asked.turns):
-            for row in ROWS if turn % 2 else reversed(ROWS):
+            for row in names if turn % 2 else reversed(names):
                 parts, batches = rows[row]
                 parts.update.set_rate(1e-5)
                 parts.update.begin(turn, 0)
@@ -62,6 +68,20 @@ def measured(asked: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
     return found
 
 
+def measured_apart(asked: argparse.Namespace) -> Steps:
+    """Do as `measured`, each turn of a row in a process of its own."""
+    found: Steps = {row: [] for row in ROWS}
+    options = {"--seq-len": asked.seq_len, "--micro-batch": asked.micro_batch, "--micro-batches": asked.micro_batches}
+    options |= {"--turns": 1, "--precision": asked.precision}
+    words = [asked.model, *(word for option in options.items() for word in option)]
+    for turn in range(asked.turns):
+        for row in ROWS if turn % 2 else reversed(ROWS):
+            said = run_module("benchmarks.streaming", *words, "--only", row)
+            found[row] += json.loads(said.splitlines()[-1])
+            print(row, found[row][-1], flush=True)
+    return found
+
+
 def main() -> None:
     """Measure, print, and keep."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -72,8 +92,13 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--out", type=Path, default=RUNS)
+    parser.add_argument("--apart", action="store_true")
+    parser.add_argument("--only", choices=ROWS, help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    found = measured(asked)
+    if asked.only:
+        print(json.dumps(measured(asked, (asked.only,))[asked.only]))
+        return
+    found = measured_apart(asked) if asked.apart else measured(asked)
     medians = {
         row: {kind: statistics.median(step[kind] for step in steps) for kind in steps[0]}
         for row, steps in found.items()
@@ -81,7 +106,7 @@ def main() -> None:
     for kind in medians[ROWS[0]]:
         plain, streamed = (medians[row][kind] for row in ROWS)
         print(f"{kind}: {ROWS[0]} {plain:.3f}, {ROWS[1]} {streamed:.3f}, {streamed / plain - 1:+.1%}")
-    words = {name: value for name, value in vars(asked).items() if name != "out"}
+    words = {name: value for name, value in vars(asked).items() if name not in ("out", "only")}
     name = f"{asked.model}-{asked.precision}-{asked.micro_batch}x{asked.seq_len}x{asked.micro_batches}.json"
     report = words | {"threads": torch.get_num_threads(), "medians": medians, "steps": found}
     write_text(asked.out / name, json.dumps(report, indent=1) + "\n")

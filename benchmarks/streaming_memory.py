@@ -9,13 +9,19 @@ made without data, and each weight, at random, as it is put in its place: a mode
 memory first. Every micro-batch is one window, or several, of full length.
 """
 
+import sys
+
+from bigqa.machine.heap import hold_tight
+
+if __name__ == "__main__" and "--child" in sys.argv:
+    hold_tight()  # as a run does, before torch is imported
+
 import argparse
 import contextlib
 import functools
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
