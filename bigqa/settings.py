@@ -119,6 +119,8 @@ class Settings(Ranged):
     """Optimizer steps between checkpoints."""
     keep: int = 2
     """Checkpoints kept."""
+    tracker: str | None = None
+    """A tracker of experiments that is told as well; none: the run's folder alone."""
     push_to_hub: str | None = None
     """A repository of the hub that the result is put into."""
     origin: Origin | None = None

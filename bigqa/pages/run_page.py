@@ -12,10 +12,12 @@ from bigqa.files import write_text
 from bigqa.pages.charts import Line, chart, smoothed
 from bigqa.pages.made import made
 from bigqa.pages.run import Record, Run, read_run
-from bigqa.units import format_bytes, format_seconds
+from bigqa.units import GIB, MIB, format_bytes, format_seconds
 
 FILE = "report.html"
 HIDDEN = ("ladder", "origin", "strategy", "task_options", "predicted_samples_per_s", "out")
+COUNTS = ("step", "total", "missing", "tokens")
+"""Figures among scores that count what was scored."""
 LATER = 0.3
 """Of the steps, the share at the end that a speed is read off: the first ones warm up."""
 
@@ -56,7 +58,8 @@ def _state(run: Run) -> str:
 
 
 def _plain(scores: Record) -> list[tuple[str, str]]:
-    return [(_spoken(name), _figure(value)) for name, value in scores.items() if _is_number(value)]
+    names = sorted((name for name, value in scores.items() if _is_number(value)), key=lambda name: name in COUNTS)
+    return [(_spoken(name), _figure(scores[name])) for name in names]
 
 
 def _figures(run: Run) -> list[tuple[str, str, str]]:
@@ -115,11 +118,17 @@ def _speed(run: Run) -> Any:
 
 
 def _memory(run: Run) -> Any:
-    points = _points(run, "peak_memory_bytes")
+    peaks = _points(run, "peak_memory_bytes")
+    most = max([*(size for _, size in peaks), run.predicted_bytes or 0], default=0)
+    unit, name = (GIB, "GiB") if most >= GIB else (MIB, "MiB")
+
+    def of(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+        return [(step, size / unit) for step, size in points]
+
     what = "peak so far" if run.on_gpu else "peak so far, resident"
-    lines = [Line("now", _points(run, "memory_bytes"), 1), Line(what, points)]
-    lines += _level("predicted peak", run.predicted_bytes, points)
-    return chart("Memory", lines, across="step", words=format_bytes, from_zero=True, marks=_marks(run))
+    lines = [Line("now", of(_points(run, "memory_bytes")), 1), Line(what, of(peaks))]
+    lines += _level("predicted peak", (run.predicted_bytes or 0) / unit, peaks)
+    return chart("Memory", lines, across="step", words=lambda one: f"{one:g} {name}", from_zero=True, marks=_marks(run))
 
 
 def _level(name: str, value: float | None, points: list[tuple[float, float]]) -> list[Line]:
@@ -129,8 +138,7 @@ def _level(name: str, value: float | None, points: list[tuple[float, float]]) ->
 
 
 def _scores(run: Run) -> Any:
-    counts = ("step", "total", "missing", "tokens")
-    names = [name for name in (run.evaluations or [{}])[0] if name not in counts]
+    names = [name for name in (run.evaluations or [{}])[0] if name not in COUNTS]
     shown = names[:3]
     lines = [
         Line(_spoken(name), [(one["step"], one[name]) for one in run.evaluations], at) for at, name in enumerate(shown)

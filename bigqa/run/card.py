@@ -25,7 +25,7 @@ RECIPE = (
     "layer_decay", "freeze_layers", "dropout", "clip", "adam_eps", "seed", "limit",
 )  # fmt: skip
 NO_OPTIONS = {"origin", "ladder", "strategy", "task_options", "out", "adam_eps", "clip", "max_answer_length",
-              "push_to_hub", "predicted_samples_per_s"}  # fmt: skip
+              "push_to_hub", "tracker", "predicted_samples_per_s"}  # fmt: skip
 """Settings that no option of `bigqa train` has, or that are about the run's folder alone."""
 SWITCHES = {"keep_best": "--keep-best", "check": "--no-check", "deterministic": "--deterministic"}
 

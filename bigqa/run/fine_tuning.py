@@ -32,6 +32,7 @@ from bigqa.run.job import Job, job_of
 from bigqa.run.origin import check_checkpoint, remark, with_data, with_model
 from bigqa.run.planning import check_fits, planned, with_ladder
 from bigqa.run.pushing import check_may_push
+from bigqa.run.tracking import Tracked, check_tracker
 from bigqa.settings import Settings
 from bigqa.versions import versions
 
@@ -69,6 +70,7 @@ def _fine_tune(settings: Settings, processes: Processes, *, resume: bool) -> Non
     strategy = possible_strategy(settings, processes)  # what cannot be had is refused before anything is made
     processes.agree(strategy.precision, tr("the precision that their cards are best at (--precision names one)"))
     check_whole(settings, processes.device)
+    check_tracker(settings.tracker)
     if settings.push_to_hub is not None:
         check_may_push(settings.push_to_hub)
     settings = with_data(settings, processes, resume=resume)
@@ -188,7 +190,8 @@ def _start_recording(settings: Settings, plan: dict[str, Any], processes: Proces
     write(settings, plan)
     (settings.out / ENDED_FILE).unlink(missing_ok=True)
     processes.wait()
-    return Recorder(settings.out, console)
+    recorder = Recorder(settings.out, console)
+    return recorder if settings.tracker is None else Tracked(recorder, settings)
 
 
 def _plan(settings: Settings, processes: Processes) -> dict[str, Any]:

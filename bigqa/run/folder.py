@@ -33,6 +33,7 @@ CHANGEABLE = {
     "deterministic",
     "dev_file",
     "push_to_hub",
+    "tracker",
 }
 """What a resumed run may change: how it is trained, and what it is scored on. The data, their order and the schedule
 stay."""

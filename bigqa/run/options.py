@@ -94,6 +94,7 @@ Until = Annotated[float | None, typer.Option(parser=duration("until"), help=UNTI
 PushToHub = Annotated[
     str | None, typer.Option(metavar="OWNER/NAME", help="Put the result on the hub, private where it is made anew.")
 ]
+Tracker = Annotated[str | None, typer.Option(help="Tell wandb, mlflow or trackio as well.  [default: none]")]
 Limit = Annotated[int | None, ranged("limit", "Train on the first so many questions only.")]
 NumProcesses = Annotated[int, ranged("num_processes", "Processes to launch (`bigqa train` only).")]
 
@@ -150,6 +151,7 @@ def train_signature(
     keep: Keep = None,
     limit: Limit = None,
     until: Until = None,
+    tracker: Tracker = None,
     push_to_hub: PushToHub = None,
     num_processes: NumProcesses = 1,
 ) -> None:

@@ -33,7 +33,7 @@ from bigqa.runs.together import (
     value_of,
 )
 from bigqa.runs.words import as_plain, words_of
-from bigqa.settings import Settings, read_settings
+from bigqa.settings import Settings
 
 ASKED, ENSEMBLE = "seeds.json", "ensemble"
 FREE = ("num_processes", "device", "check")
@@ -192,7 +192,7 @@ def _row(report: Mapping[str, Any]) -> dict[str, Any]:
 
 def _ensemble(seeds: Seeds, names: list[str], best: str) -> dict[str, Any] | None:
     """Score what the runs say together, and write their common answers; none where a task cannot."""
-    settings: Settings = read_settings(seeds.out / best / "config.json")
+    settings: Settings = seeds.settings
     job = job_of(settings)
     assert settings.dev_file is not None
     options = job.kind.settled(job.options, [settings.train_file, settings.dev_file])

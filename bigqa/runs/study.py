@@ -222,6 +222,6 @@ class Study:
 def _difference(one: Any, other: Any) -> str:
     """Say where two values differ, by the first field that does."""
     if isinstance(one, Mapping) and isinstance(other, Mapping):
-        key = next(key for key in (*other, *one) if one.get(key) != other.get(key))
+        key = next(key for key in (*one, *other) if one.get(key) != other.get(key))
         return f"{str(key).replace('_', '-')}: then {one.get(key, 'none')}, now {other.get(key, 'none')}"
     return f"then {one}, now {other}"

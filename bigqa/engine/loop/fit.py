@@ -180,6 +180,7 @@ def _evaluated(run: Training, done: int, reader: StepReader) -> bool:
     with run.stop.deadline.timed("scores"), _kept_when_memory_runs_out(run, done, reader):
         if run.processes.is_main:
             is_best = found.add(done, found.score())
+            run.recorder.scored(done, found.history[-1])
             run.recorder.say(
                 tr(
                     "step {done}: {metric} {score:.4g}",

@@ -5,6 +5,7 @@ Only the main process has a recorder that writes; the others have `Silent`.
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ class Silent:
 
     def step(self, record: dict[str, Any]) -> None:
         """Take one step's figures."""
+
+    def scored(self, step: int, scores: Mapping[str, Any]) -> None:
+        """Take the scores after a step."""
 
     def say(self, text: str) -> None:
         """Tell the person something."""
@@ -64,6 +68,12 @@ class Recorder(Silent):
         self._metrics.line(json.dumps(record))
         self._board.add(record["step"], {name: record[name] for name in DRAWN})
         self._show(record)
+
+    def scored(self, step: int, scores: Mapping[str, Any]) -> None:
+        """Draw the scores after a step."""
+        for name, value in scores.items():
+            if isinstance(value, int | float) and name != "step":
+                self._board.add_scalar(f"dev/{name}", value, step)
 
     def _show(self, record: dict[str, Any]) -> None:
         text = _figures(record)

@@ -1,0 +1,229 @@
+"""A search: its file, which trials come, which are lost and come again, the median rule, storages."""
+
+import dataclasses
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import here
+
+from bigqa.errors import BigqaError, UsageError
+from bigqa.runs import study as study_room
+from bigqa.runs.search import Choices, Search, Span, read_search
+from bigqa.runs.storage import hidden, storage_of
+from bigqa.runs.study import Study
+from bigqa.runs.sweep import said
+from bigqa.who import me
+
+optuna = pytest.importorskip("optuna")
+SEARCH = Search("s", {"dev_file": "d"}, {"lr": Span(1e-5, 1e-2, True, False, None)}, 3, stops_early=True, seed=1)
+GRID = dataclasses.replace(SEARCH, axes={"epochs": Choices((1.0, 2.0))}, trials=9)
+TRAIN = "train: {model: tiny, train-file: t.json, dev-file: d.json}\n"
+
+
+def study(search: Search = SEARCH, storage: Any = None, **more: Any) -> Study:
+    return Study(search, storage or optuna.storages.InMemoryStorage(), least=False, **more)
+
+
+def written(folder: Path, text: str) -> Path:
+    file = folder / "sweep.yaml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def test_a_file_is_read_with_its_numbers(tmp_path: Path) -> None:
+    text = (
+        TRAIN
+        + "search: {lr: {from: 1e-5, to: '1e-3', log: true}, epochs: [2, 3], seq-len: {from: 64, to: 256, step: 64}}"
+    )
+    found = read_search(written(tmp_path, text))
+    assert found.axes["lr"] == Span(1e-5, 1e-3, True, False, None) and found.axes["epochs"] == Choices((2.0, 3.0))
+    assert found.trials == 20 and found.seed == 42 and found.name == "sweep" and found.options["eval_times"] == 5
+    assert found.axes["seq_len"].size == 4 and found.size is None and len(list(found.corners())) == 4
+    assert next(found.largest())["seq_len"] == 256
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (TRAIN + "search: {lr: [1]}\ntrails: 3", "unknown field 'trails': is trials meant"),
+        (TRAIN + "search: {lrr: [1]}", "search has an unknown field 'lrr': is lr meant"),
+        (TRAIN + "search: {train-file: [a, b]}", "search has an unknown field 'train-file'"),
+        (TRAIN + "search: {lr: {from: 1, to: 2, steps: 1}}", "unknown field 'steps': is step meant"),
+        (TRAIN + "search: {lr: {from: 1}}", "search: lr: to is missing"),
+        (TRAIN + "search: {lr: {from: 1, to: 0.5}}", "from 1.0 is not below to 0.5"),
+        (TRAIN + "search: {warmup: {from: 0, to: 0.5, log: true}}", "log wants numbers above 0"),
+        (TRAIN + "search: {lr: {from: 1e-5, to: 20}}", "lr: to: --lr: '20' is not a number"),
+        (TRAIN + "search: {lr: 1e-5}", "lr is '1e-5'; write a list of values, or {from"),
+        (TRAIN + "search: {epochs: [2, 2]}", "epochs: a value is there twice"),
+        (TRAIN + "search: {model: [tiny, bert-base]}", "model is under train and under search"),
+        (TRAIN + "search: {lr: [1]}\ntrials: none", "trials: 'none' is not a whole number"),
+        (TRAIN, "search is missing"),
+        ("train: {model: tiny, train-file: a}\nsearch: {lr: [1]}", "train has no dev-file"),
+        (TRAIN[:-2] + ", eval-every: 5}\nsearch: {lr: [1]}", "write eval-times in the place of eval-every"),
+        ("train: {model: [}", "line 1: no YAML"),
+        ("- a", "list where fields are wanted"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_named(tmp_path: Path, text: str, said: str) -> None:
+    file = written(tmp_path, text)
+    with pytest.raises(UsageError) as refused:
+        read_search(file)
+    assert said in str(refused.value) and str(file) in str(refused.value)
+
+
+def test_there_are_as_many_trials_as_asked_for() -> None:
+    found = study()
+    asked = [found.ask() for _ in range(4)]
+    assert asked[3] is None and len({one.params["lr"] for one in asked if one}) == 3
+    for one in asked[:3]:
+        assert one is not None
+        found.tell(one, 1.0)
+    assert found.over() == 3 and found.ask() is None and found.running_elsewhere() == 0
+
+
+def test_a_search_that_is_gone_on_with_does_not_begin_anew() -> None:
+    """The third trial is the same, whether one process asked for all or another for the last."""
+    one, other, storage = study(), study(), None
+    first = [one.ask(), one.ask(), one.ask()]
+    again = [other.ask(), other.ask()]
+    storage = other.storage
+    last = study(storage=storage).ask()
+    assert [a.params for a in first if a] == [a.params for a in (*again, last) if a]
+
+
+def test_nothing_is_tried_twice() -> None:
+    found = study(GRID)
+    asked = [found.ask(), found.ask()]
+    assert {one.params["epochs"] for one in asked if one} == {1.0, 2.0} and found.ask() is None
+
+
+def lost(found: Study, **who: Any) -> Any:
+    """Return a trial of a process that is gone, as a storage keeps it."""
+    asked = found.ask()
+    assert asked is not None
+    found.note(asked, who=me() | {"pid": 2**22 + 1} | who, folder="trial-0000")
+    return asked
+
+
+def test_a_trial_of_a_process_that_is_gone_comes_again() -> None:
+    first = study()
+    gone = lost(first)
+    second = study(storage=first.storage)
+    again = second.ask()
+    assert again is not None and again.params == gone.params
+    assert (again.number, again.root) == (1, 0) and again.number != gone.number
+    assert second.seats() == 1 and study(storage=first.storage).running_elsewhere() == 1
+    second.tell(again, 2.0)
+    assert [second.is_lost(one) for one in second.trials()] == [True, False] and second.over() == 1
+
+
+def test_a_trial_that_lives_is_left_alone() -> None:
+    first = study()
+    first.ask()
+    second = study(storage=first.storage)
+    other = second.ask()
+    assert other is not None and (other.number, other.root) == (1, 1) and second.running_elsewhere() == 1
+
+
+def test_on_another_machine_a_beat_that_stands_still_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = study()
+    gone = lost(first, boot="another")
+    second, now = study(storage=first.storage), [1000.0]
+    monkeypatch.setattr(study_room.time, "monotonic", lambda: now[0])
+
+    def is_lost() -> bool:
+        second.take_up_lost()
+        return second.is_lost(second.trials()[0])
+
+    assert not is_lost()
+    now[0] += study_room.GONE_S - 1
+    gone.trial.set_user_attr("beat", 5)
+    assert not is_lost()
+    now[0] += study_room.GONE_S - 1
+    assert not is_lost()
+    now[0] += 2
+    assert is_lost()
+
+
+def test_what_a_dead_process_had_is_told_too_late_when_it_lives_again() -> None:
+    first = study()
+    asleep = lost(first)
+    second = study(storage=first.storage)
+    again = second.ask()
+    first.tell(asleep, 9.0)
+    assert again is not None
+    second.tell(again, 2.0)
+    assert [one.value for one in second.trials() if one.value is not None] == [2.0]
+
+
+def test_a_trial_that_said_why_it_failed_is_not_tried_again() -> None:
+    found = study()
+    asked = found.ask()
+    assert asked is not None
+    found.tell(asked, problem="out of memory")
+    following = found.ask()
+    assert following is not None and following.root == following.number and found.over() == 1
+
+
+def test_the_median_of_five_ends_what_is_worse() -> None:
+    """Halfway, five trials had 1 to 5: 2.9 is below their median, 3.1 is not."""
+    found = study(dataclasses.replace(SEARCH, trials=20))
+    for value in (1.0, 2.0, 3.0, 4.0, 5.0):
+        asked = found.ask()
+        assert asked is not None and not found.report(asked, 2, value)
+        found.tell(asked, value)
+    for value, ended in ((2.9, True), (3.1, False)):
+        asked = found.ask()
+        assert asked is not None and found.report(asked, 2, value) is ended
+    calm = study(dataclasses.replace(SEARCH, stops_early=False))
+    asked = calm.ask()
+    assert asked is not None and not calm.report(asked, 1, -100.0)
+
+
+def test_a_study_of_another_search_is_refused() -> None:
+    first = study()
+    with pytest.raises(BigqaError, match=r"'s' in this storage was begun with another search \(lr: then"):
+        study(GRID, storage=first.storage)
+    study(dataclasses.replace(SEARCH, trials=100), storage=first.storage)
+
+
+def test_storages_that_cannot_be_had_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--storage nowhere is no address of a database"):
+        storage_of("nowhere", tmp_path)
+    with pytest.raises(UsageError, match="there is no folder"):
+        storage_of(f"journal:{tmp_path / 'no' / 'log'}", tmp_path)
+    with pytest.raises(BigqaError, match="cannot be used"):
+        storage_of(f"sqlite:///{tmp_path / 'no' / 'file'}", tmp_path)
+    url = "postgresql://me:secret@127.0.0.1:1/none"
+    with pytest.raises(BigqaError) as refused:
+        storage_of(url, tmp_path)
+    assert "secret" not in str(refused.value) and "me:***@127.0.0.1" in str(refused.value)
+    wants = "cannot be used" if importlib.util.find_spec("psycopg2") else r"pip install 'bigqa[postgresql]'"
+    assert wants in str(refused.value)
+    assert hidden("mysql://host/name") == "mysql://host/name"
+
+
+def test_two_searches_go_on_in_one_journal(tmp_path: Path) -> None:
+    one = study(storage=storage_of(f"journal:{tmp_path / 'log'}", tmp_path))
+    other = study(storage=storage_of(f"journal:{tmp_path / 'log'}", tmp_path))
+    asked = [one.ask(), other.ask(), one.ask(), other.ask()]
+    assert [one.number for one in asked if one] == [0, 1, 2]
+
+
+def test_a_sweep_says_what_is_wrong_before_it_begins(tmp_path: Path) -> None:
+    file = written(tmp_path, TRAIN + "search: {lr: [1e-5, 1e-4]}")
+    done = here("sweep", file, "--out", tmp_path / "out")
+    assert done.returncode == 1 and "t.json" in done.stderr and not (tmp_path / "out").exists()
+    (tmp_path / "t.json").write_text(json.dumps({"data": []}))
+    data = str(tmp_path / "t.json")
+    file.write_text(json.dumps({"train": {"model": "tiny", "train-file": data, "dev-file": data, "metric": "f2"},
+                                "search": {"lr": [1e-5]}}))  # fmt: skip
+    done = here("sweep", file, "--out", tmp_path / "out")
+    assert done.returncode == 2 and "--metric f2 is none of this task's scores" in done.stderr
+
+
+def test_parameters_are_said_in_a_line() -> None:
+    assert said({"lr": 3.21e-5, "global_batch": 16, "model": "a"}) == "lr 3.21e-05, global-batch 16, model a"
