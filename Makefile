@@ -49,6 +49,7 @@ check: install  ## ruff, its formatter, mypy
 	@$(PYTHON) -m mypy bigqa
 
 slow: install  ## run the tests that take minutes
+	@$(PYTHON) -c 'import ipykernel, nbclient' 2>/dev/null || $(PYTHON) -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[notebook]'
 	@$(PYTHON) -m pytest -m "slow and not nullgpu"
 
 # Offline once it is installed; strict: a link that leads nowhere ends it. What is made of code: docs/hooks.py.

@@ -8,6 +8,8 @@ Public names are those of `__all__`; what else can be imported may change withou
 """
 
 import importlib
+import sys
+from types import ModuleType
 from typing import Any
 
 __version__ = "0.2.0"
@@ -15,7 +17,7 @@ __version__ = "0.2.0"
 PUBLIC = {
     "BigqaError": "bigqa.errors",
     "Question": "bigqa.plan.question",
-    "probe": "bigqa.plan.probe",
+    "probe": "bigqa.notebook.probing",
     "need": "bigqa.plan.need",
     "STRATEGIES": "bigqa.strategy",
     "Strategy": "bigqa.strategy",
@@ -23,10 +25,27 @@ PUBLIC = {
     "fine_tune": "bigqa.run.fine_tuning",
 }
 """Public name -> where it lives; imported when it is asked for, so that `import bigqa` costs nothing."""
-__all__ = ["__version__", *PUBLIC]
+CALLED = {"train": "bigqa.notebook.training", "rehearse": "bigqa.notebook.rehearsing"}
+"""The same of functions whose names are those of modules: the module is called, and calls them."""
+__all__ = ["__version__", *PUBLIC, *CALLED]
+
+
+class _AlsoCalled(ModuleType):
+    """A module that a public function has the name of."""
+
+    def __call__(self, *words: Any, **options: Any) -> Any:
+        name = self.__name__.rpartition(".")[2]
+        return getattr(importlib.import_module(CALLED[name]), name)(*words, **options)
+
+
+def also_called(name: str) -> None:
+    """Let a module be called as the public function of its name."""
+    sys.modules[name].__class__ = _AlsoCalled
 
 
 def __getattr__(name: str) -> Any:
+    if name in CALLED:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(PUBLIC[name]), name)

@@ -25,7 +25,7 @@ if __name__ == "__main__":  # before what takes a while to import
 
 import typer
 
-from bigqa import interrupts
+from bigqa import also_called, interrupts
 from bigqa.console import as_program, command
 from bigqa.machine.heap import hold_tight
 from bigqa.run.options import given, train_signature
@@ -73,6 +73,10 @@ def _train(settings: Any, *, resume: bool) -> None:
         if isinstance(error, BigqaError) and PARENT_VARIABLE in os.environ and settings.out.is_dir():
             error.told = not is_first
         raise
+
+
+if __name__ != "__main__":
+    also_called(__name__)  # `bigqa.train(...)`
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ import typer
 from bigqa import __version__, interrupts
 from bigqa.cli import convert, data
 from bigqa.cli.bench import bench
+from bigqa.cli.bundle import bundle
 from bigqa.cli.demo import demo
 from bigqa.cli.doctor import doctor
 from bigqa.cli.evaluate import evaluate
@@ -29,7 +30,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 COMMANDS: dict[str, Callable[..., None]] = {
     "probe": probe, "rehearse": rehearse, "train": train, "seeds": seeds, "sweep": sweep, "page": page,
     "predict": predict, "evaluate": evaluate, "generate": generate, "bench": bench, "table": table, "demo": demo,
-    "doctor": doctor, "launch-files": launch_files,
+    "doctor": doctor, "bundle": bundle, "launch-files": launch_files,
 }  # fmt: skip
 for name, function in COMMANDS.items():
     app.command(name)(function)

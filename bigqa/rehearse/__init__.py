@@ -3,3 +3,7 @@
 `inside` is loaded into the person's own processes, and imports nothing of bigqa.
 Imports: errors, files, units, console, nullgpu. Never: typer.
 """
+
+from bigqa import also_called
+
+also_called(__name__)  # `bigqa.rehearse(...)`

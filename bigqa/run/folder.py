@@ -166,6 +166,14 @@ def _changed(begun: Settings, options: dict[str, Any]) -> Settings:
     return make_settings(**(begun.model_dump() | known))
 
 
+def dev_file_of(run: Path) -> Path | None:
+    """Return the file that a run is scored on, where it is still there."""
+    if not (run / "config.json").is_file():
+        raise BigqaError(f"{run} is not a bigqa run folder: it has no config.json")
+    found = read_settings(run / "config.json").dev_file
+    return found if found is not None and found.is_file() else None
+
+
 def check_new(out: Path) -> None:
     """Refuse a folder that holds anything, or that another run has. Raises: BigqaError."""
     check_free(out)
