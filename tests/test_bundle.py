@@ -20,11 +20,14 @@ from bigqa.tasks.scoring import as_record, evaluate_files
 DEV = FOLDER / "dev.json"
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("bundled") / "run"
-    train(out, max_steps=2)
-    return out
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A complete run's folder, without weights."""
+    model = tmp_path / "run" / "model"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text("{}", encoding="utf-8")
+    (model / "bigqa.json").write_text('{"task": "qa"}', encoding="utf-8")
+    return model.parent
 
 
 def questions(folder: Path, count: int) -> Path:
@@ -36,16 +39,19 @@ def questions(folder: Path, count: int) -> Path:
     return file
 
 
-def test_the_command_answers_alone_as_predict_does(run: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_the_command_answers_alone_as_predict_does(tmp_path: Path) -> None:
+    run = tmp_path / "trained"
+    train(run, max_steps=2)
     asked = questions(tmp_path, 2)
     done = here("bundle", run, "--out", tmp_path / "out", "--dev-file", asked)
     assert done.returncode == 0, done.stderr
     assert here("predict", run / "model", asked, tmp_path / "answers.json").returncode == 0
     expected = as_record(evaluate_files(asked, tmp_path / "answers.json", "korquad1"), "korquad1")
     line = done.stdout.splitlines()[-1]
-    assert line.startswith("its command, in an empty environment with")
+    assert line.startswith("its command, in an empty environment")
     figures = f"EM {expected['exact_match']:.2f}, f1 {expected['f1']:.2f} on {expected['total']} questions"
-    assert line.endswith(figures), line
+    assert figures in line
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["README.md", "model", "src"]
     readme = (tmp_path / "out/README.md").read_text(encoding="utf-8")
     assert "python src/run.py dev.json predictions.json" in readme and "--request-memory 3g" in readme
@@ -89,18 +95,13 @@ def test_what_an_image_must_have_is_what_is_here() -> None:
 
 
 def test_what_cannot_be_bundled_is_refused_in_a_line(run: Path, tmp_path: Path) -> None:
-    unfinished = here("bundle", tmp_path, "--no-check", "--out", tmp_path / "out")
+    unfinished = here("bundle", tmp_path / "no", "--no-check", "--out", tmp_path / "out")
     assert unfinished.returncode == 1 and "has no model yet: train it to its end" in unfinished.stderr
-    assert here("bundle", tmp_path, "--out", tmp_path / "out").returncode == 1
+    assert "no config.json" in here("bundle", tmp_path, "--out", tmp_path / "out").stderr
     done = here("bundle", run, "--no-check", "--out", run)
     assert done.returncode == 1 and "already exists" in done.stderr
-    options = run / "model/bigqa.json"
-    kept = options.read_text(encoding="utf-8")
-    try:
-        options.write_text(kept.replace('"qa"', '"classify"'), encoding="utf-8")
-        other = here("bundle", run, "--no-check", "--out", tmp_path / "out")
-    finally:
-        options.write_text(kept, encoding="utf-8")
+    (run / "model/bigqa.json").write_text('{"task": "classify"}', encoding="utf-8")
+    other = here("bundle", run, "--no-check", "--out", tmp_path / "out")
     assert other.returncode == 1 and "a model of --task classify" in other.stderr
     assert not (tmp_path / "out").exists()
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from bigqa.console import say
+from bigqa.language import tr
 
 
 def bundle(
@@ -23,12 +24,17 @@ def bundle(
     target = out or run.with_name(f"{run.resolve().name}-bundle")
     questions = (dev_file or dev_file_of(run)) if check else None
     make_bundle(run, target)
-    say(f"written: {target} (README.md says how it is handed in)")
+    say(tr("written: {folder} (README.md says how it is handed in)", folder=target))
     if questions is None:
-        say("not tried: name questions with --dev-file, and its command is run on them")
+        say(tr("not tried: name questions with --dev-file, and its command is run on them"))
         return
     found = check_bundle(target, questions)
-    network = "without network" if found.cut_off else "with its network, which this system lets no user take away"
     scores = found.scores
     figures = f"EM {scores['exact_match']:.2f}, {found.overlap} {scores[found.overlap]:.2f}"
-    say(f"its command, in an empty environment {network}: {figures} on {scores['total']} questions")
+    count = scores["total"]
+    if found.cut_off:
+        say(tr("its command, in an empty environment without network: {figures} on {count} questions",
+               figures=figures, count=count))  # fmt: skip
+    else:
+        say(tr("its command, in an empty environment: {figures} on {count} questions (this system lets no user take "
+               "the network away)", figures=figures, count=count))  # fmt: skip

@@ -34,6 +34,8 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         (tr("How good the predictions were"), "table mine --grade"),
     ),
     "demo": ((tr("From plan to score, offline"), "demo --out demo"),),
+    "doctor": ((tr("What of this machine matters, and how to mend it"), "doctor"),),
+    "bundle": ((tr("What CodaLab takes, tried without a network"), "bundle runs/first"),),
     "launch-files": ((tr("Then read the README in the folder"), "launch-files launch"),),
     "data inspect": ((tr("How many windows, and how much padding"), "data inspect train.json klue/bert-base"),),
     "data korquad1": ((tr("Training and development file"), "data korquad1 --out data"),),

@@ -2,5 +2,5 @@
 
 Training and rehearsing are processes of their own, as on a command line: what they hold ends with them, and a notebook
 that is interrupted saves.
-Imports: errors, files, ranges, units, plan, show, run.options. Never: torch.
+Imports: errors, files, language, ranges, units, plan, show, run.options. Never: torch.
 """

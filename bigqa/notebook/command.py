@@ -14,6 +14,9 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+ERROR = "bigqa: "
+"""How a line of a command begins that is about an error, or about its end."""
+FAILED = (1, 2)
 STEP = re.compile(r"step (\d+)/(\d+) · (.*)")
 
 
@@ -54,15 +57,17 @@ def run(words: Sequence[str], *, quiet: bool = False) -> tuple[int, str, str]:
                 left -= 1
                 continue
             said[item[0]].append(item[1])
-            screen.show(item[1])
+            if not item[1].startswith(ERROR):
+                screen.show(item[1])
         except KeyboardInterrupt:
             process.send_signal(signal.SIGINT if asked else signal.SIGTERM)
             asked = True
             screen.show("stopping: the step is finished and saved; interrupt again to end at once")
     code = process.wait()
-    screen.close()
-    errors = [line.removeprefix("bigqa: ") for line in said["stderr"] if line.startswith("bigqa: ")]
-    last = errors[-1] if errors else (said["stderr"] or [f"ended with {code}"])[-1]
+    errors = [line for line in said["stderr"] if line.startswith(ERROR)]
+    for line in errors if code not in FAILED else ():  # else the caller raises it
+        screen.show(line)
+    last = errors[-1].removeprefix(ERROR) if errors else (said["stderr"] or [f"ended with {code}"])[-1]
     return code, "\n".join(said["stdout"]), last
 
 
@@ -98,9 +103,6 @@ class _Screen:
             self._bar = display(page, display_id=True)
         else:
             self._bar.update(page)
-
-    def close(self) -> None:
-        self._bar = None
 
 
 def bar(done: int, total: int, text: str) -> str:

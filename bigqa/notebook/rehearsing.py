@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bigqa.errors import BigqaError, UsageError
+from bigqa.language import tr
 from bigqa.notebook.command import run
 from bigqa.notebook.shown import page_frame
 
@@ -46,7 +47,7 @@ def rehearse(command: str | Sequence[str] = (), *, gpu: str = "", **options: Any
     """
     words = shlex.split(command) if isinstance(command, str) else list(command)
     if not words and "plan" not in options:
-        raise UsageError("no command to rehearse: bigqa.rehearse('python my_script.py', gpu='T4')")
+        raise UsageError(tr("no command to rehearse: bigqa.rehearse('python my_script.py', gpu='T4')"))
     given = {"gpu": gpu or None} | options
     named = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None]
     with tempfile.TemporaryDirectory(prefix="bigqa-") as folder:

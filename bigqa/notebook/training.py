@@ -7,6 +7,7 @@ from typing import Any
 
 from bigqa.errors import BigqaError, UsageError
 from bigqa.files import read_json
+from bigqa.language import tr
 from bigqa.notebook.command import run
 from bigqa.notebook.shown import curve, figures, lines
 from bigqa.notebook.words import words_of
@@ -84,7 +85,7 @@ def train(**options: Any) -> Run:
     """
     folder = options.get("out") or options.get("resume")
     if folder is None:
-        raise UsageError("name the run folder: out='runs/first'")
+        raise UsageError(tr("name the run folder: out='runs/first'"))
     code, _, error = run(["train", *words_of(train_signature, options)])
     if code and code not in STOPPED:
         raise BigqaError(error)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from bigqa.errors import UsageError
+from bigqa.language import tr
 from bigqa.ranges import option_of
 
 ELSE = {"keep_best": "--keep-last"}
@@ -19,7 +20,9 @@ def words_of(signature: Callable[..., Any], given: Mapping[str, Any]) -> list[st
     for name, value in given.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
-            raise UsageError(f"there is no option {name}{f'; {near[0]}?' if near else ''}")
+            if near:
+                raise UsageError(tr("there is no option {name}; {near}?", name=name, near=near[0]))
+            raise UsageError(tr("there is no option {name}", name=name))
         if value is True:
             words.append(option_of(name))
         elif value is False:
