@@ -36,6 +36,7 @@ import psutil
 from bigqa.errors import BigqaError
 from bigqa.files import write_error
 from bigqa.interrupts import at_last, leave
+from bigqa.language import Text, tr
 from bigqa.who import boot, has_ended, room
 
 LOCK, OWNER = ".lock", ".owner"

@@ -23,6 +23,7 @@ from bigqa.engine.optim.precision import DTYPES
 from bigqa.engine.recovery import is_out_of_memory, which_memory
 from bigqa.errors import BigqaError
 from bigqa.files import atomic_folder, atomic_path, write_json
+from bigqa.language import tr
 from bigqa.pages.run_page import write_page
 from bigqa.plan.ladder import switches_of
 from bigqa.run.card import write_card

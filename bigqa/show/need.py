@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bigqa.console import show
-from bigqa.language import joined, shown, tr
+from bigqa.language import tr
 from bigqa.machine.gpus import GPUS
 from bigqa.plan.need import Need
 from bigqa.show.probe import TIERS

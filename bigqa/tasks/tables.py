@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bigqa.errors import BigqaError
+from bigqa.language import put, tr
 from bigqa.tasks.containers import DATA_SUFFIXES, PACKED_SUFFIXES, lines, texts_in_zip, values
 from bigqa.tasks.documents import SEPARATED_SUFFIXES, data_files, name_of
 

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bigqa.engine.loop.disk import Appended
 from bigqa.engine.loop.events import Events
+from bigqa.language import shown, tr
 from bigqa.units import format_bytes, format_seconds
 
 PLAIN_INTERVAL_S = 10.0

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from bigqa.errors import BigqaError
 from bigqa.files import read_text
+from bigqa.language import tr
 from bigqa.ranges import Ranged
 from bigqa.tasks.base import Array, Ask, Counted, Facts, Progress, Row, Scored, TaskKind, Tokens
 from bigqa.tasks.caching import INT_LIST, kept_rows
