@@ -97,7 +97,7 @@ def test_a_command_shows_its_lines_and_one_bar(monkeypatch: pytest.MonkeyPatch) 
 def test_a_run_that_cannot_be_is_an_error_told_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(BigqaError, match=r"--lr 9\.0: .* was begun with 0\.001"):
         bigqa.train(resume="auto", out=folder, lr=9, model=WORDS["model"], train_file=WORDS["train_file"])
-    assert capsys.readouterr().out == ""
+    assert "was begun with" not in capsys.readouterr().out
 
 
 def test_a_rehearsal_is_read_from_its_command(monkeypatch: pytest.MonkeyPatch) -> None:

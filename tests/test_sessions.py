@@ -18,6 +18,7 @@ from bigqa.engine.loop.deadline import TIME_IS_UP, UNTIL_VARIABLE, Deadline, giv
 from bigqa.engine.loop.disk import Appended
 from bigqa.engine.processes import Processes
 from bigqa.errors import BigqaError, UsageError
+from bigqa.files import write_json
 from bigqa.plan.planner import Planner
 from bigqa.ranges import duration
 from bigqa.run import planning
@@ -156,11 +157,20 @@ def test_what_is_said_again_must_be_the_same(unbroken: Path, tmp_path: Path) -> 
     assert resolved(given, unbroken) == (given, unbroken)
 
 
-def test_a_run_is_over_when_it_is_scored_too(unbroken: Path) -> None:
-    settings = read_settings(unbroken / "config.json").model_copy(update={"out": unbroken})
+def test_a_run_is_over_when_it_is_scored_too(unbroken: Path, tmp_path: Path) -> None:
+    settings, dev_file = read_settings(unbroken / "config.json"), FOLDER / "dev.json"
+    settings = settings.model_copy(update={"out": tmp_path})
+    assert over(settings) is None
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").touch()
+    report: dict[str, Any] = {"steps": STEPS, "settings": {"dev_file": str(dev_file)}}
+    write_json(tmp_path / "report.json", report)
     assert over(settings) is not None
-    assert over(settings.model_copy(update={"dev_file": FOLDER / "dev.json"})) is None
-    assert over(settings.model_copy(update={"out": unbroken / "no"})) is None
+    scored = settings.model_copy(update={"dev_file": dev_file})
+    assert over(scored) is None  # as after a kill while it was scored
+    write_json(tmp_path / "report.json", report | {"scores": {}})
+    assert over(scored) is not None
+    assert over(settings.model_copy(update={"dev_file": FOLDER / "train.json"})) is None
 
 
 def test_a_damaged_folder_is_not_begun_anew(tmp_path: Path) -> None:

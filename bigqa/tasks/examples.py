@@ -74,7 +74,9 @@ def clipped(text: str, marks: Sequence[Mark], around: int = AROUND) -> tuple[str
             kept[-1][1] = max(kept[-1][1], high)
         else:
             kept.append([low, high])
-    pieces, shifted, at = [], [], 0
+    pieces: list[str] = []
+    shifted: list[tuple[int, int, str]] = []
+    at = 0
     for low, high in kept:
         gap = "… " if low and not pieces else " … " if low else ""
         at += len(gap)
