@@ -11,7 +11,6 @@ from bigqa.errors import BigqaError
 from bigqa.language import tr
 from bigqa.machine.hardware import detect, free_space, host_memory
 from bigqa.machine.heap import keep_if_plenty
-from bigqa.memory.estimate import MemoryEstimate
 from bigqa.models.sources import check_lengths
 from bigqa.plan.candidates import Candidate, Workload, choose
 from bigqa.plan.ladder import ladder_of, plain_ladder
@@ -63,7 +62,7 @@ def check_fits(settings: Settings, processes: Processes, *, refuse: bool) -> dic
 
     Bytes of one process; nothing from a process that is not the first. Raises: BigqaError.
     """
-    problem, memory = shortfall(settings, processes)
+    problem, predicted = shortfall(settings, processes)
     if problem and refuse:
         raise BigqaError(
             tr(
@@ -73,26 +72,28 @@ def check_fits(settings: Settings, processes: Processes, *, refuse: bool) -> dic
                 model=settings.model,
             )
         )
-    return {} if memory is None else {name: getattr(memory, name) for name in PREDICTED}
+    return predicted
 
 
-def shortfall(settings: Settings, processes: Processes) -> tuple[str | None, MemoryEstimate | None]:
+def shortfall(settings: Settings, processes: Processes) -> tuple[str | None, dict[str, int]]:
     """Say what a run lacks on this machine, or nothing, and what it takes; on a CPU, keep freed memory where there is
     plenty."""
     strategy = strategy_of(settings, processes.device)
-    problem = need_bytes = memory = None
+    problem = need_bytes = None
+    predicted: dict[str, int] = {}
     if processes.is_main:
         planner = _planner(settings, processes)
         micro_batch = share_of_batch(settings, processes.world_size)
         try:
             memory = planner.need(strategy, micro_batch, settings.seq_len, processes.world_size)
             problem, need_bytes = planner.machine.shortfall(strategy, memory), memory.host_bytes
+            predicted = {name: getattr(memory, name) for name in PREDICTED}
         except BigqaError as error:  # the step of this model, under this strategy
             problem = tr("this strategy cannot be had: {error}", error=error)
     problem, need_bytes = processes.from_main((problem, need_bytes))  # type: ignore[misc]
     if processes.device.type == "cpu" and need_bytes is not None:
         keep_if_plenty(need_bytes * processes.world_size, host_memory()[1])
-    return problem, memory
+    return problem, predicted
 
 
 def _called(processes: Processes) -> str:

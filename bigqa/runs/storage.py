@@ -15,8 +15,12 @@ from bigqa.console import say
 from bigqa.errors import BigqaError, UsageError, in_a_line
 
 DATABASE, JOURNAL, REDIS = "study.db", "journal:", ("redis://", "rediss://")
-DRIVERS = {"postgresql": ("psycopg2", "postgresql"), "mysql": ("MySQLdb", "mysqlclient")}
-"""Kind of a database -> the module that its plain address wants, and what brings it."""
+DRIVERS = {
+    "postgresql": (("psycopg", "psycopg2"), "'bigqa[postgresql]'"),
+    "mysql": (("MySQLdb", "pymysql"), "mysqlclient"),
+}
+"""Kind of a database -> modules of which one must be there, and what brings it. SQLAlchemy's own choice of them hangs on
+its version."""
 LOCKED_S = 60.0
 """Longest wait for SQLite while another process writes."""
 AWAY_S = 1800.0
@@ -65,18 +69,26 @@ def _database(url: str) -> Any:
     from sqlalchemy.exc import ArgumentError
 
     try:
-        kind = make_url(url).drivername
+        address = make_url(url)
     except ArgumentError:
         raise UsageError(
             f"--storage {hidden(url)} is no address of a database: write it like postgresql://USER:PASSWORD@HOST/NAME, "
             "sqlite:///FILE, or journal:FILE"
         ) from None
-    module, package = DRIVERS.get(kind, ("", ""))
-    if module and importlib.util.find_spec(module) is None:
-        of_ours = f"'bigqa[{package}]'" if package == "postgresql" else package
-        raise BigqaError(f"--storage {hidden(url)} needs a driver: pip install {of_ours}")
-    more = {"connect_args": {"timeout": LOCKED_S}} if kind.startswith("sqlite") else {"pool_pre_ping": True}
-    return RDBStorage(url, engine_kwargs=more)
+    if address.drivername in DRIVERS:
+        address = address.set(drivername=f"{address.drivername}+{_driver(address.drivername, url).lower()}")
+    is_file = address.drivername.startswith("sqlite")
+    more = {"connect_args": {"timeout": LOCKED_S}} if is_file else {"pool_pre_ping": True}
+    return RDBStorage(address.render_as_string(hide_password=False), engine_kwargs=more)
+
+
+def _driver(kind: str, url: str) -> str:
+    """Return what talks to a kind of database here. Raises: BigqaError where nothing does."""
+    modules, package = DRIVERS[kind]
+    found = next((name for name in modules if importlib.util.find_spec(name) is not None), None)
+    if found is None:
+        raise BigqaError(f"--storage {hidden(url)} needs a driver: pip install {package}")
+    return found
 
 
 def hidden(url: str) -> str:

@@ -75,7 +75,7 @@ def clipped(text: str, marks: Sequence[Mark], around: int = AROUND) -> tuple[str
         else:
             kept.append([low, high])
     pieces: list[str] = []
-    shifted: list[tuple[int, int, str]] = []
+    shifted: list[Mark] = []
     at = 0
     for low, high in kept:
         gap = "… " if low and not pieces else " … " if low else ""
