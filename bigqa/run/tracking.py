@@ -1,7 +1,7 @@
 """What a run tells to a tracker of experiments as well: Weights & Biases, MLflow, Trackio, by Accelerate's classes.
 
-In: figures of steps, scores. Out: the same, there. Off by default. What a tracker fails at is told once and ends no
-run: all is in the run's folder. A run that is gone on with goes on there too, where a tracker can.
+In: figures of steps, scores. Out: the same, there. Off by default. What fails there is told once and ends no run:
+all is in the run's folder. A run that is gone on with goes on there too, where a tracker can.
 """
 
 import importlib.util

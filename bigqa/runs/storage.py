@@ -19,8 +19,8 @@ DRIVERS = {
     "postgresql": (("psycopg", "psycopg2"), "'bigqa[postgresql]'"),
     "mysql": (("MySQLdb", "pymysql"), "mysqlclient"),
 }
-"""Kind of a database -> modules of which one must be there, and what brings it. SQLAlchemy's own choice of them hangs on
-its version."""
+"""Kind of a database -> modules of which one must be there, and what brings it. SQLAlchemy's own choice hangs
+on its version."""
 LOCKED_S = 60.0
 """Longest wait for SQLite while another process writes."""
 AWAY_S = 1800.0
