@@ -199,13 +199,16 @@ def table(file: Path = FILE) -> str:
         " link in, out a step |",
         "|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for row, found in read_rows(file).items():
-        memory, _ = predicted(row)
-        sizes = [format_bytes(found[name]) for name in ("allocated", "reserved")]
+    measured_rows = read_rows(file)
+    for row in ROWS:
+        found = measured_rows.get(row)
+        memory, work = predicted(row)
+        sizes = [format_bytes(found[name]) if found else "-" for name in ("allocated", "reserved")]
         name = f"{row.strategy}{f', {row.settings} settings' if row.settings else ''}"
         sizes.append("-" if row.settings else format_bytes(memory.reserved_bytes))
         sizes += [format_bytes(memory.host_bytes), format_bytes(memory.disk_bytes) if memory.disk_bytes else "-"]
-        link = f"{format_bytes(found['arrived'])}, {format_bytes(found['left'])}"
+        crossed = (found["arrived"], found["left"]) if found else (work.arriving_bytes, work.leaving_bytes)
+        link = ", ".join(map(format_bytes, crossed)) + ("" if found else " (predicted)")
         shape = f"{row.micro_batch} x {row.seq_len} | {row.micro_batches}"
         lines.append(f"| {row.model} | {name} | {shape} | {' | '.join(sizes)} | {link} |")
     lines += ["", "| others, of their own accounts | GPU | host | where |", "|---|---:|---:|---|"]
