@@ -205,7 +205,8 @@ def table(file: Path = FILE) -> str:
         memory, work = predicted(row)
         sizes = [format_bytes(found[name]) if found else "-" for name in ("allocated", "reserved")]
         name = f"{row.strategy}{f', {row.settings} settings' if row.settings else ''}"
-        sizes.append("-" if row.settings else format_bytes(memory.reserved_bytes))
+        reserved = memory.least[1] if memory.least else memory.reserved_bytes  # all micro-batches are full here
+        sizes.append("-" if row.settings else format_bytes(reserved))
         sizes += [format_bytes(memory.host_bytes), format_bytes(memory.disk_bytes) if memory.disk_bytes else "-"]
         crossed = (found["arrived"], found["left"]) if found else (work.arriving_bytes, work.leaving_bytes)
         link = ", ".join(map(format_bytes, crossed)) + ("" if found else " (predicted)")
