@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bigqa.console import show
-from bigqa.language import tr
+from bigqa.language import Text, joined, put, shown, tr
 from bigqa.machine.gpus import GPUS
 from bigqa.plan.need import Need
 from bigqa.show.probe import TIERS
@@ -20,11 +20,12 @@ CARDS = tr("enough at micro-batch 1")
 def show_need(rows: Sequence[Need], console: Console) -> None:
     """Print how much GPU memory is enough, in words and in a table, and what cannot be had."""
     possible = [row for row in rows if not row.reason]
-    console.print(need_text(possible), markup=False, highlight=False, soft_wrap=True)
+    console.print(shown(need_text(possible)), markup=False, highlight=False, soft_wrap=True)
     show(need_table(possible), console, ("changes", CARDS))
     for row in rows:
         if row.reason:
-            console.print(f"{row.name}: not possible: {row.reason}", markup=False, highlight=False, soft_wrap=True)
+            text = tr("{name}: not possible: {reason}", name=row.name, reason=row.reason)
+            console.print(shown(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def need_table(rows: Sequence[Need]) -> Table:
@@ -38,22 +39,27 @@ def need_table(rows: Sequence[Need]) -> Table:
     return table
 
 
-def need_text(rows: Sequence[Need]) -> str:
+def need_text(rows: Sequence[Need]) -> Text:
     """Say in a line for each tier what is enough."""
-    lines, named = [], []
+    lines: list[Text] = []
+    named: list[Need] = []
     for tier, changes in TIERS.items():
         members = [row for row in rows if row.tier == tier]
         if members:
             least = min(members, key=lambda row: row.least_bytes)
-            lines.append(f"Changing {changes}: {format_bytes(least.least_bytes)} is enough ({least.name}).")
+            size = format_bytes(least.least_bytes)
+            lines.append(
+                tr("Changing {changes}: {size} is enough ({name}).", changes=changes, size=size, name=least.name)
+            )
             named += [least, *_on_a_disk(least, members)]
     whole = [row for row in rows if row.name == "plain"]
     if whole:
-        lines.append(f"With nothing saved, at the published batch: {format_bytes(whole[0].published_bytes)} (plain).")
+        size = format_bytes(whole[0].published_bytes)
+        lines.append(tr("With nothing saved, at the published batch: {size} (plain).", size=size))
     if named:
-        lines.append(f"Of the host besides: {', '.join(map(_of_host, named))}.")
-    lines.append("As NVML shows it, on one GPU. These are predictions; none has been measured on a GPU yet.")
-    return "\n".join(lines)
+        lines.append(tr("Of the host besides: {sizes}.", sizes=joined(", ", map(_of_host, named))))
+    lines.append(tr("As NVML shows it, on one GPU. These are predictions; none has been measured on a GPU yet."))
+    return joined("\n", lines)
 
 
 def _on_a_disk(least: Need, members: Sequence[Need]) -> list[Need]:
@@ -62,9 +68,11 @@ def _on_a_disk(least: Need, members: Sequence[Need]) -> list[Need]:
     return [row for row in alike if row.host_bytes < least.host_bytes]
 
 
-def _of_host(row: Need) -> str:
-    disk = f" and {format_bytes(row.disk_bytes)} of a disk" if row.disk_bytes else ""
-    return f"{format_bytes(row.host_bytes)}{disk} ({row.name})"
+def _of_host(row: Need) -> Text:
+    size, disk = format_bytes(row.host_bytes), format_bytes(row.disk_bytes)
+    if not row.disk_bytes:
+        return put("{size} ({name})", size=size, name=row.name)
+    return tr("{size} and {disk} of a disk ({name})", size=size, disk=disk, name=row.name)
 
 
 def _cards(names: Sequence[str]) -> str:
