@@ -54,6 +54,8 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[int, int]]:
     monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
     monkeypatch.setattr(torch.cuda, "check_error", lambda code: None)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
     monkeypatch.setattr(pinned, "_now_bytes", 0)
     monkeypatch.setattr(pinned, "_most_bytes", 0)
     yield held

@@ -76,7 +76,8 @@ def test_what_fails_beside_the_computation_is_told_and_what_waits_is_waited_for(
         time.sleep(0.05)
         ran.append(1)
 
-    beside = Beside(threaded=True, ahead=1)
+    beside = Beside(torch.device("cpu"), ahead=1)
+    beside.threaded = True
     beside.begin(slow)
     beside.begin(lambda: ran.append(2))
     assert ran[0] == 1  # when the second begins

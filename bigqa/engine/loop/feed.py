@@ -5,7 +5,7 @@ room for: full ones fill it to the same size, shorter ones are more.
 """
 
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ import torch
 from bigqa.engine.attention.packing import fill, split_padded
 from bigqa.engine.loop.order import DataOrder, share_of_process
 from bigqa.engine.loop.staging import Staging
+from bigqa.engine.threads import thread_of
 from bigqa.tasks.base import Batch, Task
 
 
@@ -43,7 +44,7 @@ class Feed:
         self._staging = Staging(device) if device.type == "cuda" else None
         self.rank, self.world_size = rank, world_size
         self._ahead: tuple[int, Future[list[Batch]]] | None = None
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bigqa-feed")
+        self._worker = thread_of(device, "bigqa-feed")
 
     def take(self, step: int) -> list[Batch]:
         """Return a step's micro-batches on the device, and begin with the next step's."""

@@ -5,5 +5,5 @@ as the `shelf` has it, `link` moves what comes and goes, `staging` brings weight
 host, `borders` keeps activations between layers, `passes` is the step, `sums` adds up over processes, `update` steps on
 the host, `beside` has it done beside the computation. Imports: errors, files, units, strategy, tasks.base,
 engine.attention, engine.layers, engine.lazy, engine.loop.order, engine.loop.step, engine.modules, engine.optim,
-engine.pinned. Never: accelerate, deepspeed.
+engine.pinned, engine.threads. Never: accelerate, deepspeed.
 """

@@ -10,15 +10,18 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import torch
 
+from bigqa.engine.threads import thread_of
+
 Work = Callable[[], None]
 
 
 class Beside:
     """One after the other."""
 
-    def __init__(self, *, threaded: bool, ahead: int | None = None, name: str = "update") -> None:
+    def __init__(self, device: torch.device, *, ahead: int | None = None, name: str = "update") -> None:
         """`ahead`: how many may be under way; none: any number. `name`: of the thread."""
-        self.threaded, self.ahead, self.name = threaded, ahead, name
+        self.device, self.ahead, self.name = device, ahead, name
+        self.threaded = device.type == "cuda"
         self._running: deque[Future[None]] = deque()
         self._thread: ThreadPoolExecutor | None = None
 
@@ -28,7 +31,7 @@ class Beside:
             work()
             return
         if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix=self.name)
+            self._thread = thread_of(self.device, self.name)
         while self.ahead is not None and len(self._running) >= self.ahead:
             self._running.popleft().result()
         self._running.append(self._thread.submit(torch.no_grad()(work)))

@@ -205,7 +205,7 @@ class _OnStreams(_Counting):
         stream.wait_event(self.now() if after is None else after)
         with torch.cuda.stream(stream):
             to.copy_(source, non_blocking=True)
-            event = torch.cuda.Event()
+            event = torch.cuda.Event(blocking=True)
             event.record(stream)
         return event
 

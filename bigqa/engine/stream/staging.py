@@ -24,7 +24,7 @@ class Bringing:
         self.shelf = shelf
         self._events: list[Any] = [None] * places
         self._staged = [self.link.pinned(size, dtype) for _ in range(places)] if staged else None
-        self._beside = Beside(threaded=self.link.device.type == "cuda", name="weights")
+        self._beside = Beside(self.link.device, name="weights")
 
     def begin(self, number: int, to: Tensor, source: Tensor) -> None:
         """Begin to bring weights to the place of a number, once all that is launched so far is done."""
@@ -40,8 +40,10 @@ class Bringing:
         self.link.wait(self._events[number])
 
     def drop(self) -> None:
-        """Wait for what is on its way, and forget it."""
+        """Wait for what is on its way, and forget it: else a pinned place were filled that is still copied from."""
         self._beside.drop()
+        for event in self._events:
+            self.link.settle(event)
         self._events = [None] * len(self._events)
 
     def _from_here(self, to: Tensor, source: Tensor) -> Any:

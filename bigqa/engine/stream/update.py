@@ -50,7 +50,7 @@ class StreamedUpdate(Update):
         """Of this step, by name."""
         self.shelf = placed.shelf
         # Of two layers' gradients that have places, one's are taken while the next one's come.
-        self.beside = Beside(threaded=self.link.device.type == "cuda", ahead=1 if placed.takes_turns else None)
+        self.beside = Beside(self.link.device, ahead=1 if placed.takes_turns else None)
         for unit in placed.units:
             sums.from_first((unit.flat, unit.rest))
         self._begin_passes()
