@@ -15,6 +15,9 @@ from bigqa.engine.loop.order import mix_seed
 from bigqa.engine.loop.step import train_step
 from bigqa.engine.processes import Processes
 from bigqa.engine.stream.beside import Beside
+from bigqa.engine.stream.link import _InPlace
+from bigqa.engine.stream.shelf import Shelf
+from bigqa.engine.stream.staging import Bringing
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +90,29 @@ def test_what_fails_beside_the_computation_is_told_and_what_waits_is_waited_for(
     beside.begin(lambda: ran.remove(7))
     beside.drop()
     beside.done()
+
+
+class Sent(_InPlace):
+    """Copies to a device, of which each is known by a word; and which of them the host has waited for."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.device("cpu"))
+        self.settled: list[Any] = []
+
+    def arrive(self, to: torch.Tensor, source: torch.Tensor, **options: Any) -> Any:
+        super().arrive(to, source)
+        return f"copy {self.bytes_in}"
+
+    def settle(self, event: Any) -> None:
+        self.settled.append(event)
+
+
+def test_a_pinned_place_is_filled_once_nothing_is_copied_from_it_though_it_was_dropped() -> None:
+    link = Sent()
+    bringing = Bringing(Shelf(link), 8, torch.float32, 1, staged=True)
+    to = torch.zeros(8)
+    for number in range(3):
+        bringing.begin(0, to, torch.full((8,), float(number)))
+        if number == 1:
+            bringing.drop()
+    assert link.settled == [None, "copy 32", "copy 64", None] and to.tolist() == [2.0] * 8
