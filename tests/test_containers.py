@@ -242,6 +242,7 @@ UNREADABLE = {
     "a document": zip_of("mimetype", "Contents/section0.xml"),
     "more than one JSON value: the next is at .*, line 2 column 1": dumped(ROWS[:1]) + b"\n" + dumped(ROWS[1:]),
     "is not JSON": dumped(PARAGRAPHS)[:-1] + b",}",
+    '"context" is an object': dumped({"context": {"0": CONTEXT}, "question": {"1": "?"}}),
     "it has text, label": dumped({"text": "a", "label": 1}),
     "a tar archive": b"data.json".ljust(257, b"\0") + b"ustar\x0000".ljust(255, b"\0"),
     "cannot be unpacked": gzip.compress(dumped(PARAGRAPHS))[:-20],
