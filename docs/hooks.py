@@ -129,8 +129,10 @@ def python() -> str:
     """Return what mkdocstrings makes the public names' documentation of, each from where it lives."""
     import bigqa
 
-    parts = [f"### bigqa.{name}\n\n::: {place}.{name}\n    options:\n      show_root_heading: false"
-             for name, place in bigqa.PUBLIC.items()]  # fmt: skip
+    parts = [
+        f"::: {place}.{name}\n    options:\n      heading: bigqa.{name}\n      toc_label: bigqa.{name}"
+        for name, place in bigqa.PUBLIC.items()
+    ]
     return "\n\n".join(["### bigqa.\\_\\_version\\_\\_\n\nThe version, as text: `bigqa.__version__`.", *parts])
 
 
