@@ -20,34 +20,34 @@ PACKED = {
 }
 """Forms that are unpacked, by the bytes that they begin with."""
 UNREADABLE = {
-    b"version https://git-lfs.github.com/spec": "a Git LFS pointer, not the file itself; `git lfs pull` gets that",
-    b"/annex/objects/": "a git-annex pointer, not the file itself; `git annex get` gets that",
-    b"\x28\xb5\x2f\xfd": "packed by zstd; unpack it (zstd -d)",
-    b"7z\xbc\xaf\x27\x1c": "a 7z archive; unpack it",
-    b"\x80\x02": "a Python pickle, which could run code and is never loaded; write its data as JSON",
-    b"\x80\x03": "a Python pickle, which could run code and is never loaded; write its data as JSON",
-    b"\x80\x04": "a Python pickle, which could run code and is never loaded; write its data as JSON",
-    b"\x80\x05": "a Python pickle, which could run code and is never loaded; write its data as JSON",
-    b"\x89HDF": "an HDF5 file; write its data as JSON",
-    b"SQLite format 3": "an SQLite database; write its data as JSON",
-    b"%PDF": "a PDF document; write its text as JSON",
-    b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "an old Office or HWP document; write its data as JSON",
-    b"Rar!": "a RAR archive; unpack it",
-    b"\x93NUMPY": "a NumPy array; write its data as JSON",
-    b"Obj\x01": "an Avro file; write its data as JSON or Parquet",
-    b"\x04\x22\x4d\x18": "packed by lz4; unpack it (lz4 -d)",
-    b"\x1f\x9d": "packed by compress; unpack it (uncompress)",
-    b"\x89PNG": "a picture, not data",
-    b"\xff\xd8\xff": "a picture, not data",
-    b"<?xml": "an XML file, as servers send them in place of what they refuse; write its data as JSON",
+    b"version https://git-lfs.github.com/spec": tr("a Git LFS pointer, not the file itself; `git lfs pull` gets that"),
+    b"/annex/objects/": tr("a git-annex pointer, not the file itself; `git annex get` gets that"),
+    b"\x28\xb5\x2f\xfd": tr("packed by zstd; unpack it (zstd -d)"),
+    b"7z\xbc\xaf\x27\x1c": tr("a 7z archive; unpack it"),
+    b"\x80\x02": tr("a Python pickle, which could run code and is never loaded; write its data as JSON"),
+    b"\x80\x03": tr("a Python pickle, which could run code and is never loaded; write its data as JSON"),
+    b"\x80\x04": tr("a Python pickle, which could run code and is never loaded; write its data as JSON"),
+    b"\x80\x05": tr("a Python pickle, which could run code and is never loaded; write its data as JSON"),
+    b"\x89HDF": tr("an HDF5 file; write its data as JSON"),
+    b"SQLite format 3": tr("an SQLite database; write its data as JSON"),
+    b"%PDF": tr("a PDF document; write its text as JSON"),
+    b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": tr("an old Office or HWP document; write its data as JSON"),
+    b"Rar!": tr("a RAR archive; unpack it"),
+    b"\x93NUMPY": tr("a NumPy array; write its data as JSON"),
+    b"Obj\x01": tr("an Avro file; write its data as JSON or Parquet"),
+    b"\x04\x22\x4d\x18": tr("packed by lz4; unpack it (lz4 -d)"),
+    b"\x1f\x9d": tr("packed by compress; unpack it (uncompress)"),
+    b"\x89PNG": tr("a picture, not data"),
+    b"\xff\xd8\xff": tr("a picture, not data"),
+    b"<?xml": tr("an XML file, as servers send them in place of what they refuse; write its data as JSON"),
     b"\xff\xfe\0\0": "UTF-32 text; convert it to UTF-8",
     b"\xff\xfe": "UTF-16 text; convert it to UTF-8",
     b"\xfe\xff": "UTF-16 text; convert it to UTF-8",
 }
 IN_A_ZIP = {
-    "[Content_Types].xml": "an Office document (xlsx, docx); write its data as JSON, JSON lines or Parquet",
-    "mimetype": "a document (HWPX, OpenDocument, EPUB); write its data as JSON, JSON lines or Parquet",
-    "data.pkl": "a file of PyTorch, whose pickles could run code and are never loaded; write its data as JSON",
+    "[Content_Types].xml": tr("an Office document (xlsx, docx); write its data as JSON, JSON lines or Parquet"),
+    "mimetype": tr("a document (HWPX, OpenDocument, EPUB); write its data as JSON, JSON lines or Parquet"),
+    "data.pkl": tr("a file of PyTorch, whose pickles could run code and are never loaded; write its data as JSON"),
 }
 """What a zip is that is not meant to be unpacked, by the name of a member."""
 HEAD_BYTES = 1024
@@ -66,8 +66,8 @@ def what_else(head: bytes, name: str = "") -> str | None:
         return known
     text = head.decode("utf-8", "ignore").lstrip("\ufeff \t\r\n")
     if re.match(r"[\[{\s]*\{\s*'", text):
-        return "in Python's notation, with single quotes, and not JSON; write it by json.dump"
-    return f"{_table(name)}; write it as JSON, JSON lines or Parquet" if _is_table(text, name) else None
+        return tr("in Python's notation, with single quotes, and not JSON; write it by json.dump")
+    return tr("{table}; write it as JSON, JSON lines or Parquet", table=_table(name)) if _is_table(text, name) else None
 
 
 def what_no_text(head: bytes) -> str | None:
@@ -76,18 +76,18 @@ def what_no_text(head: bytes) -> str | None:
         if head.startswith(magic):
             return said
     if head[257:262] == b"ustar":
-        return "a tar archive; unpack it"
+        return tr("a tar archive; unpack it")
     if head and not head.strip(b"\0"):
-        return "nothing but zero bytes, as of a copy that broke off; fetch it again"
+        return tr("nothing but zero bytes, as of a copy that broke off; fetch it again")
     if _is_wide(head[:8], 0) or _is_wide(head[:8], 1):
         return UNREADABLE[b"\xff\xfe"]
     packing = packing_of(head)
     if packing is not None:
         document = next((said for member, said in IN_A_ZIP.items() if member.encode() in head), None)
-        return document or f"packed as {packing}; unpack it"
+        return document or tr("packed as {packing}; unpack it", packing=packing)
     text = head.decode("utf-8", "ignore").lstrip("\ufeff \t\r\n")
     if re.match(r"<!doctype html|<html", text, re.IGNORECASE):
-        return "a web page, not the file; was its download link opened?"
+        return tr("a web page, not the file; was its download link opened?")
     return None
 
 
@@ -100,7 +100,10 @@ def _is_wide(head: bytes, first: int) -> bool:
 def what_zip(names: Iterable[str]) -> str | None:
     """Say what a zip of these members is that holds no data, and what to do; None where they do not tell."""
     ends = {name.rpartition("/")[2] for name in names}
-    inner = next((f"a zip that holds another, {end}; unpack it" for end in sorted(ends) if end.endswith(".zip")), None)
+    inner = next(
+        (tr("a zip that holds another, {end}; unpack it", end=end) for end in sorted(ends) if end.endswith(".zip")),
+        None,
+    )
     return next((said for name, said in IN_A_ZIP.items() if name in ends), inner)
 
 

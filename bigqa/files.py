@@ -80,7 +80,14 @@ def parsed(text: str, path: Path | str, what: str) -> Any:
         place = f"{path}, line {error.lineno} column {error.colno}"
         if error.msg == "Extra data" and text.lstrip().startswith(("{", "[")):
             advice = "write each on a line of its own (JSON lines), or all in one list"
-            raise BigqaError(f"{what} is more than one JSON value: the next is at {place}; {advice}") from None
+            raise BigqaError(
+                tr(
+                    "{what} is more than one JSON value: the next is at {place}; {advice}",
+                    what=what,
+                    place=place,
+                    advice=advice,
+                )
+            ) from None
         raise BigqaError(f"{what} {_kind_of(error, text)}: {place}: {error.msg}") from None
     except ValueError as error:
         raise BigqaError(
@@ -94,7 +101,7 @@ def _kind_of(error: json.JSONDecodeError, text: str) -> str:
     """Say whether JSON breaks off, or is none: a bracket too many is at its end as well."""
     text = text.rstrip()
     at_the_end = error.pos >= len(text) or (error.pos == len(text) - 1 and text[-1] not in "}]")
-    return "is cut short" if at_the_end or error.msg.startswith("Unterminated string") else "is not JSON"
+    return tr("is cut short") if at_the_end or error.msg.startswith("Unterminated string") else tr("is not JSON")
 
 
 def _name_it(content: bytes, path: Path | str, what: str) -> None:

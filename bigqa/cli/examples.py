@@ -36,6 +36,14 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "demo": ((tr("From plan to score, offline"), "demo --out demo"),),
     "doctor": ((tr("What of this machine matters, and how to mend it"), "doctor"),),
     "bundle": ((tr("What CodaLab takes, tried without a network"), "bundle runs/first"),),
+    "seeds": (
+        (
+            tr("Five runs that differ in their seed alone"),
+            "seeds 5 --model klue/bert-base --train-file a.json --out seeds/a",
+        ),
+    ),
+    "sweep": ((tr("What a file says is to be tried"), "sweep sweep.yaml --out sweeps/first"),),
+    "page": ((tr("Written anew, also while the run goes on"), "page runs/first"),),
     "launch-files": ((tr("Then read the README in the folder"), "launch-files launch"),),
     "data inspect": ((tr("How many windows, and how much padding"), "data inspect train.json klue/bert-base"),),
     "data korquad1": ((tr("Training and development file"), "data korquad1 --out data"),),

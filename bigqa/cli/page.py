@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from bigqa.console import tell
+from bigqa.language import tr
 
 
 def page(
@@ -24,4 +25,4 @@ def page(
 
     check_outputs(out)
     written = rewritten(run, out) or write_page(run, out)
-    tell(f"written: {written}")
+    tell(tr("written: {path}", path=written))

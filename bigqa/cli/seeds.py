@@ -9,6 +9,7 @@ import typer
 from bigqa import interrupts
 from bigqa.console import say
 from bigqa.errors import UsageError
+from bigqa.language import tr
 from bigqa.lock import held
 from bigqa.ranges import number
 from bigqa.run.options import given, ranged, train_signature
@@ -28,7 +29,7 @@ def seeds(**options: Any) -> None:
     """
     count, out, at_once = options.pop("count"), options.pop("out"), options.pop("at_once")
     if out is None:
-        raise UsageError("--out is missing: a folder for these runs, made new, or that of the same command before")
+        raise UsageError(tr("--out is missing: a folder for these runs, made new, or that of the same command before"))
     processes = options["num_processes"]
     asked = given(options) | ({"num_processes": processes} if processes > 1 else {})
     with held(out, say):
@@ -39,7 +40,7 @@ def seeds(**options: Any) -> None:
         runs = Seeds(count, asked, out, at_once)
         runs.run()
         if (number := interrupts.first()) is not None:
-            say(f"stopped; to go on: {runs.command()}")
+            say(tr("stopped; to go on: {command}", command=runs.command()))
             raise typer.Exit(interrupts.code_of(number))
         found = result(runs)
         rewritten(out)

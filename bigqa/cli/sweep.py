@@ -8,6 +8,7 @@ import typer
 
 from bigqa import interrupts
 from bigqa.console import say
+from bigqa.language import tr
 from bigqa.run.options import ranged
 
 
@@ -49,7 +50,13 @@ def sweep(
     found = result(runs)
     rewritten(out)
     if (number := interrupts.first()) is not None:
-        say(f"stopped with {runs.study.over()} of {search.trials} trials over; the same command goes on")
+        say(
+            tr(
+                "stopped with {over} of {trials} trials over; the same command goes on",
+                over=runs.study.over(),
+                trials=search.trials,
+            )
+        )
         raise typer.Exit(interrupts.code_of(number))
     show_sweep(found, out)
     if found["best"] is None:

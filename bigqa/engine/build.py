@@ -83,9 +83,9 @@ def _beside_streaming(strategy: Strategy) -> str | None:
     if strategy.recompute != "none" or strategy.activation_offload or strategy.release:
         return tr("streamed layers recompute, offload and release by themselves: leave these axes out")
     if strategy.optimizer != "adamw" and (strategy.precision, strategy.optimizer) != ("bf16-sr", "adamw8bit"):
-        return "streamed layers have 8-bit states with random rounding alone"
+        return tr("streamed layers have 8-bit states with random rounding alone")
     if "cpu" in (strategy.offload_optimizer, strategy.offload_parameters):
-        return "streamed layers lie in host memory by themselves: offload them to nvme, or leave these axes out"
+        return tr("streamed layers lie in host memory by themselves: offload them to nvme, or leave these axes out")
     return None
 
 
@@ -98,9 +98,9 @@ def possible_strategy(settings: Settings, processes: Processes) -> Strategy:
     problem = not_together(strategy, processes.world_size) or missing_package(strategy)
     problem = problem or _has_no_bf16(strategy, processes.device) or _one_rate_alone(strategy, settings)
     if problem:
-        raise BigqaError(f"this strategy cannot be had: {problem}")
+        raise BigqaError(tr("this strategy cannot be had: {problem}", problem=problem))
     if strategy.needs_disk and settings.nvme is None:
-        raise BigqaError("this strategy offloads to a disk: say where with --nvme DIR")
+        raise BigqaError(tr("this strategy offloads to a disk: say where with --nvme DIR"))
     return strategy
 
 

@@ -67,7 +67,10 @@ class CudaPinning:
             failed = int(torch.cuda.cudart().cudaHostRegister(address, size_bytes, 0))
         if failed == NO_MEMORY:
             forget_error()
-            raise OutOfMemory("host", f"no {format_bytes(size_bytes)} more of the host's memory can be pinned")
+            raise OutOfMemory(
+                "host",
+                tr("no {size_bytes} more of the host's memory can be pinned", size_bytes=format_bytes(size_bytes)),
+            )
         if failed in REFUSALS:
             forget_error()
             _note_refusal(failed)

@@ -1,5 +1,4 @@
-"""What a strategy needs: traced for torch's tensors, modelled for everything else. In: a model's configuration, a
-workload, a strategy. Out: `MemoryEstimate`.
+"""What a strategy needs: tensors traced, the rest modelled. In: a configuration, a strategy. Out: `MemoryEstimate`.
 
 Everything that is not a torch tensor is one small function with its source: `memory.deepspeed`, `memory.host`.
 """
@@ -17,6 +16,7 @@ from bigqa.engine.build import change
 from bigqa.engine.loop.staging import staged_bytes
 from bigqa.engine.optim.precision import DTYPES
 from bigqa.errors import BigqaError
+from bigqa.language import tr
 from bigqa.memory import deepspeed, host
 from bigqa.memory.cards import A100, Card
 from bigqa.memory.conditions import told_in_a_line
@@ -105,7 +105,7 @@ class Estimator:
         return depths_for(self.config, self.make_model)
 
     def _on_meta(self, config: Any) -> torch.nn.Module:
-        with told_in_a_line("it cannot be made"), torch.device("meta"):
+        with told_in_a_line(tr("it cannot be made")), torch.device("meta"):
             model: torch.nn.Module = self.make_model(config)
         return model
 
@@ -124,7 +124,7 @@ class Estimator:
         """
         key = self._key(strategy, seq_len, accumulating, card)
         if strategy.stream:
-            with told_in_a_line("its layers cannot be streamed"):
+            with told_in_a_line(tr("its layers cannot be streamed")):
                 return self._streamed.footprint(key[0], Shape.of(micro_batch, key, micro_batches), card)
         if key not in self._scalings:
             self._scalings[key] = self._scaling_or_why(key)
@@ -267,7 +267,7 @@ class Estimator:
     def _trace_micro_batch(self, strategy: Strategy, micro_batch: int, seq_len: int) -> MicroBatch:
         make_model, make_batch = lambda: self.make_model(self.config), self._batches(micro_batch, seq_len, self.packs)
         make = functools.partial(trace_micro_batch, make_model, self.task, make_batch, strategy)
-        with told_in_a_line("its step cannot be traced"):
+        with told_in_a_line(tr("its step cannot be traced")):
             return self._keep(MicroBatch, (strategy.model_dump_json(), micro_batch, seq_len), make)
 
     def timeline(
@@ -309,7 +309,7 @@ class Estimator:
         config = self.config if layers == depth_of(self.config) else with_layers(self.config, layers)
         make_model, make_batch = lambda: self.make_model(config), self._batches(micro_batch, seq_len, packed)
         make = functools.partial(trace_step, make_model, self.task, make_batch, strategy, accumulating=accumulating)
-        with told_in_a_line("its step cannot be traced"):
+        with told_in_a_line(tr("its step cannot be traced")):
             return self._keep(Stream, (strategy.model_dump_json(), *key[1:], layers, micro_batch), make)
 
     def _batches(self, micro_batch: int, seq_len: int, packed: bool) -> Callable[[], Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from bigqa.errors import BigqaError
 from bigqa.files import read_json
+from bigqa.language import tr
 
 Record = dict[str, Any]
 
@@ -60,10 +61,10 @@ class Run:
 def read_run(folder: Path) -> Run:
     """Read a run's folder. Raises: BigqaError where it is none, or a file of it is spoiled."""
     if not (folder / "config.json").is_file():
-        raise BigqaError(f"{folder} is not a bigqa run folder: it has no config.json")
+        raise BigqaError(tr("{folder} is not a bigqa run folder: it has no config.json", folder=folder))
     config = read_json(folder / "config.json", "the run's config")
     if not isinstance(config, dict) or "model" not in config:
-        raise BigqaError(f"{folder / 'config.json'} is not a bigqa run's config")
+        raise BigqaError(tr("{folder} is not a bigqa run's config", folder=folder / "config.json"))
     return Run(
         folder=folder,
         config=config,
@@ -95,5 +96,7 @@ def _lines(file: Path) -> list[Record]:
             found += [json.loads(line)] if line.strip() else []
         except ValueError:
             if number < len(lines):
-                raise BigqaError(f"{file} is spoiled at line {number}: it is no JSON") from None
+                raise BigqaError(
+                    tr("{file} is spoiled at line {number}: it is no JSON", file=file, number=number)
+                ) from None
     return found

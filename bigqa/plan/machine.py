@@ -75,9 +75,9 @@ class Machine(Record):
         gpu = self.gpu
         in_bf16 = strategy.precision.startswith("bf16") and strategy.device == "cuda"
         if in_bf16 and gpu is not None and not gpu.has_bf16:
-            return f"{gpu.name} has no bf16"
+            return tr("{gpu} has no bf16", gpu=gpu.name)
         if strategy.needs_disk and not self.nvme:
-            return "needs --nvme DIR"
+            return tr("needs --nvme DIR")
         if strategy.seq_len is not None and strategy.seq_len >= seq_len:
             return tr("windows are of {seq_len} already", seq_len=seq_len)
         # A plan for another machine may be made without what it runs on.
@@ -113,7 +113,7 @@ class Machine(Record):
         if strategy.device == "cuda":
             limits.insert(0, Limit(tr("GPU memory"), memory.device_bytes, self.limit_bytes(strategy), HEADROOM))
         if memory.disk_bytes and self.disk_free_bytes is not None:
-            limits.append(Limit("disk space", memory.disk_bytes * on_a_machine, self.disk_free_bytes, 0.0))
+            limits.append(Limit(tr("disk space"), memory.disk_bytes * on_a_machine, self.disk_free_bytes, 0.0))
         return next((limit for limit in limits if limit.needs > limit.has * (1 - limit.left_free)), None)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from bigqa.errors import UsageError
 from bigqa.files import read_json
+from bigqa.language import tr
 from bigqa.ranges import option_of
 from bigqa.run.folder import CHANGEABLE, MOVABLE
 from bigqa.settings import Settings, read_settings
@@ -22,7 +23,7 @@ def resolved(options: dict[str, Any], resume: Path | None) -> tuple[dict[str, An
         return options, resume
     out = options.get("out")
     if out is None:
-        raise UsageError("--resume auto wants --out: the run folder to go on with, or to begin")
+        raise UsageError(tr("--resume auto wants --out: the run folder to go on with, or to begin"))
     if not (out / "config.json").is_file():
         return options, None
     begun = read_settings(out / "config.json")
@@ -50,5 +51,11 @@ def _is_repeated(name: str, value: Any, begun: Settings) -> bool:
     if name in CHANGEABLE | MOVABLE:
         return False
     raise UsageError(
-        f"{option_of(name)} {value}: {begun.out} was begun with {was}; leave it so, or begin another --out"
+        tr(
+            "{option} {value}: {out} was begun with {was}; leave it so, or begin another --out",
+            option=option_of(name),
+            value=value,
+            out=begun.out,
+            was=was,
+        )
     )

@@ -45,8 +45,15 @@ def tell_stopped(training: Training, outcome: Outcome) -> None:
     """Say how a run that was asked to stop is gone on with."""
     training.stop.clear()
     why = "the time is up: " if training.stop.exit_code == TIME_IS_UP else ""
-    training.recorder.say(f"{why}stopped and saved at step {outcome.steps}/{training.num_steps}; to go on:")
-    training.recorder.say(f"  bigqa train --resume {training.settings.out}")
+    training.recorder.say(
+        tr(
+            "{why}stopped and saved at step {steps}/{num_steps}; to go on:",
+            why=why,
+            steps=outcome.steps,
+            num_steps=training.num_steps,
+        )
+    )
+    training.recorder.say(tr("  bigqa train --resume {out}", out=training.settings.out))
 
 
 def hand_over(training: Training, outcome: Outcome, job: Job, model: Any, tokenizer: Any) -> None:
@@ -74,7 +81,9 @@ def hand_over(training: Training, outcome: Outcome, job: Job, model: Any, tokeni
     write_json(settings.out / "report.json", report)
     write_card(settings.out / "model", job.kind, settings, report)
     write_page(settings.out)
-    recorder.say(f"model: {settings.out / 'model'} · report: {settings.out / 'report.html'}")
+    recorder.say(
+        tr("model: {model} · report: {report}", model=settings.out / "model", report=settings.out / "report.html")
+    )
     if "scores" in report:
         recorder.say(job.kind.headline(report["scores"]))
     if settings.push_to_hub is not None:

@@ -19,7 +19,7 @@ def wants_evaluation(settings: Settings) -> bool:
     asked = {name: getattr(settings, name) is not None for name in ("eval_every", "eval_times", "eval_on", "metric")}
     asked |= {"keep_best": settings.keep_best, "patience": settings.patience is not None}
     if asked["eval_every"] and asked["eval_times"]:
-        raise UsageError("--eval-every and --eval-times exclude each other: both say when a run is scored")
+        raise UsageError(tr("--eval-every and --eval-times exclude each other: both say when a run is scored"))
     named = [name for name, wanted in asked.items() if wanted]
     if named and settings.dev_file is None:
         raise UsageError(tr("--{named} wants --dev-file: what is it scored on?", named=named[0].replace("_", "-")))

@@ -102,7 +102,7 @@ def read_plan(path: Path) -> dict[str, Any]:
     """Return the settings that a plan of `bigqa probe` stands for."""
     plan = read_json(path, tr("the plan"))
     if not isinstance(plan, dict) or not isinstance(plan.get("settings"), dict):
-        raise BigqaError(f"{path} is not a plan of `bigqa probe --out`: it has no settings")
+        raise BigqaError(tr("{path} is not a plan of `bigqa probe --out`: it has no settings", path=path))
     predicted = plan.get("predicted")
     speed = predicted.get("samples_per_s") if isinstance(predicted, dict) else None
     return dict(plan["settings"]) | ({"predicted_samples_per_s": speed} if isinstance(speed, int | float) else {})
@@ -157,7 +157,7 @@ def _changed(begun: Settings, options: dict[str, Any]) -> Settings:
     """Return a run's settings under another strategy: what is trained, and on what, stays."""
     asked = _planned(options)
     if asked.get("seq_len", begun.seq_len) != begun.seq_len or asked.get("model", begun.model) != begun.model:
-        raise UsageError(f"the plan is for another model or other windows than {begun.out} was begun with")
+        raise UsageError(tr("the plan is for another model or other windows than {out} was begun with", out=begun.out))
     known = {name: value for name, value in asked.items() if name in CHANGEABLE | {"ladder", "predicted_samples_per_s"}}
     if "strategy" in known:
         known = {"micro_batch": None, "ladder": None, "predicted_samples_per_s": None} | known

@@ -40,7 +40,15 @@ def planned(settings: Settings, processes: Processes) -> Settings:
     found, ladder = found
     if processes.is_main:
         before = f"planned for {settings.planned_for}, now on {here}; the new " if goes_on else ""
-        say(f"{before}plan: {found.name} in {found.strategy.precision}, micro-batches of {found.micro_batch}")
+        say(
+            tr(
+                "{before}plan: {name} in {precision}, micro-batches of {micro_batch}",
+                before=before,
+                name=found.name,
+                precision=found.strategy.precision,
+                micro_batch=found.micro_batch,
+            )
+        )
     update = {"strategy": found.strategy, "micro_batch": found.micro_batch, "seq_len": found.seq_len}
     update |= {"ladder": ladder, "predicted_samples_per_s": found.samples_per_s}
     return settings.model_copy(update=update | {"planned_for": here})

@@ -7,6 +7,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from bigqa.console import console, say
 from bigqa.files import read_json
+from bigqa.language import tr
 from bigqa.runs.member import Member, last_line
 from bigqa.units import format_seconds
 
@@ -60,7 +61,15 @@ class Live:
         if is_terminal:
             self._bars.update(self._tasks[member.name], completed=record["step"], total=steps, text=text)
         else:
-            say(f"{member.name}: step {record['step']}/{steps or '?'} · {text}")
+            say(
+                tr(
+                    "{member}: step {step}/{steps} · {figures}",
+                    member=member.name,
+                    step=record["step"],
+                    steps=steps or "?",
+                    figures=text,
+                )
+            )
 
     def ended(self, member: Member, figure: str) -> None:
         """Say how a run ended."""
@@ -69,9 +78,9 @@ class Live:
         if figure or member.code == 0:
             say(f"{member.name}: {figure or 'done'} · {took}")
         elif member.is_stopped:
-            say(f"{member.name}: stopped and saved")
+            say(tr("{member}: stopped and saved", member=member.name))
         else:
-            say(f"{member.name}: failed: {member.problem}")
+            say(tr("{member}: failed: {problem}", member=member.name, problem=member.problem))
 
     def _steps_of(self, member: Member) -> int | None:
         if member.name not in self._steps:

@@ -22,6 +22,7 @@ import yaml
 
 from bigqa.errors import UsageError, in_a_line
 from bigqa.files import read_text
+from bigqa.language import tr
 from bigqa.ranges import RANGES, number
 from bigqa.runs.words import as_plain, known, names, options_of, value_of
 
@@ -143,12 +144,20 @@ def read_search(file: Path) -> Search:
         name = known(str(field), [name for name in names() if name not in SAME], f"{file}: search")
         axes[name] = _axis(name, one, f"{file}: search: {field}")
     if twice := sorted(set(axes) & set(options)):
-        raise UsageError(f"{file}: {twice[0].replace('_', '-')} is under train and under search: leave one out")
+        raise UsageError(
+            tr(
+                "{file}: {twice} is under train and under search: leave one out",
+                file=file,
+                twice=twice[0].replace("_", "-"),
+            )
+        )
     if not axes:
-        raise UsageError(f"{file}: search is empty: what is to be tried?")
+        raise UsageError(tr("{file}: search is empty: what is to be tried?", file=file))
     stops_early = fields.get("early_stop", True)
     if not isinstance(stops_early, bool):
-        raise UsageError(f"{file}: early-stop is {stops_early!r}; write true or false")
+        raise UsageError(
+            tr("{file}: early-stop is {stops_early!r}; write true or false", file=file, stops_early=stops_early)
+        )
     return Search(
         name=str(fields.get("name", file.stem)),
         options=_scored(options, stops_early, file),
@@ -162,13 +171,16 @@ def read_search(file: Path) -> Search:
 def _scored(options: dict[str, Any], stops_early: bool, file: Path) -> dict[str, Any]:
     """Return options with which trials can be compared. Raises: UsageError."""
     if options.get("dev_file") is None:
-        raise UsageError(f"{file}: train has no dev-file: what are trials to be scored on?")
+        raise UsageError(tr("{file}: train has no dev-file: what are trials to be scored on?", file=file))
     if not stops_early:
         return options
     if options.get("eval_every") is not None:
         raise UsageError(
-            f"{file}: with early-stop, trials are compared at the same share of each: write eval-times in the place of "
-            "eval-every, or early-stop: false"
+            tr(
+                "{file}: with early-stop, trials are compared at the same share of each: write eval-times in "
+                "the place of eval-every, or early-stop: false",
+                file=file,
+            )
         )
     return {"eval_times": EVAL_TIMES} | options
 
@@ -182,14 +194,23 @@ def _parsed(file: Path) -> dict[Any, Any]:
         problem = getattr(error, "problem", None) or in_a_line(error)
         raise UsageError(f"{file}{where}: no YAML: {problem}") from None
     if not isinstance(value, dict):
-        raise UsageError(f"{file}: {type(value).__name__} where fields are wanted: train, search, trials")
+        raise UsageError(
+            tr("{file}: {kind} where fields are wanted: train, search, trials", file=file, kind=type(value).__name__)
+        )
     return value
 
 
 def _mapping(fields: Mapping[str, Any], name: str, file: Path) -> dict[Any, Any]:
     value = fields.get(name)
     if not isinstance(value, dict):
-        raise UsageError(f"{file}: {name} is {'missing' if value is None else repr(value)}; write fields under it")
+        raise UsageError(
+            tr(
+                "{file}: {name} is {value}; write fields under it",
+                file=file,
+                name=name,
+                value=tr("missing") if value is None else repr(value),
+            )
+        )
     return value
 
 
@@ -204,26 +225,26 @@ def _axis(name: str, value: Any, where: str) -> Axis:
     if isinstance(value, list) and value:
         values = tuple(value_of(name, one, where) for one in value)
         if len(set(values)) < len(values):
-            raise UsageError(f"{where}: a value is there twice")
+            raise UsageError(tr("{where}: a value is there twice", where=where))
         return Choices(values)
     if isinstance(value, dict) and name in RANGES:
         return _span(name, value, where)
     wanted = "a list of values" + (", or {from: ..., to: ...}" if name in RANGES else "")
-    raise UsageError(f"{where} is {value!r}; write {wanted}")
+    raise UsageError(tr("{where} is {value!r}; write {wanted}", where=where, value=value, wanted=wanted))
 
 
 def _span(name: str, value: dict[Any, Any], where: str) -> Span:
     fields = {known(str(field), SPAN_FIELDS, where): one for field, one in value.items()}
     if missing := [field for field in ("from", "to") if field not in fields]:
-        raise UsageError(f"{where}: {missing[0]} is missing")
+        raise UsageError(tr("{where}: {missing} is missing", where=where, missing=missing[0]))
     low, high = (value_of(name, fields[field], f"{where}: {field}") for field in ("from", "to"))
     log, whole, step = fields.get("log", False), RANGES[name].whole, fields.get("step")
     if not isinstance(log, bool):
-        raise UsageError(f"{where}: log is {log!r}; write true or false")
+        raise UsageError(tr("{where}: log is {log!r}; write true or false", where=where, log=log))
     if low >= high:
-        raise UsageError(f"{where}: from {low} is not below to {high}")
+        raise UsageError(tr("{where}: from {low} is not below to {high}", where=where, low=low, high=high))
     if log and (low <= 0 or step is not None):
-        raise UsageError(f"{where}: log wants numbers above 0, and no step")
+        raise UsageError(tr("{where}: log wants numbers above 0, and no step", where=where))
     if step is not None:
         step = _step(step, whole, where)
     return Span(low, high, log, whole, step)
@@ -235,5 +256,12 @@ def _step(value: Any, whole: bool, where: str) -> float:
     except (TypeError, ValueError):
         step = math.nan
     if isinstance(value, bool) or not (math.isfinite(step) and step > 0) or (whole and step != int(step)):
-        raise UsageError(f"{where}: step is {value!r}; write a{' whole' if whole else ''} number above 0")
+        raise UsageError(
+            tr(
+                "{where}: step is {value!r}; write {wanted} above 0",
+                where=where,
+                value=value,
+                wanted=tr("a whole number") if whole else tr("a number"),
+            )
+        )
     return step

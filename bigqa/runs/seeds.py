@@ -12,6 +12,7 @@ from typing import Any
 from bigqa.console import say
 from bigqa.errors import BigqaError
 from bigqa.files import atomic_path, read_json, write_json
+from bigqa.language import tr
 from bigqa.run.job import job_of
 from bigqa.runs.live import Live
 from bigqa.runs.member import Member, whole_report
@@ -66,7 +67,13 @@ class Seeds:
     def run(self) -> None:
         """Carry out what is left."""
         if len(self.left) < len(self.numbers):
-            say(f"{len(self.numbers) - len(self.left)} of {len(self.numbers)} runs are there already")
+            say(
+                tr(
+                    "{done} of {all} runs are there already",
+                    done=len(self.numbers) - len(self.left),
+                    all=len(self.numbers),
+                )
+            )
         with self.live:
             carry_out(self, self.at_once)
         self._keep_the_best()
@@ -77,11 +84,18 @@ class Seeds:
         if plan is not None:
             found = at_once(plan)
             self.options |= {"plan": self.out / PLAN}
-            say(f"plan for all runs: {plan.name} in {plan.strategy.precision}, micro-batches of {plan.micro_batch}")
-            say(f"at once: {found.words}")
+            say(
+                tr(
+                    "plan for all runs: {plan} in {precision}, micro-batches of {micro_batch}",
+                    plan=plan.name,
+                    precision=plan.strategy.precision,
+                    micro_batch=plan.micro_batch,
+                )
+            )
+            say(tr("at once: {words}", words=found.words))
         count = places(asked, found)
         if count > 1:
-            say(f"{count} runs go on at a time")
+            say(tr("{count} runs go on at a time", count=count))
         return count
 
     def next(self, slot: int) -> Member | None:
@@ -111,7 +125,14 @@ class Seeds:
             return
         if member.report is None:
             if not self.done():
-                raise BigqaError(f"{member.name}: {member.problem} (what it printed is in {member.output})")
+                raise BigqaError(
+                    tr(
+                        "{member}: {problem} (what it printed is in {output})",
+                        member=member.name,
+                        problem=member.problem,
+                        output=member.output,
+                    )
+                )
             self.failed[int(member.folder.name.removeprefix("seed-"))] = member.problem
             return
         drop_checkpoints(member.folder)

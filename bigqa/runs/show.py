@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 
 from bigqa.console import say, show
+from bigqa.language import tr
 from bigqa.runs.statistics import CONFIDENCE
 from bigqa.units import format_seconds
 
@@ -17,19 +18,26 @@ def show_seeds(found: Mapping[str, Any], out: Path) -> None:
     """Print the scores of each run, what they say together, and where the best model is."""
     names = list(found["scores"])
     if not names:
-        say(f"{len(found['runs'])} runs are done; without --dev-file they have no scores")
+        say(tr("{count} runs are done; without --dev-file they have no scores", count=len(found["runs"])))
         return
     show(seeds_table(found))
     metric, figures = found["metric"], found["scores"].get(found["metric"])
     if figures is not None and figures["spread"] is not None:
         say(
-            f"{metric}: {figures['mean']:.2f} ± {(figures['high'] - figures['low']) / 2:.2f} "
-            f"({CONFIDENCE:.0%} confidence for the mean over seeds, Student's t, {figures['count']} runs)"
+            tr(
+                "{metric}: {mean:.2f} ± {half:.2f} ({confidence:.0%} confidence for the mean over "
+                "seeds, Student's t, {count} runs)",
+                metric=metric,
+                mean=figures["mean"],
+                half=(figures["high"] - figures["low"]) / 2,
+                confidence=CONFIDENCE,
+                count=figures["count"],
+            )
         )
-    say(f"best model: {out / found['best'] / 'model'}")
+    say(tr("best model: {out}", out=out / found["best"] / "model"))
     if found["ensemble"]:
-        say(f"answers of all runs together: {out / 'ensemble'}")
-    say(f"page: {out / 'page.html'}")
+        say(tr("answers of all runs together: {out}", out=out / "ensemble"))
+    say(tr("page: {out}", out=out / "page.html"))
 
 
 def seeds_table(found: Mapping[str, Any]) -> Table:
@@ -63,20 +71,20 @@ def show_sweep(found: Mapping[str, Any], out: Path) -> None:
     show(table, spare=("time",))
     for row in found["trials"]:
         if row["problem"]:
-            say(f"trial {row['trial']} failed: {row['problem']}")
+            say(tr("trial {number} failed: {problem}", number=row["trial"], problem=row["problem"]))
     if found["best"] is None:
-        say("no trial has a result")
+        say(tr("no trial has a result"))
     else:
         best = next(row for row in found["trials"] if row["trial"] == found["best"])
         model = out / best["folder"] / "model"
         say(
-            f"best model: {model}"
+            tr("best model: {model}", model=model)
             if model.is_dir()
-            else f"best model: on {best['host']}, in its {best['folder']}/model"
+            else tr("best model: on {host}, in its {folder}/model", host=best["host"], folder=best["folder"])
         )
-        say("other seeds of the best settings:")
+        say(tr("other seeds of the best settings:"))
         say(f"  {shlex.join(['bigqa', 'seeds', '5', *found['options'], '--out', str(out) + '-seeds'])}")
-    say(f"page: {out / 'page.html'}")
+    say(tr("page: {out}", out=out / "page.html"))
 
 
 def _elsewhere(best: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bigqa.errors import BigqaError
+from bigqa.language import tr
 from bigqa.runs.search import Choices, Search
 from bigqa.runs.storage import at_last
 from bigqa.who import is_gone, me
@@ -79,8 +80,13 @@ class Study:
             one, other = kept.get(part), asked[part]
             if one != other:
                 raise BigqaError(
-                    f"the study {self.search.name!r} in this storage was begun with another {part.replace('_', '-')} "
-                    f"({_difference(one, other)}): give this one another name in its file (name: ...), or another --out"
+                    tr(
+                        "the study {name!r} in this storage was begun with another {part} ({difference}): "
+                        "give this one another name in its file (name: ...), or another --out",
+                        name=self.search.name,
+                        part=part.replace("_", "-"),
+                        difference=_difference(one, other),
+                    )
                 )
 
     def trials(self) -> list[Any]:

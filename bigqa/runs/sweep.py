@@ -15,6 +15,7 @@ from bigqa.console import say
 from bigqa.engine.loop.evaluation import FILE as EVALUATIONS
 from bigqa.errors import BigqaError, UsageError
 from bigqa.files import read_json, write_json
+from bigqa.language import tr
 from bigqa.runs.live import Live
 from bigqa.runs.member import Member, whole_report
 from bigqa.runs.page import TRIALS
@@ -62,7 +63,7 @@ class Sweep:
     def run(self) -> None:
         """Carry out what is left."""
         if over := self.study.over():
-            say(f"{over} of {self.search.trials} trials are over already")
+            say(tr("{over} of {trials} trials are over already", over=over, trials=self.search.trials))
         with self.live:
             carry_out(self, self.at_once)
 
@@ -74,7 +75,7 @@ class Sweep:
                 one = at_once(plan)
                 found = one if found is None or one.by_memory < found.by_memory else found
         if found is not None:
-            say(f"at once: {found.words} (the largest that may be tried)")
+            say(tr("at once: {words} (the largest that may be tried)", words=found.words))
         return places(asked, found)
 
     def next(self, slot: int) -> Member | None:
@@ -116,7 +117,15 @@ class Sweep:
             if self.study.report(asked, part, value):
                 self.pruned.add(member.name)
                 at = f"after {part} of {self._parts} parts"
-                say(f"{member.name}: {self.metric} {value:.4g} {at}: worse than the median, ended")
+                say(
+                    tr(
+                        "{member}: {metric} {value:.4g} {at}: worse than the median, ended",
+                        member=member.name,
+                        metric=self.metric,
+                        value=value,
+                        at=at,
+                    )
+                )
                 member.stop()
                 return
 
@@ -168,12 +177,19 @@ class Sweep:
         states, failed = self.study.states, [one for one in self.study.trials() if "problem" in one.user_attrs]
         worked = any(one.state in (states.COMPLETE, states.PRUNED) for one in self.study.trials())
         if not worked and (member.code == UsageError.exit_code or len(failed) >= FAILED_FIRST):
-            raise BigqaError(f"{member.name}: {member.problem} (what it printed is in {member.output})")
+            raise BigqaError(
+                tr(
+                    "{member}: {problem} (what it printed is in {output})",
+                    member=member.name,
+                    problem=member.problem,
+                    output=member.output,
+                )
+            )
 
     def waits(self) -> bool:
         """Whether others carry out trials that may be lost, and come here then."""
         if (others := self.study.running_elsewhere()) and not self._told:
-            say(f"waiting for {others} trials of other processes; Ctrl-C leaves them to those")
+            say(tr("waiting for {others} trials of other processes; Ctrl-C leaves them to those", others=others))
             self._told = True
         return bool(others)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from bigqa.errors import BigqaError
 from bigqa.files import read_json, write_json
+from bigqa.language import tr
 from bigqa.run.folder import settings_from
 from bigqa.settings import Settings
 from bigqa.tasks.registry import kind_of
@@ -43,7 +44,13 @@ def value_of(report: Mapping[str, Any], metric: str) -> float | None:
         return None
     if not isinstance(scores.get(metric), int | float):
         known = [name for name, value in scores.items() if isinstance(value, int | float)]
-        raise BigqaError(f"--metric {metric} is none of the scores on this dev file: {', '.join(sorted(known))}")
+        raise BigqaError(
+            tr(
+                "--metric {metric} is none of the scores on this dev file: {known}",
+                metric=metric,
+                known=", ".join(sorted(known)),
+            )
+        )
     return float(scores[metric])
 
 
@@ -85,7 +92,9 @@ def made_plan(settings: Settings, options: Mapping[str, Any], folder: Path, name
             )
         )
         if found.chosen is None:
-            raise BigqaError(f"no strategy fits {settings.model} here: `bigqa probe {settings.model} --all` shows why")
+            raise BigqaError(
+                tr("no strategy fits {model} here: `bigqa probe {model} --all` shows why", model=settings.model)
+            )
         write_plan(found, file)
     return Candidate.model_validate(read_json(file, "the plan of these runs")["predicted"])
 
@@ -113,7 +122,7 @@ def places(asked: int | None, found: AtOnce | None) -> int:
     """Return how many runs go on at a time: as asked for, else one for each GPU. Raises: BigqaError."""
     if asked is not None:
         if found is not None and asked > found.by_memory:
-            raise BigqaError(f"--at-once {asked} does not fit: {found.words}")
+            raise BigqaError(tr("--at-once {asked} does not fit: {words}", asked=asked, words=found.words))
         return asked
     return max(1, min(found.cards, found.by_memory)) if found is not None else 1
 
@@ -162,12 +171,18 @@ def check_same(folder: Path, name: str, asked: Mapping[str, Any], what: str, fre
     file = folder / name
     if not file.is_file():
         if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
-            raise BigqaError(f"{folder} is there, and is not a folder of `bigqa {what}`: name another --out")
+            raise BigqaError(
+                tr(
+                    "{folder} is there, and is not a folder of `bigqa {what}`: name another --out",
+                    folder=folder,
+                    what=what,
+                )
+            )
         write_json(file, asked)
         return
     begun = read_json(file, f"what `bigqa {what}` was begun with")
     if not isinstance(begun, dict):
-        raise BigqaError(f"{file} is not as `bigqa {what}` writes it: name another --out")
+        raise BigqaError(tr("{file} is not as `bigqa {what}` writes it: name another --out", file=file, what=what))
     for part in ("options", *asked):
         one, other = begun.get(part), asked.get(part)
         if part in free or one == other:
@@ -175,8 +190,21 @@ def check_same(folder: Path, name: str, asked: Mapping[str, Any], what: str, fre
         if isinstance(one, dict) and isinstance(other, dict):
             key = next(key for key in (*other, *one) if one.get(key) != other.get(key))
             raise BigqaError(
-                f"{folder} was begun with {key.replace('_', '-')} {one.get(key, 'left out')}, "
-                f"and is now asked for {other.get(key, 'none')}: name another --out"
+                tr(
+                    "{folder} was begun with {key} {before}, and is now asked for {now}: name another --out",
+                    folder=folder,
+                    key=key.replace("_", "-"),
+                    before=one.get(key, "left out"),
+                    now=other.get(key, "none"),
+                )
             )
-        raise BigqaError(f"{folder} was begun with {part} {one}, and is now asked for {other}: name another --out")
+        raise BigqaError(
+            tr(
+                "{folder} was begun with {part} {one}, and is now asked for {other}: name another --out",
+                folder=folder,
+                part=part,
+                one=one,
+                other=other,
+            )
+        )
     write_json(file, asked)

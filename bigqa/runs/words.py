@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from bigqa.errors import UsageError
+from bigqa.language import tr
 from bigqa.ranges import RANGES, number, option_of
 from bigqa.run.options import train_signature
 
@@ -46,10 +47,24 @@ def value_of(name: str, value: Any, where: str) -> Any:
     """Return one option's value. YAML takes 1e-5 for text, so a number may be given as either. Raises: UsageError."""
     if name in _switches():
         if not isinstance(value, bool):
-            raise UsageError(f"{where}: {name.replace('_', '-')} is {value!r}; write true or false")
+            raise UsageError(
+                tr(
+                    "{where}: {name} is {value!r}; write true or false",
+                    where=where,
+                    name=name.replace("_", "-"),
+                    value=value,
+                )
+            )
         return value
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise UsageError(f"{where}: {name.replace('_', '-')} is {value!r}; write one text or number")
+        raise UsageError(
+            tr(
+                "{where}: {name} is {value!r}; write one text or number",
+                where=where,
+                name=name.replace("_", "-"),
+                value=value,
+            )
+        )
     try:
         return number(name)(value) if name in RANGES else str(value)
     except UsageError as error:
@@ -64,7 +79,7 @@ def known(field: str, choices: list[str], where: str) -> str:
     like = difflib.get_close_matches(name, choices, 1)
     shown = ", ".join(one.replace("_", "-") for one in choices)
     advice = f"is {like[0].replace('_', '-')} meant?" if like else f"it may have {shown}"
-    raise UsageError(f"{where} has an unknown field {field!r}: {advice}")
+    raise UsageError(tr("{where} has an unknown field {field!r}: {advice}", where=where, field=field, advice=advice))
 
 
 def as_plain(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -280,10 +280,18 @@ def refuse_unknown(names: Sequence[str], kind: TaskKind[Any]) -> None:
     """Refuse options that a task does not have. Raises: UsageError."""
     unknown = [name for name in names if name not in kind.options_type.model_fields]
     if unknown:
-        raise UsageError(f"--{unknown[0].replace('_', '-')} is nothing to --task {kind.name}")
+        raise UsageError(
+            tr("--{unknown} is nothing to --task {kind}", unknown=unknown[0].replace("_", "-"), kind=kind.name)
+        )
 
 
 def check_metric(metric: str | None, kind: TaskKind[Any]) -> None:
     """Refuse a score that a task does not have, before anything is trained. Raises: UsageError."""
     if metric is not None and kind.score_names and metric not in kind.score_names:
-        raise UsageError(f"--metric {metric} is none of this task's scores: {', '.join(sorted(kind.score_names))}")
+        raise UsageError(
+            tr(
+                "--metric {metric} is none of this task's scores: {known}",
+                metric=metric,
+                known=", ".join(sorted(kind.score_names)),
+            )
+        )

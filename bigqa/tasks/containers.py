@@ -67,7 +67,14 @@ def _decoded_lines(file: Any, name: str, role: str) -> Iterator[str]:
     try:
         yield from io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
     except UnicodeDecodeError as error:
-        raise BigqaError(f"{role} is not UTF-8: {name}: it is {what_encoding(error.object)}") from None
+        raise BigqaError(
+            tr(
+                "{role} is not UTF-8: {name}: it is {encoding}",
+                role=role,
+                name=name,
+                encoding=what_encoding(error.object),
+            )
+        ) from None
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ SEPARATED_SUFFIXES = (".tsv", ".csv")
 """Of tables of texts; of questions, what is in them is refused by its name."""
 ADDRESS = re.compile(r"(https?|ftp|s3|gs|hdfs|hf):/")
 """How one begins; a path has one of its two strokes."""
-ADVICE = "is it KorQuAD or SQuAD data?"
+ADVICE = tr("is it KorQuAD or SQuAD data?")
 SHOWN = 8
 """Names of a record that an error repeats."""
 
@@ -177,7 +177,15 @@ def field(record: Any, key: str, kind: type[T], where: str) -> T:
             tr("{where} is {found}, not an object; {advice}", where=where, found=name_of(record), advice=ADVICE)
         )
     if key not in record:
-        raise BigqaError(f'{where} has no "{key}"{_instead(record)}; {ADVICE}')
+        raise BigqaError(
+            tr(
+                '{where} has no "{key}"{instead}; {advice}',
+                where=where,
+                key=key,
+                instead=_instead(record),
+                advice=ADVICE,
+            )
+        )
     value = record[key]
     if kind is int and isinstance(value, float) and value.is_integer():
         value = int(value)  # as pandas writes the numbers of a column that has gaps

@@ -48,7 +48,9 @@ class Entry:
             return False
         said = self.qa.get("is_impossible")
         if said is not None and said not in (False, True):  # or 0 and 1
-            raise BigqaError(f'{self.where}: "is_impossible" is {name_of(said)}, not true or false')
+            raise BigqaError(
+                tr('{where}: "is_impossible" is {found}, not true or false', where=self.where, found=name_of(said))
+            )
         return _is_true(said) or (self.form == "row" and said is None and self.qa.get("answers") == [])
 
 

@@ -118,14 +118,20 @@ def _answers(qa: dict[str, Any], context: str, where: str) -> Iterator[Answer]:
 def _hint(context: str, text: str) -> str:
     found = context.find(text) if text else -1
     if found >= 0:
-        return f"it is at {found}"
+        return tr("it is at {found}", found=found)
     if text and unicodedata.normalize("NFC", text) in unicodedata.normalize("NFC", context):
-        forms = f"the answer in {_form_of(text)} and the context in {_form_of(context)}"
-        return f"it is there in another Unicode form, {forms}: bring both to NFC"
+        forms = tr(
+            "the answer in {theirs} and the context in {ours}",
+            theirs=_form_of(text),
+            ours=_form_of(context),
+        )
+        return tr("it is there in another Unicode form, {forms}: bring both to NFC", forms=forms)
     if text and unicodedata.normalize("NFKC", text) in unicodedata.normalize("NFKC", context):
-        return "it is there in signs of the same meaning (blanks that do not break, wide letters): bring both to NFKC"
+        return tr(
+            "it is there in signs of the same meaning (blanks that do not break, wide letters): bring both to NFKC"
+        )
     bare = text.strip()
-    return "it is there without the blanks around it" if bare and bare in context else "it is nowhere in it"
+    return tr("it is there without the blanks around it") if bare and bare in context else tr("it is nowhere in it")
 
 
 def _form_of(text: str) -> str:

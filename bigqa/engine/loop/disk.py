@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from bigqa.language import tr
+
 MARK = "config.json"
 """What every run folder holds from its beginning."""
 PASSING = {
@@ -58,7 +60,13 @@ def waited_for(folder: Path, write: Callable[[], object], say: Callable[[str], N
             return False
         if not told:
             told = True
-            say(f"{folder} is away, and the last step is not saved yet: waiting up to {patience_s / 60:.0f} min for it")
+            say(
+                tr(
+                    "{folder} is away, and the last step is not saved yet: waiting up to {minutes:.0f} min for it",
+                    folder=folder,
+                    minutes=patience_s / 60,
+                )
+            )
         time.sleep(LOOK_S)
     return True
 

@@ -29,7 +29,7 @@ from bigqa.engine.optim.update import State
 from bigqa.engine.processes import Processes
 from bigqa.engine.recovery import OutOfMemory, is_out_of_memory, which_memory
 from bigqa.errors import BigqaError
-from bigqa.language import joined, tr
+from bigqa.language import tr
 from bigqa.machine.heap import collect_as_ever
 from bigqa.settings import Settings
 from bigqa.tasks.base import Batch
@@ -249,20 +249,16 @@ def save_late(run: Training, first_step: int) -> None:
         if run.stop.obeyed or update.changing:
             return
         step = first_step + update.completed
-        found = tr("stopped within step {step}", step=step + 1)
-        if not update.completed:
-            found = joined("", (found, tr(": nothing is new since the run was started, and nothing to save")))
-        else:
+        left = tr(": nothing is new since the run was started, and nothing to save")
+        if update.completed:
             try:
                 _write(run, step, update.state())
-                found = joined("", (found, tr("; saved at step {step}", step=step)))
+                left = tr("; saved at step {step}", step=step)
             except (OSError, RuntimeError, MemoryError, BigqaError) as problem:
-                found = joined(
-                    "",
-                    (found, tr(", which could not be saved ({problem}): the last checkpoint is left", problem=problem)),
-                )
+                left = tr(", which could not be saved ({problem}): the last checkpoint is left", problem=problem)
+        on = tr("; to go on: bigqa train --resume {folder}", folder=run.settings.out)
         interrupts.leave(
-            tr("{found}; to go on: bigqa train --resume {out}", found=found, out=run.settings.out), run.stop.exit_code
+            tr("stopped within step {step}{left}{on}", step=step + 1, left=left, on=on), run.stop.exit_code
         )
 
 
@@ -299,7 +295,9 @@ def save(run: Training, step: int, *, must: bool) -> None:
     state = run.parts.update.state()
     is_saved = run.processes.from_main(_saved(run, step, state, must=must) if run.processes.is_main else None)
     if must and not is_saved:
-        raise BigqaError(f"{run.settings.out} is away, and did not come back: the steps since its last save are lost")
+        raise BigqaError(
+            tr("{out} is away, and did not come back: the steps since its last save are lost", out=run.settings.out)
+        )
     run.owes = not is_saved
 
 
@@ -314,9 +312,16 @@ def _saved(run: Training, step: int, state: State, *, must: bool) -> bool:
         return waited_for(folder, write, say, WAIT_S)
     is_saved = tried(folder, write)
     if is_saved and run.owes:
-        say(f"{folder} is there again: step {step} is saved")
+        say(tr("{folder} is there again: step {step} is saved", folder=folder, step=step))
     elif not is_saved and not run.owes:
-        say(f"{folder} is away: step {step} is not saved; going on, and trying again every {AGAIN_STEPS} steps")
+        say(
+            tr(
+                "{folder} is away: step {step} is not saved; going on, and trying again every {again_steps} steps",
+                folder=folder,
+                step=step,
+                again_steps=AGAIN_STEPS,
+            )
+        )
     return is_saved
 
 

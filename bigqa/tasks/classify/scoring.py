@@ -17,7 +17,7 @@ from bigqa.tasks.classify.answers import GIVEN_FROM, given
 
 FILE = "predictions.jsonl"
 """Of a run's folder: what was wanted, what was given and the probabilities, text by text of its dev file."""
-NEEDS = "scores of classification need scikit-learn: pip install 'bigqa[scores]', or train without --dev-file"
+NEEDS = tr("scores of classification need scikit-learn: pip install 'bigqa[scores]', or train without --dev-file")
 
 
 def check_installed() -> None:
