@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bigqa.engine.cudart import forget_error
 from bigqa.engine.recovery import OutOfMemory
+from bigqa.language import tr
 from bigqa.units import format_bytes
 
 NO_MEMORY = 2

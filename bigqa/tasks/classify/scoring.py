@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from bigqa.errors import BigqaError
+from bigqa.language import tr
 from bigqa.tasks.base import Array, Scored
 from bigqa.tasks.classify.answers import GIVEN_FROM, given
 
