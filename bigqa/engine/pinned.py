@@ -15,7 +15,6 @@ from torch import Tensor
 
 from bigqa.engine.cudart import forget_error
 from bigqa.engine.recovery import OutOfMemory
-from bigqa.language import tr
 from bigqa.units import format_bytes
 
 NO_MEMORY = 2
@@ -68,10 +67,8 @@ class CudaPinning:
             failed = int(torch.cuda.cudart().cudaHostRegister(address, size_bytes, 0))
         if failed == NO_MEMORY:
             forget_error()
-            raise OutOfMemory(
-                "host",
-                tr("no {size_bytes} more of the host's memory can be pinned", size_bytes=format_bytes(size_bytes)),
-            )
+            more = format_bytes(size_bytes)
+            raise OutOfMemory("host", tr("no {size_bytes} more of the host's memory can be pinned", size_bytes=more))
         if failed in REFUSALS:
             forget_error()
             _note_refusal(failed)
