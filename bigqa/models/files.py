@@ -6,11 +6,16 @@ none.
 
 import json
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 from bigqa.contents import HEAD_BYTES, UNREADABLE
 from bigqa.errors import BigqaError
 from bigqa.files import read_json
+from bigqa.language import tr
+from bigqa.models.presets import preset_names
+from bigqa.models.tokenizers import stored
 
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 INDEXES = tuple(f"{name}.index.json" for name in WHOLE)
@@ -29,6 +34,7 @@ OTHERS = {
 }
 """What may be there in the place of weights, the surest first."""
 POINTERS = tuple(magic for magic, said in UNREADABLE.items() if "pointer" in said)
+HUB_PAGE = re.compile(r"https?://(?:www\.)?huggingface\.co/([\w.-]+/[\w.-]+)")
 LENGTH_BYTES = 8
 """At the start of a file of safetensors: how long the header is that follows."""
 
@@ -52,6 +58,55 @@ def check_pointer(file: Path) -> None:
     for magic in POINTERS:
         if head.startswith(magic):
             raise BigqaError(f"{file} is {UNREADABLE[magic]}")
+
+
+def no_model(name: str) -> BigqaError:
+    """Say that a name stands for no model; of a page of the hub, which id it is of."""
+    page = HUB_PAGE.match(name)
+    if page:
+        return BigqaError(
+            tr(
+                "no model {name}: it is no folder, no file, no hub id (OWNER/NAME); name it by its id, {id}",
+                name=name,
+                id=page[1],
+            )
+        )
+    return BigqaError(
+        tr(
+            "no model {name}: it is no folder, no file, no hub id (OWNER/NAME) and no preset ({presets})",
+            name=name,
+            presets=", ".join(preset_names()),
+        )
+    )
+
+
+def without_config(path: Path) -> str:
+    """Say what a folder without a model's configuration holds, and what to name."""
+    if (path / "adapter_config.json").is_file():
+        return tr("; it holds an adapter: merge it into its model first")
+    if any(path.glob("*.gguf")):
+        return tr("; GGUF files are of llama.cpp: name the model that they were made of")
+    if path.is_dir():
+        inside = (*sorted(path.iterdir()), *sorted(path.glob("snapshots/*")))  # the second: in the hub's own cache
+        inner = next((one for one in inside if (one / "config.json").is_file()), None)
+        return "" if inner is None else tr("; {inner} does: name that", inner=inner)
+    return ""
+
+
+def refuse_other_forms(name: str, config: Any) -> None:
+    """Refuse what the library would make something else of, or nothing, by what else is installed."""
+    if stored(name, "adapter_config.json") is not None:
+        raise BigqaError(
+            tr("{source} holds an adapter (adapter_config.json): merge it into its model first", source=name)
+        )
+    if getattr(config, "quantization_config", None) is not None:
+        raise BigqaError(
+            tr(
+                "{source} holds quantized weights (quantization_config in config.json): name the model that "
+                "they were made of; --strategy qlora quantizes by itself",
+                source=name,
+            )
+        )
 
 
 def _instead(folder: Path) -> str:

@@ -9,7 +9,6 @@ import importlib
 import inspect
 import json
 import pickle
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -20,9 +19,9 @@ from bigqa.errors import BigqaError, as_a_line, in_a_line
 from bigqa.files import read_json
 from bigqa.language import tr
 from bigqa.models import enliple
-from bigqa.models.files import check_pointer, check_weights
-from bigqa.models.presets import PRESETS, TINY, Recipe, preset_names
-from bigqa.models.tokenizers import no_vocabulary, settled, stored
+from bigqa.models.files import check_pointer, check_weights, no_model, refuse_other_forms, without_config
+from bigqa.models.presets import PRESETS, TINY, Recipe
+from bigqa.models.tokenizers import no_vocabulary, settled
 from bigqa.models.vocabularies import by_its_only_file, wordpieces
 from bigqa.models.weights import Loaded, load_checkpoint
 from bigqa.sample import FOLDER as SAMPLE
@@ -30,7 +29,6 @@ from bigqa.tasks.heads import HEADS, SPANS, Head
 
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".onnx", ".msgpack"}
 """Endings of files that hold a model's weights, or all of it in another program's form."""
-HUB_PAGE = re.compile(r"https?://(?:www\.)?huggingface\.co/([\w.-]+/[\w.-]+)")
 Kind = Literal["hf", "enliple", "config", "preset"]
 
 
@@ -84,23 +82,7 @@ def resolve(name: str, *, tokenizer: str | None = None) -> ModelSource:
         kind: Kind = "enliple" if enliple.is_released(path) else "hf"
         return ModelSource(kind=kind, name=name, has_weights=True, tokenizer=tokenizer or name)
     if not _may_be_hub_id(name):
-        presets = ", ".join(preset_names())
-        page = HUB_PAGE.match(name)
-        if page:
-            raise BigqaError(
-                tr(
-                    "no model {name}: it is no folder, no file, no hub id (OWNER/NAME); name it by its id, {id}",
-                    name=name,
-                    id=page[1],
-                )
-            )
-        raise BigqaError(
-            tr(
-                "no model {name}: it is no folder, no file, no hub id (OWNER/NAME) and no preset ({presets})",
-                name=name,
-                presets=presets,
-            )
-        )
+        raise no_model(name)
     return ModelSource(kind="hf", name=name, has_weights=True, tokenizer=tokenizer or name)
 
 
@@ -136,27 +118,22 @@ def plain_config(source: ModelSource) -> Any:
             raise BigqaError(tr("the model's config is no JSON object: {file}", file=file))
         if "model_type" not in said and "architectures" not in said:
             raise BigqaError(
-                tr("{file} is not a model's config: it has no model_type{instead}", file=file, instead=_instead(path))
+                tr(
+                    "{file} is not a model's config: it has no model_type{instead}",
+                    file=file,
+                    instead=without_config(path),
+                )
             )
     elif path.is_dir():
         raise BigqaError(
-            tr("{path} holds no config.json: it is no model's folder{instead}", path=path, instead=_instead(path))
+            tr(
+                "{path} holds no config.json: it is no model's folder{instead}",
+                path=path,
+                instead=without_config(path),
+            )
         )
     with _loading(tr("model"), source.name):
         return AutoConfig.from_pretrained(source.name, trust_remote_code=False)
-
-
-def _instead(path: Path) -> str:
-    """Say what a folder without a model's configuration holds, and what to name."""
-    if (path / "adapter_config.json").is_file():
-        return tr("; it holds an adapter: merge it into its model first")
-    if any(path.glob("*.gguf")):
-        return tr("; GGUF files are of llama.cpp: name the model that they were made of")
-    if path.is_dir():
-        inside = (*sorted(path.iterdir()), *sorted(path.glob("snapshots/*")))  # the second: in the hub's own cache
-        inner = next((one for one in inside if (one / "config.json").is_file()), None)
-        return "" if inner is None else tr("; {inner} does: name that", inner=inner)
-    return ""
 
 
 @contextlib.contextmanager
@@ -266,7 +243,7 @@ def load(
             raise BigqaError(tr("{called} has no weights: train it first", called=source.called))
         model = auto.from_config(config, dtype=torch.float32)
         return Loaded(model, source.called, tuple(model.state_dict()))
-    _refuse_other_forms(source, config)
+    refuse_other_forms(source.name, config)
     if Path(source.name).is_dir():
         check_weights(Path(source.name))
     with _loading(tr("model"), source.name):
@@ -281,22 +258,6 @@ def load(
             )
         )
     return loaded
-
-
-def _refuse_other_forms(source: ModelSource, config: Any) -> None:
-    """Refuse what the library would make something else of, or nothing, by what else is installed."""
-    if stored(source.name, "adapter_config.json") is not None:
-        raise BigqaError(
-            tr("{source} holds an adapter (adapter_config.json): merge it into its model first", source=source.name)
-        )
-    if getattr(config, "quantization_config", None) is not None:
-        raise BigqaError(
-            tr(
-                "{source} holds quantized weights (quantization_config in config.json): name the model that "
-                "they were made of; --strategy qlora quantizes by itself",
-                source=source.name,
-            )
-        )
 
 
 def auto_class(config: Any, head: Head, name: str = "") -> Any:
