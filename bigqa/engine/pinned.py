@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from bigqa.language import tr
 from bigqa.engine.cudart import forget_error
 from bigqa.engine.recovery import OutOfMemory
 from bigqa.units import format_bytes

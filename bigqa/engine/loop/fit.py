@@ -249,17 +249,15 @@ def save_late(run: Training, first_step: int) -> None:
         if run.stop.obeyed or update.changing:
             return
         step = first_step + update.completed
-        left = tr(": nothing is new since the run was started, and nothing to save")
+        end = tr(": nothing is new since the run was started, and nothing to save")
         if update.completed:
             try:
                 _write(run, step, update.state())
-                left = tr("; saved at step {step}", step=step)
+                end = tr("; saved at step {step}", step=step)
             except (OSError, RuntimeError, MemoryError, BigqaError) as problem:
-                left = tr(", which could not be saved ({problem}): the last checkpoint is left", problem=problem)
+                end = tr(", which could not be saved ({problem}): the last checkpoint is left", problem=problem)
         on = tr("; to go on: bigqa train --resume {folder}", folder=run.settings.out)
-        interrupts.leave(
-            tr("stopped within step {step}{left}{on}", step=step + 1, left=left, on=on), run.stop.exit_code
-        )
+        interrupts.leave(tr("stopped within step {step}{end}{on}", step=step + 1, end=end, on=on), run.stop.exit_code)
 
 
 def _save_alone(run: Training, step: int) -> bool:
