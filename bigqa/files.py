@@ -77,9 +77,9 @@ def parsed(text: str, path: Path | str, what: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         _name_it(text[:HEAD_BYTES].encode("utf-8", "replace"), path, what)
-        place = f"{path}, line {error.lineno} column {error.colno}"
+        place = tr("{path}, line {line} column {column}", path=path, line=error.lineno, column=error.colno)
         if error.msg == "Extra data" and text.lstrip().startswith(("{", "[")):
-            advice = "write each on a line of its own (JSON lines), or all in one list"
+            advice = tr("write each on a line of its own (JSON lines), or all in one list")
             raise BigqaError(
                 tr(
                     "{what} is more than one JSON value: the next is at {place}; {advice}",
@@ -88,7 +88,10 @@ def parsed(text: str, path: Path | str, what: str) -> Any:
                     advice=advice,
                 )
             ) from None
-        raise BigqaError(f"{what} {_kind_of(error, text)}: {place}: {error.msg}") from None
+        kind = _kind_of(error, text)
+        raise BigqaError(
+            tr("{what} {kind}: {place}: {problem}", what=what, kind=kind, place=place, problem=error.msg)
+        ) from None
     except ValueError as error:
         raise BigqaError(
             tr("{what} has a number that cannot be read: {path}: {error}", what=what, path=path, error=error)

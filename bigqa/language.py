@@ -65,11 +65,9 @@ def shown(text: str) -> str:
         return text
     # Of nothing, a catalogue tells about itself.
     template = catalogue.gettext(text.template) if text.template else text.template
-    return (
-        template.format(**{name: _shown_place(value) for name, value in text.places.items()})
-        if text.places
-        else (template)
-    )
+    if not text.places:
+        return template
+    return fitted(template.format(**{name: _shown_place(value) for name, value in text.places.items()}))
 
 
 PARTICLES = {
