@@ -73,7 +73,7 @@ def check_rows(tokenizer: Any, rows: int, name: str) -> None:
 
 def doubts(tokenizer: Any, rows: int) -> list[str]:
     """Return what looks as if a vocabulary were another model's, each in a line."""
-    found = []
+    found: list[str] = []
     entries = rows_needed(tokenizer)
     if entries < LEAST_SHARE * rows:
         found.append(

@@ -72,9 +72,8 @@ class Recorder(Silent):
 
     def scored(self, step: int, scores: Mapping[str, Any]) -> None:
         """Draw the scores after a step."""
-        for name, value in scores.items():
-            if isinstance(value, int | float) and name != "step":
-                self._board.add_scalar(f"dev/{name}", value, step)
+        numbers = {name: value for name, value in scores.items() if isinstance(value, int | float) and name != "step"}
+        self._board.add(step, {f"dev/{name}": value for name, value in numbers.items()})
 
     def _show(self, record: dict[str, Any]) -> None:
         text = _figures(record)
