@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from bigqa.language import tr
 from bigqa.engine.cudart import forget_error
 from bigqa.engine.recovery import OutOfMemory
+from bigqa.language import tr
 from bigqa.units import format_bytes
 
 NO_MEMORY = 2
