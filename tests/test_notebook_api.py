@@ -94,6 +94,15 @@ def test_a_command_shows_its_lines_and_one_bar(monkeypatch: pytest.MonkeyPatch) 
     assert len(pages) == 2 and 'value="1" max="8"' in pages[0] and "&lt;b&gt;" in pages[0] and "8 / 8" in pages[1]
 
 
+def test_a_kernels_wish_for_colours_makes_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    code = "from bigqa.console import console; print(console.is_terminal)"
+    for piped, is_terminal in ((True, "False"), (False, "True")):
+        env = command.environment(piped=piped)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
+        assert done.stdout.strip() == is_terminal, done.stderr
+
+
 def test_a_run_that_cannot_be_is_an_error_told_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(BigqaError, match=r"--lr 9\.0: .* was begun with 0\.001"):
         bigqa.train(resume="auto", out=folder, lr=9, model=WORDS["model"], train_file=WORDS["train_file"])

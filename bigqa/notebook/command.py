@@ -17,6 +17,7 @@ from typing import Any
 ERROR = "bigqa: "
 """How a line of a command begins that is about an error, or about its end."""
 FAILED = (1, 2)
+COLOURS = ("FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
 STEP = re.compile(r"step (\d+)/(\d+) · (.*)")
 
 
@@ -27,6 +28,12 @@ def in_notebook() -> bool:
     return found is not None and hasattr(found, "kernel")
 
 
+def environment(*, piped: bool) -> dict[str, str]:
+    """Return what a command finds: a kernel asks for colours, and lines with them would be taken for a terminal's."""
+    kept = {name: value for name, value in os.environ.items() if not (piped and name in COLOURS)}
+    return kept | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+
+
 def run(words: Sequence[str], *, quiet: bool = False) -> tuple[int, str, str]:
     """Run `bigqa WORDS`; return its exit code, what it printed, and its last line about an error.
 
@@ -34,12 +41,11 @@ def run(words: Sequence[str], *, quiet: bool = False) -> tuple[int, str, str]:
     """
     command = [sys.executable, "-m", "bigqa.cli", *words]
     piped = quiet or in_notebook()
-    environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE if piped else None,
         stderr=subprocess.PIPE,
-        env=environment,
+        env=environment(piped=piped),
         text=True,
         encoding="utf-8",
         errors="replace",
