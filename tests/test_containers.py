@@ -228,6 +228,7 @@ UNREADABLE = {
     "it is in CP949": dumped(PARAGRAPHS).decode().encode("cp949"),
     "it is in another encoding": '{"data": "été"}'.encode("latin-1"),
     "it is binary": b"\x93\x00\x01",
+    "it is binary, and": b"\x93\0\xfe\0\xfd\0\xfc\0",
     "an Office document": zip_of("xl/workbook.xml", "[Content_Types].xml"),
     "a file of PyTorch": zip_of("archive/data.pkl"),
     "UTF-16 text": '{"data": []}'.encode("utf-16"),
