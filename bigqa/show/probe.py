@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bigqa.console import note, show
-from bigqa.language import joined, put, tr
+from bigqa.language import joined, put, shown, tr
 from bigqa.machine.gpus import GPUS
 from bigqa.plan.candidates import Candidate
 from bigqa.plan.files import launch_words
@@ -28,9 +28,9 @@ SPARE_COLUMNS = (tr("run"), tr("host peak"), tr("tier"))
 
 def show_probe(found: Probe, out: Path | None, console: Console, *, show_all: bool) -> None:
     """Print the table and the plan; `out`: where the plan is written, if it is."""
-    shown = found.candidates if show_all else [candidate for candidate in found.candidates if candidate.fits]
-    show(probe_table(found, shown), console, SPARE_COLUMNS)
-    for line in reasons(shown):
+    rows = found.candidates if show_all else [candidate for candidate in found.candidates if candidate.fits]
+    show(probe_table(found, rows), console, SPARE_COLUMNS)
+    for line in reasons(rows):
         note(line, console)
     text = plan_text(found, out or Path("plan.json"), is_written=out is not None)
     console.print(shown(text), markup=False, highlight=False, soft_wrap=True)
@@ -59,7 +59,7 @@ def reasons(shown: Sequence[Candidate]) -> list[str]:
 
 def plan_text(found: Probe, plan: Path, *, is_written: bool = False) -> str:
     """Say in words what was chosen, what comes next, and how to run it."""
-    lines = []
+    lines: list[str] = []
     if found.chosen is None:
         lines += _nothing_fits(found)
     else:
@@ -108,7 +108,7 @@ def _cut(found: Probe) -> list[str]:
 def _speeds_from(found: Probe) -> list[str]:
     """Say what the speeds were worked out from, and how far they may be off."""
     known = {c.strategy.device: c for c in found.candidates if c.speed_source}
-    lines = []
+    lines: list[str] = []
     for device_type, candidate in known.items():
         measured = candidate.speed_source.startswith("measured")
         source = candidate.speed_source if measured else tr("worked out from the datasheet")
