@@ -217,7 +217,7 @@ def _at_home(path: str) -> str:
     """Put the home folder in place of "~": shells leave it within quotes, and behind the sign that ends an option."""
     found = os.path.expanduser(path) if path == "~" or path.startswith("~/") else path
     if found.startswith("~/") or found == "~":
-        raise UsageError(f"{path}: there is no home folder here (HOME is not set); name the path in full")
+        raise UsageError(tr("{path}: there is no home folder here (HOME is not set); name the path in full", path=path))
     return found
 
 

@@ -44,7 +44,14 @@ def check_weights(folder: Path) -> None:
     there = [folder / name for name in WHOLE if (folder / name).is_file()]
     index = next((folder / name for name in INDEXES if (folder / name).is_file()), None)
     if not there and index is None:
-        raise BigqaError(f"{folder} holds no weights ({' or '.join(WHOLE)}){_instead(folder)}")
+        raise BigqaError(
+            tr(
+                "{folder} holds no weights ({whole}){instead}",
+                folder=folder,
+                whole=" or ".join(WHOLE),
+                instead=_instead(folder),
+            )
+        )
     for file in there[:1] if there else _shards(folder, index):
         check_pointer(file)
         if file.suffix == ".safetensors":
@@ -124,7 +131,13 @@ def _shards(folder: Path, index: Path | None) -> list[Path]:
     lacking = [name for name in shards if not os.path.isfile(folder / name)]  # a name may be none that a disk takes
     if lacking:
         raise BigqaError(
-            f"{folder} lacks {lacking[0]}, {len(lacking)} of {len(shards)} files of weights: fetch it again"
+            tr(
+                "{folder} lacks {lacking}, {count} of {all} files of weights: fetch it again",
+                folder=folder,
+                lacking=lacking[0],
+                count=len(lacking),
+                all=len(shards),
+            )
         )
     return [folder / name for name in shards]
 
@@ -142,4 +155,11 @@ def _check_length(file: Path) -> None:
         except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError):
             return  # no header at all: the library says so
     if size < max(wanted, LENGTH_BYTES + 1):
-        raise BigqaError(f"{file} is cut short: {size} bytes of at least {wanted}; fetch it again")
+        raise BigqaError(
+            tr(
+                "{file} is cut short: {size} bytes of at least {wanted}; fetch it again",
+                file=file,
+                size=size,
+                wanted=wanted,
+            )
+        )

@@ -3,23 +3,21 @@
 MODEL is a preset, a Hugging Face folder or hub id, a released Enliple folder, or a bare `config.json`.
 """
 
-import contextlib
 import functools
 import importlib
 import inspect
 import json
-import pickle
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from bigqa.errors import BigqaError, as_a_line, in_a_line
+from bigqa.errors import BigqaError, in_a_line
 from bigqa.files import read_json
 from bigqa.language import tr
 from bigqa.models import enliple
 from bigqa.models.files import check_pointer, check_weights, no_model, refuse_other_forms, without_config
+from bigqa.models.loading import loading
 from bigqa.models.presets import PRESETS, TINY, Recipe
 from bigqa.models.tokenizers import no_vocabulary, settled
 from bigqa.models.vocabularies import by_its_only_file, wordpieces
@@ -132,32 +130,8 @@ def plain_config(source: ModelSource) -> Any:
                 instead=without_config(path),
             )
         )
-    with _loading(tr("model"), source.name):
+    with loading(tr("model"), source.name):
         return AutoConfig.from_pretrained(source.name, trust_remote_code=False)
-
-
-@contextlib.contextmanager
-def _loading(what: str, name: str) -> Iterator[None]:
-    """Tell in a line why something cannot be loaded. Code of its own is never run, and never asked about."""
-    with as_a_line(tr("the {what} {name} cannot be loaded", what=what, name=name)):
-        try:
-            yield
-        except pickle.UnpicklingError:
-            raise BigqaError(
-                f"the {what} {name} cannot be loaded: it is a pickle of more than tensors, which could run code; "
-                "save its weights as safetensors"
-            ) from None
-        except ValueError as error:
-            if "trust_remote_code" not in str(error):
-                raise
-            raise BigqaError(
-                tr(
-                    "the {what} {name} is code of its own, which bigqa never runs (trust_remote_code is not "
-                    "honoured): name one of a kind that transformers has",
-                    what=what,
-                    name=name,
-                )
-            ) from None
 
 
 def describe_config(config: Any) -> str:
@@ -182,12 +156,17 @@ def load_tokenizer(source: ModelSource) -> Any:
         )
     path = Path(source.tokenizer)
     if not path.exists() and not _may_be_hub_id(source.tokenizer):
-        raise BigqaError(f"no tokenizer {source.tokenizer}: it is no folder, no vocab.txt and no hub id (OWNER/NAME)")
+        raise BigqaError(
+            tr(
+                "no tokenizer {tokenizer}: it is no folder, no vocab.txt and no hub id (OWNER/NAME)",
+                tokenizer=source.tokenizer,
+            )
+        )
     for file in filter(Path.is_file, (path / name for name in ("tokenizer.json", "vocab.txt", "spiece.model"))):
         check_pointer(file)
     vocabulary = path / "vocab.txt" if path.is_dir() else path
     plain = vocabulary.name.endswith(".txt") and vocabulary.is_file() and not (path / "tokenizer.json").is_file()
-    with _loading(tr("tokenizer"), source.tokenizer):
+    with loading(tr("tokenizer"), source.tokenizer):
         if plain and (pieces := wordpieces(vocabulary, lower_case=source.lower_case)) is not None:
             return settled(pieces, source.tokenizer)
         try:
@@ -246,7 +225,7 @@ def load(
     refuse_other_forms(source.name, config)
     if Path(source.name).is_dir():
         check_weights(Path(source.name))
-    with _loading(tr("model"), source.name):
+    with loading(tr("model"), source.name):
         loaded = load_checkpoint(source.name, config, auto, new_head=new_head)
     if require_head and loaded.lacking:
         raise BigqaError(

@@ -219,7 +219,13 @@ def _refuse_infinite(name: str, model: Any) -> None:
     """Refuse weights of a run that had gone astray: nothing is learned from there. Raises: BigqaError."""
     for key, tensor in model.named_parameters():
         if not bool(tensor.detach().isfinite().all()):
-            raise BigqaError(f"{name}: {key} holds NaN or infinity: take an earlier checkpoint of what made it")
+            raise BigqaError(
+                tr(
+                    "{name}: {key} holds NaN or infinity: take an earlier checkpoint of what made it",
+                    name=name,
+                    key=key,
+                )
+            )
 
 
 def _of_backbone(key: str, prefix: str, parts: set[str]) -> bool:

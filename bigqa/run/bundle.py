@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 
 from bigqa.errors import BigqaError
 from bigqa.files import atomic_folder, read_json, write_text
+from bigqa.language import tr
 from bigqa.run.wheel import write_wheel
 from bigqa.tasks.scoring import METRICS, as_record, evaluate_files, metric_of
 from bigqa.units import GIB
@@ -96,10 +97,18 @@ def make_bundle(run: Path, out: Path) -> None:
     """Write the folder for a run's model. Raises: BigqaError where the run has none, or `out` is there."""
     model = run / "model"
     if not (model / "config.json").is_file():
-        raise BigqaError(f"{run} has no model yet: train it to its end, or name the folder of a run that is complete")
+        raise BigqaError(
+            tr("{run} has no model yet: train it to its end, or name the folder of a run that is complete", run=run)
+        )
     task = _read_task(model)
     if task != "qa":
-        raise BigqaError(f"{model} is a model of --task {task}: KorQuAD's worksheets take answers to questions")
+        raise BigqaError(
+            tr(
+                "{model} is a model of --task {task}: KorQuAD's worksheets take answers to questions",
+                model=model,
+                task=task,
+            )
+        )
     with atomic_folder(out) as temporary:
         shutil.copytree(model, temporary / "model")
         source = temporary / "src"
@@ -141,7 +150,13 @@ def check_bundle(out: Path, dev_file: Path) -> Checked:
             timeout=LIMIT_S, check=False,
         )  # fmt: skip
         if done.returncode:
-            raise BigqaError(f"the bundle's command ended with {done.returncode}: {done.stderr.strip()[-300:]}")
+            raise BigqaError(
+                tr(
+                    "the bundle's command ended with {returncode}: {stderr}",
+                    returncode=done.returncode,
+                    stderr=done.stderr.strip()[-300:],
+                )
+            )
         metric = metric_of(dev_file)
         scores = as_record(evaluate_files(dev_file, folder / "predictions.json", metric), metric)
         return Checked(scores, METRICS[metric].overlap.lower().replace("-", "_"), bool(alone))

@@ -169,7 +169,7 @@ def _changed(begun: Settings, options: dict[str, Any]) -> Settings:
 def dev_file_of(run: Path) -> Path | None:
     """Return the file that a run is scored on, where it is still there."""
     if not (run / "config.json").is_file():
-        raise BigqaError(f"{run} is not a bigqa run folder: it has no config.json")
+        raise BigqaError(tr("{run} is not a bigqa run folder: it has no config.json", run=run))
     found = read_settings(run / "config.json").dev_file
     return found if found is not None and found.is_file() else None
 

@@ -14,6 +14,7 @@ from typing import Any
 from bigqa.engine.loop.recorder import Silent
 from bigqa.errors import BigqaError, UsageError, in_a_line
 from bigqa.files import read_json, write_json
+from bigqa.language import tr
 from bigqa.settings import Settings
 
 PROJECT = "bigqa"
@@ -33,9 +34,11 @@ def check_tracker(name: str | None) -> None:
     if name is None:
         return
     if name not in PLACES:
-        raise UsageError(f"--tracker {name} is not known; choose one of {', '.join(PLACES)}")
+        raise UsageError(
+            tr("--tracker {name} is not known; choose one of {places}", name=name, places=", ".join(PLACES))
+        )
     if importlib.util.find_spec(name) is None:
-        raise BigqaError(f"--tracker {name} is not installed: pip install {name}")
+        raise BigqaError(tr("--tracker {name} is not installed: pip install {name}", name=name))
 
 
 class Tracked(Silent):
@@ -96,7 +99,13 @@ class Tracked(Silent):
             work()
         except Exception as error:  # each tracker has its own, and a server's
             if not self._failed:
-                self.recorder.say(f"--tracker {self.settings.tracker} failed and is left alone: {in_a_line(error)}")
+                self.recorder.say(
+                    tr(
+                        "--tracker {tracker} failed and is left alone: {error}",
+                        tracker=self.settings.tracker,
+                        error=in_a_line(error),
+                    )
+                )
             self._failed = True
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import bigqa
 from bigqa import __version__
 from bigqa.errors import BigqaError
+from bigqa.language import tr
 
 PACKAGE = Path(bigqa.__file__).parent
 LEFT_OUT = ("__pycache__", ".pyc")
@@ -24,7 +25,7 @@ def write_wheel(folder: Path) -> Path:
     try:
         about = importlib.metadata.distribution("bigqa")
     except importlib.metadata.PackageNotFoundError:
-        raise BigqaError("this bigqa is not installed, so nothing says what it needs: make install") from None
+        raise BigqaError(tr("this bigqa is not installed, so nothing says what it needs: make install")) from None
     info = f"bigqa-{__version__}.dist-info"
     entries = {name: about.read_text(name) or "" for name in ("METADATA", "entry_points.txt")}
     path, rows = folder / f"bigqa-{__version__}-py3-none-any.whl", []

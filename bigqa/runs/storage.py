@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from bigqa.console import say
 from bigqa.errors import BigqaError, UsageError, in_a_line
+from bigqa.language import tr
 
 DATABASE, JOURNAL, REDIS = "study.db", "journal:", ("redis://", "rediss://")
 DRIVERS = {
@@ -31,7 +32,7 @@ Result = TypeVar("Result")
 def check_installed() -> None:
     """Refuse to search without Optuna. Raises: BigqaError."""
     if importlib.util.find_spec("optuna") is None:
-        raise BigqaError("`bigqa sweep` needs Optuna: pip install 'bigqa[sweep]'")
+        raise BigqaError(tr("`bigqa sweep` needs Optuna: pip install 'bigqa[sweep]'"))
 
 
 def storage_of(asked: str | None, folder: Path) -> Any:
@@ -55,11 +56,11 @@ def _journal(asked: str) -> Any:
 
     if asked.startswith(REDIS):
         if importlib.util.find_spec("redis") is None:
-            raise BigqaError(f"--storage {hidden(asked)} needs a driver: pip install redis")
+            raise BigqaError(tr("--storage {address} needs a driver: pip install redis", address=hidden(asked)))
         return JournalStorage(JournalRedisBackend(asked))
     file = Path(asked.removeprefix(JOURNAL))
     if not file.parent.is_dir():
-        raise UsageError(f"--storage {asked}: there is no folder {file.parent}")
+        raise UsageError(tr("--storage {asked}: there is no folder {parent}", asked=asked, parent=file.parent))
     return JournalStorage(JournalFileBackend(str(file)))
 
 
@@ -72,8 +73,11 @@ def _database(url: str) -> Any:
         address = make_url(url)
     except ArgumentError:
         raise UsageError(
-            f"--storage {hidden(url)} is no address of a database: write it like postgresql://USER:PASSWORD@HOST/NAME, "
-            "sqlite:///FILE, or journal:FILE"
+            tr(
+                "--storage {address} is no address of a database: write it like "
+                "postgresql://USER:PASSWORD@HOST/NAME, sqlite:///FILE, or journal:FILE",
+                address=hidden(url),
+            )
         ) from None
     if address.drivername in DRIVERS:
         address = address.set(drivername=f"{address.drivername}+{_driver(address.drivername, url).lower()}")
@@ -87,7 +91,9 @@ def _driver(kind: str, url: str) -> str:
     modules, package = DRIVERS[kind]
     found = next((name for name in modules if importlib.util.find_spec(name) is not None), None)
     if found is None:
-        raise BigqaError(f"--storage {hidden(url)} needs a driver: pip install {package}")
+        raise BigqaError(
+            tr("--storage {address} needs a driver: pip install {package}", address=hidden(url), package=package)
+        )
     return found
 
 
@@ -98,7 +104,7 @@ def hidden(url: str) -> str:
 
 def _unreachable(asked: str | None, error: Exception) -> BigqaError:
     said = hidden(in_a_line(error).partition("\n")[0])
-    return BigqaError(f"--storage {hidden(asked or DATABASE)} cannot be used: {said}")
+    return BigqaError(tr("--storage {address} cannot be used: {said}", address=hidden(asked or DATABASE), said=said))
 
 
 def at_last(work: Callable[[], Result]) -> Result:
@@ -113,10 +119,10 @@ def at_last(work: Callable[[], Result]) -> Result:
         except (StorageInternalError, DBAPIError) as error:
             if time.monotonic() > deadline:
                 raise BigqaError(
-                    f"the storage of the sweep is away: {in_a_line(error)}; the same command goes on"
+                    tr("the storage of the sweep is away: {error}; the same command goes on", error=in_a_line(error))
                 ) from None
             if not told:
-                say("the storage of the sweep does not answer; runs go on, and it is waited for")
+                say(tr("the storage of the sweep does not answer; runs go on, and it is waited for"))
                 told = True
             time.sleep(pause)
             pause = min(30.0, 2 * pause)

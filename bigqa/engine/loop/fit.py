@@ -262,7 +262,6 @@ def save_late(run: Training, first_step: int) -> None:
 
 def _save_alone(run: Training, step: int) -> bool:
     """Save what is whole, if it is, without a word to the other processes: they may wait for this one for ever.
-
     Returns: whether the state after `step` steps is saved; else only an older checkpoint is left.
     """
     update, alone = run.parts.update, run.processes.world_size == 1
