@@ -1,6 +1,7 @@
 """Loading with a library. In: what, and its name. Out: what it says where it cannot, in one line."""
 
 import contextlib
+import pickle
 from collections.abc import Iterator
 
 from bigqa.errors import BigqaError, as_a_line
