@@ -131,7 +131,7 @@ def python() -> str:
 
     parts = [
         f"::: {place}.{name}\n    options:\n      heading: bigqa.{name}\n      toc_label: bigqa.{name}"
-        for name, place in bigqa.PUBLIC.items()
+        for name, place in (bigqa.PUBLIC | bigqa.CALLED).items()
     ]
     return "\n\n".join(["### bigqa.\\_\\_version\\_\\_\n\nThe version, as text: `bigqa.__version__`.", *parts])
 

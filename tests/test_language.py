@@ -146,7 +146,7 @@ def test_every_command_has_an_example_that_its_parser_takes() -> None:
     assert {name for name, _ in commands_of(app)} == set(EXAMPLES)
     for name, examples in EXAMPLES.items():
         for _, words in examples:
-            assert words.startswith(f"{name} ")
+            assert f"{words} ".startswith(f"{name} ")
             command, rest = parser, words.split()
             while hasattr(command, "commands"):
                 command, rest = command.commands[rest[0]], rest[1:]

@@ -167,7 +167,7 @@ def _history(found: Mapping[str, Any]) -> Any:
 
 def _curves(found: Mapping[str, Any]) -> Any:
     """Draw scores as trials went on, by the share of each; those ended early are pale."""
-    lines = []
+    lines: list[Line] = []
     for row in found["trials"][: 3 * MOST_CURVES]:
         curve = [(int(part) / found["parts"], value) for part, value in sorted(row["curve"].items(), key=_part)]
         if row["value"] is not None:
@@ -196,6 +196,5 @@ def _axis(found: Mapping[str, Any], name: str) -> Any:
     ]
     spoken = name.replace("_", "-")
     log = isinstance(axis, dict) and bool(axis["log"])
-    words = {"across": spoken, "words": lambda one: f"{one:g}"}
-    shown: Sequence[str] = [Path(str(one)).name for one in choices]
-    return chart(f"By {spoken}", (), dots, log_across=log, names=shown, **words)
+    names: Sequence[str] = [Path(str(one)).name for one in choices]
+    return chart(f"By {spoken}", (), dots, across=spoken, words=lambda one: f"{one:g}", log_across=log, names=names)
