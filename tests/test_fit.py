@@ -12,7 +12,8 @@ from transformers import BertConfig, BertForQuestionAnswering, get_linear_schedu
 
 from bigqa import interrupts
 from bigqa.engine.build import build
-from bigqa.engine.loop import checkpoint
+from bigqa.engine.loop import checkpoint, stop
+from bigqa.engine.loop.disk import MARK
 from bigqa.engine.loop.fit import Training, _save_alone, fit, save_late
 from bigqa.engine.loop.recorder import Silent
 from bigqa.engine.loop.stop import STOP_FILE, StopRequest
@@ -25,6 +26,12 @@ from bigqa.tasks.rows import Rows
 
 LENGTHS = [16, 9, 12, 16, 5, 7, 11, 14, 16, 6]
 STEPS = 7
+
+
+@pytest.fixture(autouse=True)
+def always_looked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look for a wish to stop after every step, however short."""
+    monkeypatch.setattr(stop, "LOOK_S", 0.0)
 
 
 class Kept(Silent):
@@ -46,6 +53,8 @@ class Kept(Silent):
 
 def training(processes: Processes, out: Path, recorder: Kept, **options: Any) -> Training:
     torch.manual_seed(0)
+    out.mkdir(exist_ok=True)
+    (out / MARK).touch()  # else it is taken for a disk that is away
     config = BertConfig(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=40,
         max_position_embeddings=32,
