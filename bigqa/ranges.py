@@ -100,6 +100,7 @@ RANGES = {
     "threads": Range(1, 4096),
     "memory": Range(1, 2**60),
     "until": Range(1, 10**8),
+    "predicted_samples_per_s": Range(0, 10**9, whole=False),
 }
 """By the name of the setting; sizes are in bytes, times in seconds. What a name means is said where it is a
 field or an option."""

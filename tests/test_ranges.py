@@ -14,6 +14,7 @@ import pytest
 import typer
 from commands import here, train_here
 from small_runs import options
+from typer.models import ArgumentInfo
 
 from bigqa.cli import app
 from bigqa.console import _on_the_disk
@@ -41,6 +42,7 @@ class Option(NamedTuple):
     """Of its values, by their annotation."""
     read: Any
     """What reads it, with the name of its range; none where typer does."""
+    is_argument: bool
 
 
 def options_of(group: typer.Typer, words: tuple[str, ...] = ()) -> Iterator[Option]:
@@ -52,7 +54,9 @@ def options_of(group: typer.Typer, words: tuple[str, ...] = ()) -> Iterator[Opti
             kind, *more = typing.get_args(hint) if hasattr(hint, "__metadata__") else (hint,)
             declared = next(iter(more[0].param_decls or ()), option_of(name)) if more else name
             read = more[0].parser if more else None
-            yield Option((*words, own), declared, {kind, *typing.get_args(kind)}, read)
+            is_argument = bool(more) and isinstance(more[0], ArgumentInfo)
+            declared = (more[0].metavar or declared) if is_argument else declared
+            yield Option((*words, own), declared, {kind, *typing.get_args(kind)}, read, is_argument)
     for below in group.registered_groups:
         assert below.typer_instance is not None and below.name is not None
         yield from options_of(below.typer_instance, (*words, below.name))
@@ -83,7 +87,8 @@ def test_every_numeric_option_has_a_range() -> None:
 def test_a_number_out_of_range_is_a_usage_error(option: Option) -> None:
     """By what reads it; and the first of them by the whole command."""
     first, *more = out_of(option.read.range_of)
-    done = here(*option.words, option.name, first)
+    given = [first] if option.is_argument else [option.name, first]
+    done = here(*option.words, *given)
     assert (done.returncode, done.stdout) == (2, ""), done
     assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith(f"bigqa: {option.name}: "), done.stderr
     for bad in more:
@@ -96,12 +101,13 @@ def test_a_number_out_of_range_is_a_usage_error(option: Option) -> None:
 def test_the_ends_of_a_range_belong_to_it() -> None:
     for option in NUMERIC:
         found = RANGES[option.read.range_of]
+        unit = "s" if option.read.range_of == "until" else ""
         for end, is_open in ((found.low, found.low_open), (found.high, found.high_open)):
             if is_open:
                 with pytest.raises(UsageError):
-                    option.read(str(end))
+                    option.read(f"{end}{unit}")
             else:
-                assert str(option.read(str(end))).strip("(,)") in (str(end), str(float(end)))
+                assert str(option.read(f"{end}{unit}")).strip("(,)") in (str(end), str(float(end)))
 
 
 def test_every_number_of_a_record_has_a_range() -> None:

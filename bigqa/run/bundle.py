@@ -21,6 +21,7 @@ from bigqa.errors import BigqaError
 from bigqa.files import atomic_folder, read_json, write_text
 from bigqa.language import tr
 from bigqa.run.wheel import write_wheel
+from bigqa.tasks.registry import DEFAULT, kind_of
 from bigqa.tasks.scoring import METRICS, as_record, evaluate_files, metric_of
 from bigqa.units import GIB
 from bigqa.versions import versions
@@ -82,6 +83,10 @@ RUN pip install --no-cache-dir -r /tmp/requirements.txt
 LIMIT_S = 3600.0
 
 
+ANSWERS = "question-answering"
+"""The pipeline of tasks whose models answer in texts, as worksheets want it."""
+
+
 @dataclass(frozen=True)
 class Checked:
     """How the command did by itself."""
@@ -101,7 +106,7 @@ def make_bundle(run: Path, out: Path) -> None:
             tr("{run} has no model yet: train it to its end, or name the folder of a run that is complete", run=run)
         )
     task = _read_task(model)
-    if task != "qa":
+    if kind_of(task).pipeline != ANSWERS:
         raise BigqaError(
             tr(
                 "{model} is a model of --task {task}: KorQuAD's worksheets take answers to questions",
@@ -164,7 +169,7 @@ def check_bundle(out: Path, dev_file: Path) -> Checked:
 
 def _read_task(model: Path) -> str:
     file = model / "bigqa.json"
-    return str(read_json(file, "the model's options").get("task", "qa")) if file.is_file() else "qa"
+    return str(read_json(file, tr("the model's options")).get("task", DEFAULT)) if file.is_file() else DEFAULT
 
 
 def _empty_environment(folder: Path) -> Path:

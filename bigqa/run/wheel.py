@@ -27,7 +27,8 @@ def write_wheel(folder: Path) -> Path:
     except importlib.metadata.PackageNotFoundError:
         raise BigqaError(tr("this bigqa is not installed, so nothing says what it needs: make install")) from None
     info = f"bigqa-{__version__}.dist-info"
-    entries = {name: about.read_text(name) or "" for name in ("METADATA", "entry_points.txt")}
+    description = about.read_text("METADATA") or about.read_text("PKG-INFO") or ""  # the second: beside a checkout
+    entries = {"METADATA": description, "entry_points.txt": about.read_text("entry_points.txt") or ""}
     path, rows = folder / f"bigqa-{__version__}-py3-none-any.whl", []
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as wheel:
 
