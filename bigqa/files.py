@@ -31,15 +31,14 @@ def read_text(path: Path, what: str) -> str:
     except IsADirectoryError:
         raise BigqaError(tr("{what} is a folder, not a file: {path}", what=what, path=path)) from None
     except (OSError, ValueError) as error:  # ValueError: a name with a null byte
-        raise BigqaError(
-            tr(
-                "{what} cannot be read: {path}: {problem}",
-                what=what,
-                path=path,
-                problem=getattr(error, "strerror", None) or error,
-            )
-        ) from None
+        raise unreadable(path, what, error) from None
     return decoded(content, path, what)
+
+
+def unreadable(path: Path, what: str, error: OSError | ValueError) -> BigqaError:
+    """Return what says why a file cannot be read."""
+    problem = getattr(error, "strerror", None) or error
+    return BigqaError(tr("{what} cannot be read: {path}: {problem}", what=what, path=path, problem=problem))
 
 
 def decoded(content: bytes, path: Path | str, what: str) -> str:

@@ -44,7 +44,7 @@ Result = TypeVar("Result")
 def tell_stopped(training: Training, outcome: Outcome) -> None:
     """Say how a run that was asked to stop is gone on with."""
     training.stop.clear()
-    why = "the time is up: " if training.stop.exit_code == TIME_IS_UP else ""
+    why = tr("the time is up: ") if training.stop.exit_code == TIME_IS_UP else ""
     training.recorder.say(
         tr(
             "{why}stopped and saved at step {steps}/{num_steps}; to go on:",

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from bigqa.contents import HEAD_BYTES, packing_of, what_else, what_encoding, what_no_text, what_zip
 from bigqa.errors import BigqaError, in_a_line
-from bigqa.files import decoded, parsed
+from bigqa.files import decoded, parsed, unreadable
 from bigqa.language import put, tr
 
 UNPACKERS: dict[str, Callable[[IO[bytes]], Any]] = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}
@@ -93,14 +93,7 @@ def _told(path: Path, role: str) -> Iterator[None]:
             tr("{role} cannot be unpacked: {path}: {error}; fetch it again", role=role, path=path, error=error)
         ) from None
     except (OSError, ValueError) as error:  # ValueError: a name with a null byte
-        raise BigqaError(
-            tr(
-                "{role} cannot be read: {path}: {problem}",
-                role=role,
-                path=path,
-                problem=getattr(error, "strerror", None) or error,
-            )
-        ) from None
+        raise unreadable(path, role, error) from None
 
 
 def is_data(name: str, suffixes: Sequence[str] = DATA_SUFFIXES) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bigqa.errors import BigqaError
-from bigqa.files import read_json
+from bigqa.files import read_json, unreadable
 from bigqa.language import put, tr
 from bigqa.tasks.containers import DATA_SUFFIXES, is_data, values
 from bigqa.tasks.hub import hub_files, is_hub_id
@@ -63,14 +63,7 @@ def data_files(path: Path, role: str) -> list[Path]:
         if glob.has_magic(str(path)):
             return _of_glob(path, role)
     except (OSError, ValueError) as error:  # ValueError: a name with a null byte
-        raise BigqaError(
-            tr(
-                "{role} cannot be read: {path}: {problem}",
-                role=role,
-                path=path,
-                problem=getattr(error, "strerror", None) or error,
-            )
-        ) from None
+        raise unreadable(path, role, error) from None
     return _of_hub(path, role)
 
 
