@@ -87,10 +87,6 @@ def show_sweep(found: Mapping[str, Any], out: Path) -> None:
     say(tr("page: {out}", out=out / "page.html"))
 
 
-def _elsewhere(best: Mapping[str, Any]) -> str:
-    return f"on {best['host']}, in its {best['folder']}/model"
-
-
 def setting(value: Any) -> str:
     """Return a setting as a cell has it."""
     if value is None:
