@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bigqa.engine.loop import fit
-from bigqa.engine.loop.fit import Training
 from bigqa.engine.loop.step import Parts
+from bigqa.engine.loop.training import Training
 from bigqa.engine.optim.update import Update
 from bigqa.engine.quantized import QuantizedLinear
 from bigqa.engine.stream.host_steps import RandomSteps

@@ -4,6 +4,7 @@ In: paths. Out: parsed JSON, or a finished file or folder; every failure is a `B
 """
 
 import contextlib
+import ctypes
 import errno
 import functools
 import json
@@ -20,6 +21,8 @@ from bigqa.contents import HEAD_BYTES, what_else, what_encoding
 from bigqa.errors import BigqaError
 from bigqa.interrupts import temporaries, undivided
 from bigqa.language import shown, tr
+
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
 def read_text(path: Path, what: str) -> str:
@@ -164,7 +167,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporaries.add(temporary)
         yield temporary
         _chmod_default(temporary)
+        durable(temporary)
         os.replace(temporary, path)
+        durable(path.parent)
     except OSError as error:
         raise write_error(path, error) from error
     finally:
@@ -188,16 +193,56 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         temporaries.add(temporary)
         yield temporary
         temporary.chmod(0o777 & ~_umask())
+        for folder, _, names in os.walk(temporary, topdown=False):
+            for name in (*names, ""):
+                durable(Path(folder, name))
         with undivided():
-            if path.exists():
-                shutil.rmtree(path)
-            os.replace(temporary, path)
+            put_in_place(temporary, path)
+        durable(path.parent)
     except OSError as error:
         raise write_error(path, error) from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
             temporaries.discard(temporary)
+
+
+def durable(path: Path) -> None:
+    """Have what was written to a file, or the names in a folder, on the disk itself: a rename may get there before.
+
+    After a power cut a file that was renamed at once is there under its name, empty. Raises: OSError of a disk that
+    fails; what a file system does not offer (drives over a network know no folders to wait for) is passed over.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Rename a folder to `path`; one that is there is never gone before the new one is there, and goes afterwards."""
+    if not path.exists():
+        os.replace(temporary, path)
+    elif _exchanged(temporary, path):
+        shutil.rmtree(temporary)
+    else:
+        aside = temporary.with_name(f"{temporary.stem}.old{temporary.suffix}")
+        os.replace(path, aside)
+        os.replace(temporary, path)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Exchange the names of two folders at once, where system and file system can.
+
+    Source: https://man7.org/linux/man-pages/man2/renameat2.2.html
+    """
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    return rename is not None and rename(AT_FDCWD, bytes(one), AT_FDCWD, bytes(other), RENAME_EXCHANGE) == 0
 
 
 def write_text(path: Path, text: str) -> None:

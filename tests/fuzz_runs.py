@@ -11,7 +11,8 @@ from fuzzing import VALUES, Kind, Spoiling, damaged, dumped, spoiled, spoilings
 
 from bigqa.bench.report import read_report
 from bigqa.console import UNFORESEEN
-from bigqa.engine.loop.checkpoint import _sha256, load_newest, save
+from bigqa.engine.loop import manifest
+from bigqa.engine.loop.checkpoint import load_newest, save
 from bigqa.engine.optim.update import State
 from bigqa.errors import BigqaError
 from bigqa.rehearse.planned import plan_lines, read_planned
@@ -67,13 +68,18 @@ def _of_checkpoint(which: int, drawn: list[Spoiling], folder: Path) -> Callable[
     moments = {f"{kind}.{name}": value for kind in ("exp_avg", "exp_avg_sq") for name, value in weights.items()}
     save(folder, 3, State(weights=weights, moments=moments), {"seed": 1})
     path = folder / "step-00000003"
-    name = ("state.json", "weights.safetensors", "adam.safetensors", "checksums.json")[which % 4]
+    name = ("state.json", "weights.safetensors", "adam.safetensors", manifest.FILE)[which % 4]
     content = (path / name).read_bytes()
     is_json = name.endswith(".json") and which % 3
     (path / name).write_bytes(dumped(spoiled(json.loads(content), drawn)) if is_json else damaged(content, drawn))
-    if name != "checksums.json" and which % 5:  # sealed again: whoever edits a file may do that as well
-        sums = {file.name: _sha256(file) for file in path.iterdir() if file.name != "checksums.json"}
-        (path / "checksums.json").write_bytes(dumped(sums))
+    if name != manifest.FILE and which % 5:  # sealed again: whoever edits a file may do that as well
+        (path / manifest.FILE).unlink()
+        manifest.write(path, {}, {"seed": 1}, 3)
+    elif is_json and which % 7:
+        said = json.loads((path / name).read_bytes())
+        if isinstance(said, dict):
+            said.pop("seal", None)
+            (path / name).write_bytes(dumped(said | {"seal": manifest._seal(said)}))
 
     def read() -> None:
         said: list[str] = []

@@ -36,7 +36,7 @@ from bigqa_rehearsal.reads import Reads
 PATHS = ("train_file", "dev_file", "plan", "nvme", "out")
 FUNCTIONS = {
     "window_logits": "evaluation", "_forward_in_parts": "evaluation", "hand_over": "hand-over",
-    "save": "saving", "_save_alone": "saving", "step": "step", "accumulate": "forward", "build": "placing",
+    "save": "saving", "save_alone": "saving", "step": "step", "accumulate": "forward", "build": "placing",
 }  # fmt: skip
 """Of our own code, the innermost of which tells what was being done; the backward pass runs in a thread of torch's."""
 

@@ -172,7 +172,7 @@ def _flipped(content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("damage", [_cut, _flipped])
-@pytest.mark.parametrize("name", ["weights.safetensors", "adam.safetensors", "state.json", "checksums.json"])
+@pytest.mark.parametrize("name", ["weights.safetensors", "adam.safetensors", "state.json", "manifest.json"])
 def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(
     tmp_path: Path, name: str, damage: Callable[[bytes], bytes]
 ) -> None:

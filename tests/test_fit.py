@@ -14,9 +14,11 @@ from bigqa import interrupts
 from bigqa.engine.build import build
 from bigqa.engine.loop import checkpoint, stop
 from bigqa.engine.loop.disk import MARK
-from bigqa.engine.loop.fit import Training, _save_alone, fit, save_late
+from bigqa.engine.loop.fit import fit
 from bigqa.engine.loop.recorder import Silent
+from bigqa.engine.loop.saving import save_alone, save_late
 from bigqa.engine.loop.stop import STOP_FILE, StopRequest
+from bigqa.engine.loop.training import Training
 from bigqa.engine.optim.update import State
 from bigqa.engine.processes import Processes
 from bigqa.settings import Settings
@@ -157,9 +159,10 @@ def test_a_process_of_several_waits_for_no_other_before_it_saves(
     processes = SimpleNamespace(world_size=world_size, device=torch.device("cuda", 0))
     settings = SimpleNamespace(out=tmp_path, model_dump=lambda mode: {})
     run: Any = SimpleNamespace(
-        parts=SimpleNamespace(update=update), processes=processes, settings=settings, saves=True, recorder=Silent()
-    )
-    assert _save_alone(run, 3) and len(count) == emptied
+        parts=SimpleNamespace(update=update), processes=processes, settings=settings, saves=True, recorder=Silent(),
+        beside=None,
+    )  # fmt: skip
+    assert save_alone(run, 3) and len(count) == emptied
     assert (tmp_path / "checkpoints" / "step-00000003" / "weights.safetensors").is_file()
 
 
@@ -228,6 +231,7 @@ def test_weights_are_not_read_while_they_are_changed(tmp_path: Path, monkeypatch
     def work(processes: Processes) -> list[Any]:
         run = training(processes, tmp_path, Kept())
         step = run.parts.update.optimizer.step
+        late: list[threading.Thread] = []
         seen: list[Any] = []
 
         def slow(*args: Any) -> Any:
@@ -236,12 +240,12 @@ def test_weights_are_not_read_while_they_are_changed(tmp_path: Path, monkeypatch
                 beside.start()
                 beside.join(0.2)
                 seen.extend([beside.is_alive(), len(said)])
-                run.beside = beside  # type: ignore[attr-defined]
+                late.append(beside)
             return step(*args)
 
         run.parts.update.optimizer.step = slow  # type: ignore[method-assign]
         fit(run)
-        run.beside.join()  # type: ignore[attr-defined]
+        late[0].join()
         seen.append([word for word, _ in said])
         run.stop.obeyed = True
         save_late(run, 0)

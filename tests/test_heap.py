@@ -7,7 +7,8 @@ import sys
 import pytest
 from commands import run
 
-from bigqa.engine.loop.fit import Training, fit
+from bigqa.engine.loop.fit import fit
+from bigqa.engine.loop.training import Training
 from bigqa.machine import heap
 
 PROGRAM = """

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from small_runs import STEPS, WORDS, metrics, options, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bigqa.engine.loop import fit
+from bigqa.engine.loop import fit, saving
 from bigqa.engine.loop.deadline import TIME_IS_UP, UNTIL_VARIABLE, Deadline, give_if_none
 from bigqa.engine.loop.disk import Appended
 from bigqa.engine.processes import Processes
@@ -212,7 +212,7 @@ def test_tensorboard_reads_what_is_recorded(unbroken: Path) -> None:
 def test_a_folder_that_goes_away_and_comes_back(
     unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(fit, "AGAIN_STEPS", 1)
+    monkeypatch.setattr(saving, "AGAIN_STEPS", 1)
     out, away, one_step = tmp_path / "run", tmp_path / "away", fit._one_step
 
     def with_the_disk(run: Any, batches: Any, step: int, num_steps: int) -> Any:
@@ -238,7 +238,7 @@ def test_a_folder_that_goes_away_and_comes_back(
 def test_the_last_save_waits_for_the_disk_and_gives_up_in_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(fit, "WAIT_S", 0.0)
+    monkeypatch.setattr(saving, "WAIT_S", 0.0)
     out, save = tmp_path / "run", fit.save
 
     def without_the_disk(run: Any, step: int, *, must: bool) -> None:
@@ -260,5 +260,11 @@ def test_lines_wait_for_their_folder(tmp_path: Path) -> None:
     lines.close()
     assert (tmp_path / "there" / "lines").read_text(encoding="utf-8") == "한 줄\ntwo\n"
     full = Appended(Path("/dev/full"))
-    with pytest.raises(OSError, match="No space left"):
-        full.line("x")
+    full.line("x")
+    full.path = tmp_path / "there" / "again"
+    full.line("y")
+    full.close()
+    assert full.path.read_text(encoding="utf-8") == "x\ny\n"
+    none = Appended(tmp_path)
+    with pytest.raises(OSError, match="Is a directory"):
+        none.line("x")

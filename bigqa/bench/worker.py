@@ -22,9 +22,10 @@ from torch import nn
 from bigqa.bench.meters import DeviceMeter
 from bigqa.bench.report import Case, Measured
 from bigqa.engine.build import build, share_of_batch
-from bigqa.engine.loop.fit import Training, fit
+from bigqa.engine.loop.fit import fit
 from bigqa.engine.loop.recorder import Silent
 from bigqa.engine.loop.stop import StopRequest
+from bigqa.engine.loop.training import Training
 from bigqa.engine.processes import Processes
 from bigqa.engine.recovery import HostWatch, is_out_of_memory, which_memory
 from bigqa.files import read_json, write_json

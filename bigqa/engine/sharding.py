@@ -143,6 +143,10 @@ class ShardedUpdate(Update):
         """Return the names of all trained parameters."""
         return set(self.parameters)
 
+    def numel(self) -> int:
+        """Return how many values are trained, on all processes together."""
+        return sum(_shape(parameter).numel() for parameter in self.parameters.values())
+
     def finish(self) -> nn.Module:
         """Return the trained model, whole and in fp32, on the first process."""
         state = self._gathered(with_moments=False)

@@ -17,8 +17,9 @@ from bigqa.engine import adapters
 from bigqa.engine.build import choose_precision, strategy_of
 from bigqa.engine.loop.deadline import TIME_IS_UP
 from bigqa.engine.loop.evaluation import BEST
-from bigqa.engine.loop.fit import Outcome, Training
+from bigqa.engine.loop.fit import Outcome
 from bigqa.engine.loop.meter import MemoryMeter
+from bigqa.engine.loop.training import Training
 from bigqa.engine.optim.precision import DTYPES
 from bigqa.engine.recovery import is_out_of_memory, which_memory
 from bigqa.errors import BigqaError

@@ -6,7 +6,7 @@ from typing import Any
 from bigqa.engine.build import strategy_of
 from bigqa.engine.loop import checkpoint
 from bigqa.engine.loop.evaluation import BEST, Evaluation
-from bigqa.engine.loop.fit import Training
+from bigqa.engine.loop.training import Training
 from bigqa.errors import BigqaError, UsageError
 from bigqa.language import tr
 from bigqa.run.job import Job

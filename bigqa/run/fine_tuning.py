@@ -13,10 +13,12 @@ from bigqa.console import console, say
 from bigqa.engine.build import build, possible_strategy, share_of_batch, strategy_of
 from bigqa.engine.deterministic import deterministic
 from bigqa.engine.loop import checkpoint
-from bigqa.engine.loop.fit import Outcome, Training, fit
+from bigqa.engine.loop.beside import Beside
+from bigqa.engine.loop.fit import Outcome, fit
 from bigqa.engine.loop.order import DataOrder
 from bigqa.engine.loop.recorder import Recorder, Silent
 from bigqa.engine.loop.stop import ENDED_FILE, StopRequest, tell_end
+from bigqa.engine.loop.training import Training
 from bigqa.engine.processes import Processes
 from bigqa.engine.recovery import HostWatch, OutOfMemory, is_out_of_memory, which_memory
 from bigqa.errors import BigqaError
@@ -173,6 +175,7 @@ def _training(
         recorder=recorder,
         stop=StopRequest(settings.out),
         packs=parts.packs,
+        beside=Beside() if processes.device.type == "cuda" else None,
     )
 
 

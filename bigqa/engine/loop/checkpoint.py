@@ -2,18 +2,19 @@
 
 `weights.safetensors` holds fp32 weights by parameter name, `adam.safetensors` the two moments by parameter name (and
 `scales.safetensors` the scales of those that were kept in 8 bits, without which they would not come back to the bit),
-`state.json` the step and the settings that fix data order, schedule and dropout; `checksums.json` seals the folder.
+`state.json` the step and the settings that fix data order, schedule and dropout; `manifest.json` seals the folder.
 Random numbers need no state of their own: each step draws from (seed, step, rank). The form knows no strategy,
 precision, device or number of processes.
 """
 
 import functools
 import hashlib
+import itertools
 import json
 import math
 import shutil
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,20 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bigqa.engine.lazy import Lazy
+from bigqa.engine.loop import manifest
 from bigqa.engine.optim.update import State, Update
 from bigqa.errors import BigqaError
 from bigqa.files import atomic_folder, read_json, write_json
 from bigqa.language import tr
 
 SCHEMA = 2
-FILES = {"weights.safetensors", "adam.safetensors", "state.json"}
-"""What every checkpoint holds."""
+WEIGHTS, MOMENTS, SCALES = (f"{name}.safetensors" for name in ("weights", "adam", "scales"))
+VALUE_BYTES = 4
+"""Of weights, moments and scales, whatever they are kept in as a run trains."""
+BLOCK = 256
+"""Values that share a scale, of moments in 8 bits."""
+BESIDE_BYTES = 2**20
+"""Most of what lies beside the values: names and shapes, settings, digests."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,17 +54,32 @@ def save(folder: Path, step: int, kept: State, settings: Mapping[str, Any]) -> P
     """Write a checkpoint of a completed step; it appears under its name only when it is whole."""
     path = path_of(folder, step)
     state = {"schema": SCHEMA, "step": step, "settings": dict(settings), "extras": dict(kept.extras)}
+    shapes = {name: tuple(weight.shape) for name, weight in kept.weights.items()}
+    of_moments = {name: shapes[name.partition(".")[2]] for name in kept.moments}
     with atomic_folder(path, replace=True) as temporary:
-        shapes = {name: tuple(weight.shape) for name, weight in kept.weights.items()}
-        write_tensors(temporary / "weights.safetensors", shapes, kept.weights)
-        shapes = {name: shapes[name.partition(".")[2]] for name in kept.moments}
-        write_tensors(temporary / "adam.safetensors", shapes, kept.moments)
+        digests = {
+            WEIGHTS: write_tensors(temporary / WEIGHTS, shapes, kept.weights),
+            MOMENTS: write_tensors(temporary / MOMENTS, of_moments, kept.moments),
+        }
         if kept.scales:
-            shapes = {name: tuple(scale.shape) for name, scale in kept.scales.items()}
-            write_tensors(temporary / "scales.safetensors", shapes, kept.scales)
+            of_scales = {name: tuple(scale.shape) for name, scale in kept.scales.items()}
+            digests[SCALES] = write_tensors(temporary / SCALES, of_scales, kept.scales)
         write_json(temporary / "state.json", state)
-        write_json(temporary / "checksums.json", {file.name: _sha256(file) for file in sorted(temporary.iterdir())})
+        manifest.write(temporary, digests, settings, step)
     return path
+
+
+def size_bytes(kept: State) -> int:
+    """Return what a checkpoint takes on a disk, at most: known before any of it is made."""
+    weights = sum(math.prod(weight.shape) for weight in kept.weights.values())
+    scales = 2 * -(-weights // BLOCK) + 2 * len(kept.weights) if kept.scales else 0
+    moments = 2 * weights if kept.moments else 0
+    return VALUE_BYTES * (weights + moments + scales) + BESIDE_BYTES
+
+
+def size_of(values: int) -> int:
+    """Return what a checkpoint of so many trained values takes on a disk, at most."""
+    return VALUE_BYTES * (3 * values + 2 * -(-values // BLOCK)) + BESIDE_BYTES
 
 
 def path_of(folder: Path, step: int) -> Path:
@@ -92,28 +114,14 @@ def restore(checkpoint: Checkpoint, update: Update) -> None:
 
 
 def _load(path: Path) -> Checkpoint:
-    checksums = read_json(path / "checksums.json", tr("the checkpoint's checksums"))
-    if not isinstance(checksums, dict) or not checksums.keys() >= FILES:
-        raise BigqaError(
-            tr(
-                "the checkpoint {path} is damaged: checksums.json does not seal {files}",
-                path=path,
-                files=", ".join(sorted(FILES)),
-            )
-        )
-    for name, expected in checksums.items():
-        file = path / name
-        if name != Path(name).name or not file.is_file() or _sha256(file) != expected:
-            raise BigqaError(
-                tr("the checkpoint {path} is damaged: {name} does not match its checksum", path=path, name=name)
-            )
+    files = manifest.check_all(path)
     state = _state(path)
     return Checkpoint(
         step=state["step"],
         state=State(
-            weights=_tensors(path / "weights.safetensors"),
-            moments=_tensors(path / "adam.safetensors"),
-            scales=_tensors(path / "scales.safetensors") if "scales.safetensors" in checksums else {},
+            weights=_tensors(path / WEIGHTS),
+            moments=_tensors(path / MOMENTS),
+            scales=_tensors(path / SCALES) if SCALES in files else {},
             extras=state["extras"],
         ),
         settings=state["settings"],
@@ -151,24 +159,32 @@ def _newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"), reverse=True)
 
 
-def write_tensors(path: Path, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> None:
+def write_tensors(path: Path, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> str:
     """Write a safetensors file in fp32, one tensor after the other: the library's own writer wants all of them at once.
 
-    Source of the form: https://github.com/huggingface/safetensors#format
+    Returns: its SHA-256. Source of the form: https://github.com/huggingface/safetensors#format
     """
     header, end = {}, 0
     for name, shape in shapes.items():
-        begin, end = end, end + 4 * math.prod(shape)
+        begin, end = end, end + VALUE_BYTES * math.prod(shape)
         header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
+    digest = hashlib.sha256()
     with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for name, shape in shapes.items():
-            # Widened in host memory: on a GPU it would be there in fp32 besides.
-            value = tensors[name].detach().to("cpu").to(torch.float32).contiguous()
-            assert tuple(value.shape) == shape, name
-            file.write(value.view(-1).numpy().data)
+        for piece in itertools.chain([struct.pack("<Q", len(text)) + text], _values(shapes, tensors)):
+            digest.update(piece)
+            file.write(piece)
+    return digest.hexdigest()
+
+
+def _values(shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> Iterator[Any]:
+    """Yield the values of one tensor after the other."""
+    for name, shape in shapes.items():
+        # Widened in host memory: on a GPU it would be there in fp32 besides.
+        value = tensors[name].detach().to("cpu").to(torch.float32).contiguous()
+        assert tuple(value.shape) == shape, name
+        yield value.view(-1).numpy().data
 
 
 def _tensors(path: Path) -> Lazy:
@@ -178,11 +194,3 @@ def _tensors(path: Path) -> Lazy:
     except (SafetensorError, OSError) as error:
         raise BigqaError(tr("{path} cannot be read: {error}", path=path, error=error)) from None
     return Lazy({name: functools.partial(file.get_tensor, name) for name in file.keys()})  # noqa: SIM118 - no mapping
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

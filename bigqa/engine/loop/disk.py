@@ -1,7 +1,8 @@
-"""A run folder on a disk that may go away and come back: a drive over a network. In: what is to be written. Out: it is.
+"""A run folder on a disk that may go away, or fill, and come back. In: what is to be written. Out: it is.
 
-What was learned is in memory as long as the run lasts, so a disk that is away for a while does not end it. A folder is
-away where its config.json is not to be seen: an empty mount point is a folder as well, and must not be written into.
+What was learned is in memory as long as the run lasts, so a disk that is away for a while, or has no room until
+somebody makes some, does not end it. A folder is away where its config.json is not to be seen: an empty mount point is
+a folder as well, and must not be written into.
 """
 
 import contextlib
@@ -9,9 +10,11 @@ import errno
 import io
 import time
 from collections.abc import Callable
+from enum import Enum, auto
 from pathlib import Path
 
-from bigqa.language import tr
+from bigqa.files import write_error
+from bigqa.language import Text, tr
 
 MARK = "config.json"
 """What every run folder holds from its beginning."""
@@ -19,7 +22,9 @@ PASSING = {
     errno.EIO, errno.ENOTCONN, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENODEV,
     errno.ENXIO, errno.ECONNABORTED, errno.ECONNRESET, errno.EREMOTEIO, errno.ENOENT,
 }  # fmt: skip
-"""Errors of a disk that was there before; of a full one, or one that may not be written, a person is told."""
+"""Errors of a disk that was there before; of one that may not be written a person is told."""
+FULL = {errno.ENOSPC, errno.EDQUOT}
+"""Of one that has no room, which may have some again."""
 WAIT_S, LOOK_S = 600.0, 1.0
 """How long the last save waits for the disk, and between two looks at it."""
 
@@ -32,43 +37,63 @@ def is_away(folder: Path) -> bool:
         return True
 
 
-def passes(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, is of a disk that went away."""
+class Away(Enum):
+    """Why nothing can be written for now."""
+
+    GONE = auto()
+    FULL = auto()
+
+
+def passes(error: BaseException | None) -> Away | None:
+    """Say whether an error, or what caused it, is of a disk that went away or is full; none: of neither."""
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__
-    return error is not None and error.errno in PASSING
+    if error is None or error.errno not in PASSING | FULL:
+        return None
+    return Away.FULL if error.errno in FULL else Away.GONE
 
 
-def tried(folder: Path, write: Callable[[], object]) -> bool:
-    """Write, where the folder is there; return whether it was. What else goes wrong is raised."""
+def tried(folder: Path, write: Callable[[], object]) -> Away | None:
+    """Write, where the folder is there; return why it could not be. What else goes wrong is raised."""
     if is_away(folder):
-        return False
+        return Away.GONE
     try:
         write()
     except Exception as error:
-        if passes(error):
-            return False
-        raise
-    return True
+        why = passes(error)
+        if why is None:
+            raise
+        return why
+    return None
 
 
-def waited_for(folder: Path, write: Callable[[], object], say: Callable[[str], None], patience_s: float) -> bool:
-    """Write as soon as the folder is there; return false where it does not come back in time."""
+def waited_for(
+    folder: Path, write: Callable[[], object], say: Callable[[str], None], patience_s: float, *, for_room: bool
+) -> bool:
+    """Write as soon as the folder is there, and has room; return false where it does not come back in time.
+
+    `for_room`: wait for room too. Raises: BigqaError where there is none.
+    """
     end, told = time.monotonic() + patience_s, False
-    while not tried(folder, write):
+    while (why := tried(folder, write)) is not None:
+        if why is Away.FULL and (not for_room or time.monotonic() >= end):
+            raise write_error(folder, OSError(errno.ENOSPC, "")) from None
         if time.monotonic() >= end:
             return False
         if not told:
             told = True
-            say(
-                tr(
-                    "{folder} is away, and the last step is not saved yet: waiting up to {minutes:.0f} min for it",
-                    folder=folder,
-                    minutes=patience_s / 60,
-                )
-            )
+            say(_waiting(folder, why, patience_s / 60))
         time.sleep(LOOK_S)
     return True
+
+
+def _waiting(folder: Path, why: Away, minutes: float) -> Text:
+    words = {"folder": folder, "minutes": minutes}
+    if why is Away.FULL:
+        return tr(
+            "{folder} is full, and the last step is not saved yet: waiting up to {minutes:.0f} min for room", **words
+        )
+    return tr("{folder} is away, and the last step is not saved yet: waiting up to {minutes:.0f} min for it", **words)
 
 
 class Appended:
@@ -93,7 +118,7 @@ class Appended:
                 self._waiting = self._waiting[self._file.write(self._waiting) :]
         except OSError as error:
             self.close()
-            if not passes(error):
+            if passes(error) is None:
                 raise
 
     def close(self) -> None:

@@ -158,6 +158,10 @@ class Update:
         """Return the names of all trained parameters."""
         return set(self.weights.masters)
 
+    def numel(self) -> int:
+        """Return how many values are trained, on all processes together."""
+        return sum(master.numel() for master in self.weights.masters.values())
+
     def finish(self) -> nn.Module:
         """Return the trained model with fp32 weights, out of its wrappers, in host memory.
 

@@ -219,6 +219,10 @@ class StreamedUpdate(Update):
         self.placed.bring_outer()
         self._begin_passes()
 
+    def numel(self) -> int:
+        """Return how many values are trained."""
+        return sum(one.shape.numel() for one in self.placed.weights.values())
+
     def finish(self) -> nn.Module:
         """Return the trained model with fp32 weights in host memory, as it was before it was streamed."""
         self.forget_gradients()
