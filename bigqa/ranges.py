@@ -84,6 +84,7 @@ RANGES = {
     "label_smoothing": Range(0, 1, whole=False, high_open=True),
     "save_every": Range(1, MANY),
     "keep": Range(1, MANY),
+    "step": Range(0, MANY),
     "limit": Range(1, MANY),
     "num_processes": Range(1, 256),
     "runs": Range(1, 10_000),

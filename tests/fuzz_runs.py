@@ -74,7 +74,7 @@ def _of_checkpoint(which: int, drawn: list[Spoiling], folder: Path) -> Callable[
     (path / name).write_bytes(dumped(spoiled(json.loads(content), drawn)) if is_json else damaged(content, drawn))
     if name != manifest.FILE and which % 5:  # sealed again: whoever edits a file may do that as well
         (path / manifest.FILE).unlink()
-        manifest.write(path, {}, {"seed": 1}, 3)
+        manifest.write(path, {}, {"seed": 1}, 3, {})
     elif is_json and which % 7:
         said = json.loads((path / name).read_bytes())
         if isinstance(said, dict):

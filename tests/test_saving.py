@@ -168,7 +168,7 @@ def test_a_run_that_its_disk_has_no_room_for_is_refused_before_its_first_step(
 
 def test_a_manifest_tells_of_every_byte(tmp_path: Path) -> None:
     """Independent of what reads it: sizes and digests are those of coreutils."""
-    _run(tmp_path)
+    _run(tmp_path, plan={"seq_len": 16})
     path = tmp_path / "checkpoints/step-00000007"
     said = json.loads((path / "manifest.json").read_text())
     told = subprocess.run(["sha256sum", *said["files"]], cwd=path, capture_output=True, text=True, check=True).stdout
@@ -179,7 +179,7 @@ def test_a_manifest_tells_of_every_byte(tmp_path: Path) -> None:
         name: one["bytes"] for name, one in said["files"].items()
     }
     assert set(said["files"]) | {"manifest.json"} == {file.name for file in path.iterdir()}
-    assert said["step"] == 7 and {"torch", "bigqa"} <= set(said["versions"]) and said["plan"]["global_batch"] == 4
+    assert said["step"] == 7 and {"torch", "bigqa"} <= set(said["versions"]) and said["plan"] == {"seq_len": 16}
     write_json(path / "manifest.json", said | {"step": 8})
     with pytest.raises(BigqaError, match=r"manifest.json does not match its own seal"):
         list(manifest.check(path))

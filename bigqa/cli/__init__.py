@@ -2,7 +2,7 @@
 
 A command imports what it runs when it runs, so that help and refusals come at once. Imports: errors, files, interrupts,
 lock, arguments, ranges, units, console, demo, configs, machine, nullgpu, rehearse, models, tasks, speed, plan, doctor,
-show, run, runs, pages, bench, table. Never: torch.
+show, run, runs, checkpoints, pages, bench, table. Never: torch.
 """
 
 from typing import Any

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from bigqa import __version__, interrupts
-from bigqa.cli import convert, data
+from bigqa.cli import checkpoint, convert, data
 from bigqa.cli.bench import bench
 from bigqa.cli.bundle import bundle
 from bigqa.cli.demo import demo
@@ -36,6 +36,7 @@ for name, function in COMMANDS.items():
     app.command(name)(function)
 app.add_typer(data.app, name="data")
 app.add_typer(convert.app, name="convert")
+app.add_typer(checkpoint.app, name="checkpoint")
 add_examples(app)
 
 

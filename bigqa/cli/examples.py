@@ -48,6 +48,12 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "data inspect": ((tr("How many windows, and how much padding"), "data inspect train.json klue/bert-base"),),
     "data korquad1": ((tr("Training and development file"), "data korquad1 --out data"),),
     "data korquad2": ((tr("Training and development files"), "data korquad2 --out data"),),
+    "checkpoint list": ((tr("What a run has saved"), "checkpoint list runs/first"),),
+    "checkpoint verify": ((tr("Is every byte as it was written?"), "checkpoint verify runs/first"),),
+    "checkpoint convert": (
+        (tr("The model as it is now, while the run goes on"), "checkpoint convert runs/first now --to transformers"),
+        (tr("Go on with a training loop of your own"), "checkpoint convert runs/first state --to accelerate"),
+    ),
     "convert enliple": ((tr("From a released folder"), "convert enliple korean-bert-large large-hf"),),
 }
 """Command -> what an example does, and its words."""

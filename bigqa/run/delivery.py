@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -92,14 +93,19 @@ def hand_over(training: Training, outcome: Outcome, job: Job, model: Any, tokeni
 
 
 def _save_model(model: Any, training: Training, job: Job, tokenizer: Any) -> None:
-    """Write `RUN/model`: fp32 weights, config, tokenizer, and the task with its options."""
+    """Write `RUN/model`."""
+    # transformers has a file's weights in memory as it writes them: those of a disk need not fit there.
+    on_disk = strategy_of(training.settings, training.processes.device).weights_on_disk
     with atomic_folder(training.settings.out / "model", replace=True) as temporary:
-        model.config.dtype = torch.float32
-        # transformers has a file's weights in memory as it writes them: those of a disk need not fit there.
-        on_disk = strategy_of(training.settings, training.processes.device).weights_on_disk
-        model.save_pretrained(temporary, **({"max_shard_size": SHARD} if on_disk else {}))
-        tokenizer.save_pretrained(temporary)
-        write_options(temporary, job.kind, job.options)
+        write_model(temporary, model, tokenizer, job, in_shards=on_disk)
+
+
+def write_model(folder: Path, model: Any, tokenizer: Any, job: Job, *, in_shards: bool = False) -> None:
+    """Write a model as it is handed over: fp32 weights, config, tokenizer, and the task with its options."""
+    model.config.dtype = torch.float32
+    model.save_pretrained(folder, **({"max_shard_size": SHARD} if in_shards else {}))
+    tokenizer.save_pretrained(folder)
+    write_options(folder, job.kind, job.options)
 
 
 @contextlib.contextmanager

@@ -175,6 +175,7 @@ def _training(
         recorder=recorder,
         stop=StopRequest(settings.out),
         packs=parts.packs,
+        plan=_plan(settings, processes),
         beside=Beside() if processes.device.type == "cuda" else None,
     )
 

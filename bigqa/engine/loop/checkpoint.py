@@ -32,6 +32,7 @@ from bigqa.language import tr
 
 SCHEMA = 2
 WEIGHTS, MOMENTS, SCALES = (f"{name}.safetensors" for name in ("weights", "adam", "scales"))
+STEPS = "step-*"
 VALUE_BYTES = 4
 """Of weights, moments and scales, whatever they are kept in as a run trains."""
 BLOCK = 256
@@ -50,8 +51,13 @@ class Checkpoint:
     settings: Mapping[str, Any]
 
 
-def save(folder: Path, step: int, kept: State, settings: Mapping[str, Any]) -> Path:
-    """Write a checkpoint of a completed step; it appears under its name only when it is whole."""
+def save(
+    folder: Path, step: int, kept: State, settings: Mapping[str, Any], plan: Mapping[str, Any] | None = None
+) -> Path:
+    """Write a checkpoint of a completed step; it appears under its name only when it is whole.
+
+    `plan`: how it was trained, for whoever looks at it.
+    """
     path = path_of(folder, step)
     state = {"schema": SCHEMA, "step": step, "settings": dict(settings), "extras": dict(kept.extras)}
     shapes = {name: tuple(weight.shape) for name, weight in kept.weights.items()}
@@ -65,7 +71,7 @@ def save(folder: Path, step: int, kept: State, settings: Mapping[str, Any]) -> P
             of_scales = {name: tuple(scale.shape) for name, scale in kept.scales.items()}
             digests[SCALES] = write_tensors(temporary / SCALES, of_scales, kept.scales)
         write_json(temporary / "state.json", state)
-        manifest.write(temporary, digests, settings, step)
+        manifest.write(temporary, digests, settings, step, plan or {})
     return path
 
 
@@ -89,15 +95,15 @@ def path_of(folder: Path, step: int) -> Path:
 
 def keep_last(folder: Path, count: int) -> None:
     """Remove all but the newest checkpoints, and what a run left that was killed while it saved."""
-    for path in (*_newest_first(folder)[count:], *folder.glob(".step-*.tmp")):
+    for path in (*newest_first(folder)[count:], *folder.glob(".step-*.tmp")):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def load_newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
     """Read the newest whole checkpoint; each damaged one is reported and the one before it tried."""
-    for path in _newest_first(folder):
+    for path in newest_first(folder):
         try:
-            return _load(path)
+            return load(path)
         except BigqaError as error:
             say(tr("{error}; trying the checkpoint before it", error=error))
     return None
@@ -113,7 +119,8 @@ def restore(checkpoint: Checkpoint, update: Update) -> None:
     update.load(checkpoint.state, checkpoint.step)
 
 
-def _load(path: Path) -> Checkpoint:
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint whole. Raises: BigqaError where a byte of it is not as it was written."""
     files = manifest.check_all(path)
     state = _state(path)
     return Checkpoint(
@@ -155,8 +162,9 @@ def _state(path: Path) -> dict[str, Any]:
     return state
 
 
-def _newest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*"), reverse=True)
+def newest_first(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder, whole or not."""
+    return sorted(folder.glob(STEPS), reverse=True)
 
 
 def write_tensors(path: Path, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> str:

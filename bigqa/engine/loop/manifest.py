@@ -21,7 +21,9 @@ FILES = {"weights.safetensors", "adam.safetensors", "state.json"}
 PIECE_BYTES = 1 << 20
 
 
-def write(folder: Path, digests: Mapping[str, str], settings: Mapping[str, Any], step: int) -> None:
+def write(
+    folder: Path, digests: Mapping[str, str], settings: Mapping[str, Any], step: int, plan: Mapping[str, Any]
+) -> None:
     """Seal the files of a folder. `digests`: of those that were told while they were written; others are read."""
     files = {
         file.name: {"bytes": file.stat().st_size, "sha256": digests.get(file.name) or sha256(file)}
@@ -33,7 +35,7 @@ def write(folder: Path, digests: Mapping[str, str], settings: Mapping[str, Any],
         "step": step,
         "files": files,
         "versions": versions(),
-        "plan": {name: settings.get(name) for name in ("strategy", "micro_batch", "global_batch", "seq_len")},
+        "plan": dict(plan),
         "data": origin.get("train_file"),
     }
     write_json(folder / FILE, content | {"seal": _seal(content)})

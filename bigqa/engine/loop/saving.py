@@ -199,8 +199,9 @@ def _writer(run: Training, step: int, state: State) -> Callable[[], None]:
 
 
 def _write(run: Training, step: int, state: State) -> None:
+    settings = run.settings
     with _writing:
-        checkpoint.save(run.settings.out / "checkpoints", step, state, run.settings.model_dump(mode="json"))
+        checkpoint.save(settings.out / "checkpoints", step, state, settings.model_dump(mode="json"), run.plan)
 
 
 def _has_room_for(state: State) -> bool:

@@ -1,7 +1,7 @@
 """Everything that one run of training needs, put together by `bigqa.run`. In: its parts. Out: order, steps, batches."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from bigqa.engine.loop.beside import Beside
@@ -31,6 +31,8 @@ class Training:
     """Whether windows are put end to end; else they are padded to the longest."""
     recorder: Silent
     stop: StopRequest
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    """How it is trained, as checkpoints say it to whoever looks at them."""
     weights: Sequence[int] | None = None
     """What each window counts in the mean loss of a step; none: all alike."""
     evaluation: Evaluation | None = None
