@@ -73,6 +73,20 @@ def read_json(path: Path, what: str) -> Any:
     return parsed(read_text(path, what), path, what)
 
 
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Return the objects of a file of ours with one on each line; none of a file that is not there.
+
+    A line that is none (a disk failed, the power did) is passed over: what a run did is not worth more than the run.
+    """
+    if not path.is_file():
+        return []
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError, RecursionError):
+            found.append(json.loads(line))
+    return [one for one in found if isinstance(one, dict)]
+
+
 def parsed(text: str, path: Path | str, what: str) -> Any:
     """Return the value of JSON text. Raises: BigqaError that says where it breaks off, or what it is instead."""
     try:
@@ -137,6 +151,7 @@ def write_error(path: Path, error: OSError) -> BigqaError:
         errno.EPERM: tr("no permission to write there; choose another folder"),
         errno.EROFS: tr("that file system is read-only; choose another folder"),
         errno.ENOTDIR: tr("a part of that path is a file, not a folder"),
+        errno.ELOOP: tr("it is a symbolic link, which could lead out of its folder; remove it"),
     }.get(error.errno or 0, error.strerror or str(error))
     return BigqaError(tr("cannot write {path}: {advice}", path=path, advice=advice))
 
@@ -205,6 +220,14 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
             temporaries.discard(temporary)
+
+
+def opened_to_add(path: Path) -> int:
+    """Open a file to be added to, by its descriptor. A link is not followed: a folder may be somebody else's.
+
+    Raises: OSError; ELOOP of a link.
+    """
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
 
 def durable(path: Path) -> None:

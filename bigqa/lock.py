@@ -143,7 +143,7 @@ def check_free(folder: Path) -> None:
     if not (folder / LOCK).is_file() or any(_is_open(folder, file) for file in (*_here, _handed())):
         return
     try:
-        file = os.open(folder / LOCK, os.O_RDWR)
+        file = os.open(folder / LOCK, os.O_RDWR | os.O_NOFOLLOW)
     except OSError:  # what it cannot write there is told when it wants to
         return
     try:
@@ -215,7 +215,7 @@ def _taken(folder: Path, say: Callable[[str], None]) -> Held:
 def _locked(folder: Path) -> tuple[int, bool]:
     """Return the open lock file, and whether flock holds it: where the file system has none, it does not."""
     while True:
-        file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
             flocked = _flocked_at_last(folder, file)
             if flocked is False:

@@ -266,5 +266,5 @@ def test_lines_wait_for_their_folder(tmp_path: Path) -> None:
     full.close()
     assert full.path.read_text(encoding="utf-8") == "x\ny\n"
     none = Appended(tmp_path)
-    with pytest.raises(OSError, match="Is a directory"):
+    with pytest.raises(BigqaError, match="Is a directory"):
         none.line("x")

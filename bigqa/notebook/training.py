@@ -1,12 +1,11 @@
 """`bigqa.train(...)`: a run from a notebook. In: options of `bigqa train`. Out: its folder, as a table and charts."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bigqa.errors import BigqaError, UsageError
-from bigqa.files import read_json
+from bigqa.files import read_json, read_records
 from bigqa.language import tr
 from bigqa.notebook.command import run
 from bigqa.notebook.shown import curve, figures, lines
@@ -50,9 +49,7 @@ class Run:
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """One record per step."""
-        file = self.folder / "metrics.jsonl"
-        text = file.read_text(encoding="utf-8") if file.is_file() else ""
-        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        return read_records(self.folder / "metrics.jsonl")
 
     def summary(self) -> dict[str, str]:
         """Return what matters in words."""

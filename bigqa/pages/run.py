@@ -1,15 +1,22 @@
 """What a run's folder tells, whole or not. In: a folder. Out: a `Run`. Nothing of it has to be there but its config."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bigqa.errors import BigqaError
-from bigqa.files import read_json
+from bigqa.files import read_json, read_records
 from bigqa.language import tr
 
 Record = dict[str, Any]
+
+NEEDED = {
+    "metrics": {"step", "seconds", "peak_memory_bytes"},
+    "evaluations": {"step"},
+    "switches": {"time", "to", "where", "reason"},
+    "examples": {"kind", "text", "marks", "certainty", "figure", "value"},
+}
+"""What a page shows of the records of a file."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +78,10 @@ def read_run(folder: Path) -> Run:
         plan=_object(folder / "plan.json"),
         versions=_object(folder / "versions.json"),
         report=_object(folder / "report.json") or None,
-        steps=_lines(folder / "metrics.jsonl"),
-        evaluations=_lines(folder / "evaluations.jsonl"),
-        switches=_lines(folder / "switches.jsonl"),
-        examples=_lines(folder / "examples.jsonl"),
+        steps=_records(folder / "metrics.jsonl"),
+        evaluations=_records(folder / "evaluations.jsonl"),
+        switches=_records(folder / "switches.jsonl"),
+        examples=_records(folder / "examples.jsonl"),
     )
 
 
@@ -85,18 +92,6 @@ def _object(file: Path) -> Record:
     return found if isinstance(found, dict) else {}
 
 
-def _lines(file: Path) -> list[Record]:
-    """Return the records of JSON lines; the last may be half-written as a run goes on, or was killed."""
-    if not file.is_file():
-        return []
-    lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
-    found = []
-    for number, line in enumerate(lines, 1):
-        try:
-            found += [json.loads(line)] if line.strip() else []
-        except ValueError:
-            if number < len(lines):
-                raise BigqaError(
-                    tr("{file} is spoiled at line {number}: it is no JSON", file=file, number=number)
-                ) from None
-    return found
+def _records(file: Path) -> list[Record]:
+    """Return the records of a file that have what a page shows; a run that goes on may be in the middle of one."""
+    return [one for one in read_records(file) if NEEDED[file.stem] <= one.keys()]

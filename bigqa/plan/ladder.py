@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigqa.errors import BigqaError
-from bigqa.files import write_json, write_text
+from bigqa.files import read_records, write_json, write_text
 from bigqa.language import tr
 from bigqa.settings import Rung, read_settings
 from bigqa.strategy import Strategy, missing_package
@@ -115,7 +115,4 @@ def _of_use(strategy: Strategy, ladder: tuple[Rung, ...], where: str) -> tuple[R
 
 def switches_of(folder: Path) -> list[dict[str, Any]]:
     """Return the switches of a run so far."""
-    file = folder / SWITCHES
-    if not file.is_file():
-        return []
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return read_records(folder / SWITCHES)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bigqa.engine.loop.stop import PARENT_VARIABLE
+from bigqa.files import opened_to_add
 from bigqa.interrupts import held_back
 from bigqa.lock import HANDED_ON, Held
 
@@ -81,7 +82,7 @@ class Workers:
         if self.output is None:
             yield {}
             return
-        with self.output.open("ab") as file:
+        with open(opened_to_add(self.output), "ab") as file:
             yield {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": file}
 
     def _environments(self) -> list[dict[str, str]]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from bigqa import interrupts
 from bigqa.errors import BigqaError, in_a_line
-from bigqa.files import read_json
+from bigqa.files import opened_to_add, read_json
 from bigqa.lock import FILES, Held, held, read_owner
 from bigqa.run.folder import check_new
 from bigqa.run.launcher import until_it_ends
@@ -105,7 +105,7 @@ class Member:
                 interrupts.at_last.remove(workers.kill)
 
     def _note(self, text: str) -> None:
-        with self.output.open("a", encoding="utf-8") as file:
+        with open(opened_to_add(self.output), "a", encoding="utf-8") as file:
             file.write(text + "\n")
 
 

@@ -4,7 +4,6 @@ In the folder: sweep.json (what is searched), study.db (unless --storage names a
 trial, and at the end trials.json and page.html. Of trials that are over checkpoints go, and models but the best one.
 """
 
-import json
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -14,7 +13,7 @@ from typing import Any
 from bigqa.console import say
 from bigqa.engine.loop.evaluation import FILE as EVALUATIONS
 from bigqa.errors import BigqaError, UsageError
-from bigqa.files import read_json, write_json
+from bigqa.files import read_json, read_records, write_json
 from bigqa.language import tr
 from bigqa.runs.live import Live
 from bigqa.runs.member import Member, whole_report
@@ -135,12 +134,9 @@ class Sweep:
 
     def _scores(self, folder: Path) -> Iterator[tuple[int, float]]:
         """Yield the scores so far, by how many parts of the trial were done."""
-        file = folder / EVALUATIONS
-        if not file.is_file():
-            return
-        steps = read_json(folder / "plan.json", "a run's plan").get("steps")
-        for line in file.read_text(encoding="utf-8").splitlines():
-            one = json.loads(line)
+        found = read_records(folder / EVALUATIONS)
+        steps = read_json(folder / "plan.json", "a run's plan").get("steps") if found else None
+        for one in found:
             if steps and one["step"] < steps and self.metric in one:
                 yield round(self._parts * one["step"] / steps), float(one[self.metric])
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from enum import Enum, auto
 from pathlib import Path
 
-from bigqa.files import write_error
+from bigqa.files import opened_to_add, write_error
 from bigqa.language import Text, tr
 
 MARK = "config.json"
@@ -113,13 +113,13 @@ class Appended:
         self._waiting += content
         try:
             if self._file is None:
-                self._file = io.FileIO(self.path, "a")
+                self._file = io.FileIO(opened_to_add(self.path), "a")
             while self._waiting:
                 self._waiting = self._waiting[self._file.write(self._waiting) :]
         except OSError as error:
             self.close()
             if passes(error) is None:
-                raise
+                raise write_error(self.path, error) from error
 
     def close(self) -> None:
         """Let the file go."""

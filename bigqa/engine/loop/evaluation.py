@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bigqa.errors import UsageError
-from bigqa.files import write_text
+from bigqa.files import read_records, write_text
 from bigqa.language import tr
 
 FILE, BEST = "evaluations.jsonl", "best"
@@ -32,9 +32,8 @@ class Evaluation:
 
     def begin(self, first_step: int) -> None:
         """Read what was found up to a step; what came after it is found again."""
-        file = self.folder / FILE
-        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-        self.history = [one for one in map(json.loads, lines) if one["step"] <= first_step]
+        found = [one for one in read_records(self.folder / FILE) if {"step", self.metric} <= one.keys()]
+        self.history = [one for one in found if one["step"] <= first_step]
 
     def due(self, step: int, num_steps: int) -> bool:
         """Whether a completed step is followed by scores; the last one is."""

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bigqa.engine.loop.disk import Appended
 from bigqa.engine.loop.events import Events
+from bigqa.files import read_records, write_text
 from bigqa.language import shown, tr
 from bigqa.units import format_bytes, format_seconds
 
@@ -131,6 +132,5 @@ def _progress_bar(console: Console) -> Progress:
 def _keep_steps_before(path: Path, first_step: int) -> None:
     if not path.is_file():
         return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= first_step]
-    path.write_text("".join(kept), encoding="utf-8")
+    kept = [one for one in read_records(path) if isinstance(one.get("step"), int) and one["step"] <= first_step]
+    write_text(path, "".join(json.dumps(one) + "\n" for one in kept))
