@@ -6,9 +6,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import BigBirdConfig, BigBirdForQuestionAnswering
 
 from bigqa.memory.shapes import Following
 from bigqa.memory.values import NotKnownError
+from bigqa.tasks.qa.task import QuestionAnswering
 
 
 def mask(device: str) -> Tensor:
@@ -58,3 +61,31 @@ def test_of_what_hangs_on_weights_a_truth_value_is_taken_to_be_true() -> None:
         drawn = torch.zeros(4, device="meta").uniform_()
         with pytest.raises(NotKnownError):
             drawn.max().item()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_several_windows_have_padding_and_one_has_none(count: int) -> None:
+    """Models leave out what they make of a mask where all of it is ones: of windows of one length, as no data are."""
+    config = BigBirdConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=40,
+        max_position_embeddings=32, attention_type="original_full",
+    )  # fmt: skip
+    task, made = QuestionAnswering(0, True), []
+    rows = [{"input_ids": [5] * length, "token_type_ids": [0] * length, "start": 1, "end": 2} for length in (16, 9, 12)]
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            if func is torch.ops.aten.where.self:
+                made.append((result.device.type, result.numel()))
+            return result
+
+    real = BigBirdForQuestionAnswering(config).eval()
+    with Watch():
+        task.logits(real, task.collate(rows[:count]))
+    with Following(), torch.device("meta"):
+        traced = BigBirdForQuestionAnswering(config).eval()
+        with Watch():
+            task.logits(traced, task.example(count, 16))
+    numel = count * 16 * 16
+    assert made.count(("cpu", numel)) == made.count(("meta", numel)) == int(count > 1)

@@ -58,7 +58,11 @@ class Batcher:
                 **tokens,
             }
         else:
-            tokens["attention_mask"] = torch.ones(shape, dtype=torch.long)
+            # Of several windows one is shorter than the longest: where none is, models leave out what they make of masks.
+            # The values are those of host memory, whatever device this is for.
+            mask_BS = torch.ones(shape, dtype=torch.long, device="cpu")
+            mask_BS[1:, -1] = 0
+            tokens["attention_mask"] = mask_BS.to(torch.get_default_device())
         if self.takes_token_types:
             tokens["token_type_ids"] = torch.zeros(shape, dtype=torch.long)
         return tokens | self.example_targets(micro_batch, seq_len)
