@@ -180,6 +180,27 @@ def bare_texts(tree: ast.Module) -> Iterator[str]:
                     yield f"{part.lineno}: {ast.unparse(part)}"
 
 
+SHOWING = ("bigqa/doctor/", "bigqa/show/doctor.py")
+"""Files of which every text is for people, whatever it is handed to: findings, headings, cells, pages."""
+MARKS = {"tr", "put", "joined"}
+RECORDED = {"bold red", "bold green"}
+"""Words in those files that are read by programs alone: styles, and what reports call things."""
+
+
+def unmarked_texts(tree: ast.Module) -> Iterator[str]:
+    """Return the texts of a file that neither a mark nor a docstring has: no catalogue can have them."""
+    seen: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            seen.add(node.value)
+        if isinstance(node, ast.Call) and _name(node.func) in MARKS:
+            seen.update(node.args)
+    for node in ast.walk(tree):
+        is_text = isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in seen
+        if is_text and has_words(str(node.value)) and str(node.value) not in RECORDED:  # type: ignore[attr-defined]
+            yield f"{node.lineno}: {ast.unparse(node)}"  # type: ignore[attr-defined]
+
+
 def _parts(node: ast.expr) -> list[ast.expr]:
     if isinstance(node, ast.BinOp):
         return _parts(node.left) + _parts(node.right)
@@ -197,4 +218,13 @@ def has_words(text: str) -> bool:
 def test_no_text_is_shown_unmarked() -> None:
     assert len(list(bare_texts(ast.parse('say(f"no such {x}")\ntell("a" + "is gone")\nsay(tr("a text"))')))) == 2
     found = [f"{file}:{text}" for file, tree in trees().items() for text in bare_texts(tree)]
+    assert found == [], "mark them: tr('no such {x}', x=x)"
+
+
+def test_no_text_of_what_is_for_people_is_unmarked() -> None:
+    wrong = '"""Of a file."""\nrow = Finding("memory", f"{size} is free", tr("it costs"), put("pip install x"))'
+    assert list(unmarked_texts(ast.parse(wrong))) == ["2: ' is free'"]
+    shown_to_people = {file: tree for file, tree in trees().items() if file.startswith(SHOWING)}
+    assert {"/".join(file.split("/")[:2]) for file in shown_to_people} == {"/".join(f.split("/")[:2]) for f in SHOWING}
+    found = [f"{file}:{text}" for file, tree in shown_to_people.items() for text in unmarked_texts(tree)]
     assert found == [], "mark them: tr('no such {x}', x=x)"
