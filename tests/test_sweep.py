@@ -4,7 +4,11 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
+import re
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import here
+from commands import LIMIT_S, here, until
+from tables import KINDS, write_jsonl
 
 from bigqa.errors import BigqaError, UsageError
 from bigqa.runs import study as study_room
@@ -289,3 +294,46 @@ def test_a_sweep_says_what_is_wrong_before_it_begins(tmp_path: Path) -> None:
 
 def test_parameters_are_said_in_a_line() -> None:
     assert said({"lr": 3.21e-5, "global_batch": 16, "model": "a"}) == "lr 3.21e-05, global-batch 16, model a"
+
+
+@pytest.mark.slow
+def test_four_processes_of_one_search_of_which_one_is_killed(tmp_path: Path) -> None:
+    """Real runs, SQLite in the folder; the trial of the one killed with -9 comes again, from its last checkpoint."""
+    texts = list(KINDS.values())
+    rows: list[dict[str, object]] = [{"sentence1": one, "sentence2": one, "score": 1.0} for one in texts]
+    data, out, steps, trials = str(write_jsonl(tmp_path / "pairs.jsonl", rows)), tmp_path / "out", 40, 8
+    train = {"model": "tiny", "task": "score", "metric": "mse", "train-file": data, "dev-file": data, "seq-len": 32,
+             "global-batch": 3, "micro-batch": 3, "device": "cpu", "precision": "fp32", "max-steps": steps,
+             "save-every": 5, "check": False}  # fmt: skip
+    search = {"lr": {"from": 1e-5, "to": 1e-2, "log": True}}
+    asked = {"train": train, "search": search, "trials": trials, "early-stop": False}
+    words = [sys.executable, "-m", "bigqa.cli", "sweep", str(written(tmp_path, json.dumps(asked))), "--out", str(out)]
+
+    def start(number: int) -> "subprocess.Popen[bytes]":
+        with (tmp_path / f"{number}.txt").open("wb") as printed:
+            return subprocess.Popen([*words, "--at-once", "1"], stdout=printed, stderr=subprocess.STDOUT)
+
+    def said_of(number: int) -> str:
+        return (tmp_path / f"{number}.txt").read_text(encoding="utf-8")
+
+    def its_checkpoints() -> list[Path]:
+        return [
+            one for name in re.findall(r"begun in (\S+)", said_of(0))[-1:] for one in Path(name).glob("checkpoints/*")
+        ]
+
+    processes = [start(number) for number in range(4)]
+    until(lambda: bool(its_checkpoints()))
+    victim = Path(re.findall(r"begun in (\S+)", said_of(0))[-1])
+    processes[0].kill()
+    assert processes[0].wait() == -signal.SIGKILL
+    assert [one.wait(LIMIT_S) for one in processes[1:]] == [0, 0, 0], [said_of(number) for number in (1, 2, 3)]
+    found = json.loads((out / "trials.json").read_text(encoding="utf-8"))
+    assert [row["state"] for row in found["trials"]] == ["complete"] * trials
+    again = [row for row in found["trials"] if row["again"]]
+    assert [row["folder"] for row in again] == [victim.name] and any(
+        f"going on in {victim}" in said_of(n) for n in (1, 2, 3)
+    )
+    for row in found["trials"]:
+        lines = (out / row["folder"] / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        assert [json.loads(line)["step"] for line in lines] == list(range(1, steps + 1))
+    assert [one.parent.name for one in out.glob("trial-*/model")] == [found["trials"][0]["folder"]]
