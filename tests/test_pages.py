@@ -8,6 +8,8 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+from browser import BROWSER, shown
+from bs4 import BeautifulSoup
 from commands import here
 
 from bigqa.errors import BigqaError
@@ -197,6 +199,44 @@ NAMES = {"bigqa", "train", "resume", "out", "model", "file", "tiny", "json", "de
 """Words of commands, settings, scores, units, and of what the test's own records say."""
 
 
+OVERFLOWING = """
+addEventListener("load", () => {
+  document.documentElement.style.width = "WIDTHpx";  // a window is never narrower than 500
+  const found = [];
+  for (const one of document.querySelectorAll("body *")) {
+    const place = one.getBoundingClientRect(), drawing = one.ownerSVGElement;
+    if (!place.width || one.closest("script, details:not([open]), .wide table")) continue;
+    const around = one.tagName === "text" ? drawing.getBoundingClientRect() : { left: 0, right: WIDTH };
+    const isBeyond = place.right > around.right + 1 || place.left < around.left - 1;
+    if (isBeyond) found.push(one.tagName + ": " + one.textContent.trim());
+  }
+  document.body.innerHTML = "<ol>" + found.map((text) => "<li></li>").join("") + "</ol>";
+  document.querySelectorAll("li").forEach((line, at) => { line.textContent = found[at]; });
+});
+"""
+
+
+def overflowing(place: Path, page: str, width: int) -> list[str]:
+    """Return what of a page lies beyond its width, or of a drawing's words beyond the drawing; tables scroll."""
+    script = OVERFLOWING.replace("WIDTH", str(width))
+    return [
+        line.get_text()
+        for line in BeautifulSoup(shown(place / "shown.html", page, script, width), "lxml").select("ol li")
+    ]
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+@pytest.mark.parametrize("width", [400, 1400])
+def test_nothing_of_a_korean_page_lies_beyond_it(run: Path, tmp_path: Path, width: int) -> None:
+    finished(run)
+    with patch.dict("os.environ", {VARIABLE: "ko"}):
+        pages = [run_page(read_run(run))]
+        pages += [page.read_text(encoding="utf-8") for folder in several(tmp_path) if (page := rewritten(folder))]
+    assert [overflowing(tmp_path, page, width) for page in pages] == [[], [], []]
+    wide = pages[0].replace("<h1>", f'<h1 style="width:{width}px">')
+    assert [line[:3] for line in overflowing(tmp_path, wide, width)] == ["H1:"]
+
+
 def test_pages_are_korean_where_korean_is_spoken(run: Path, tmp_path: Path) -> None:
     ended, pages = run_page(read_run(run)), []
     finished(run)
@@ -209,6 +249,6 @@ def test_pages_are_korean_where_korean_is_spoken(run: Path, tmp_path: Path) -> N
     for page in pages:
         titles = re.findall(r'aria-label="([^"]*)"', page)
         apart = re.sub(r"(?s)<style>.*?</style>", "", page).replace("<", " <").replace(str(tmp_path), "")
-        shown = " ".join([Text(apart).words, *titles])
-        assert set(re.findall(r"[A-Za-z][a-z0-9A-Z]+", shown)) - NAMES == set()
-        assert len(re.findall("[가-힣]+", shown)) > 25
+        said = " ".join([Text(apart).words, *titles])
+        assert set(re.findall(r"[A-Za-z][a-z0-9A-Z]+", said)) - NAMES == set()
+        assert len(re.findall("[가-힣]+", said)) > 25

@@ -4,14 +4,13 @@ import csv
 import io
 import json
 import re
-import shutil
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+from browser import BROWSER, shown
 from bs4 import BeautifulSoup
 from click.testing import Result
-from commands import run
 from hand_made import report, row, write
 from rich.cells import cell_len
 from typer.testing import CliRunner
@@ -29,7 +28,6 @@ from bigqa.table.text import COLUMNS, cells, keys, markdown, markdown_table, rec
 
 ASK_KOREAN = patch.dict("os.environ", {VARIABLE: "ko"})
 PAGE = "\n\n".join(f"# {name}\n\n<!-- {name} -->\n\n<!-- /{name} -->" for name in ("grade", "bench", "charts")) + "\n"
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 def some() -> list[Row]:
@@ -210,23 +208,12 @@ def test_the_page_needs_nothing_beside_it() -> None:
     assert page.index("Grade") < page.index("<svg") < page.index('id="runs"')
 
 
-CLICKS = "<script>{}</script></body>"
-
-
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
 @pytest.mark.parametrize("clicks", [1, 2])
 def test_the_page_sorts_in_a_browser(tmp_path: Path, clicks: int) -> None:
     column = COLUMNS.index("samples/s (least-most)")
     click = f"document.querySelectorAll('#runs th button')[{column}].click();" * clicks
-    page = tmp_path / "page.html"
-    text = page_of(some())
-    page.write_text(text.replace("</body>", CLICKS.format(click)), encoding="utf-8")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    flags += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
-    command = [str(BROWSER), *flags, page.as_uri()]
-    done = run(command)
-    assert done.returncode == 0, done.stderr
-    soup = BeautifulSoup(done.stdout, "lxml")
+    soup = BeautifulSoup(shown(tmp_path / "page.html", page_of(some()), click), "lxml")
     found = [str(line.find_all("td")[column]["data-key"]) for line in soup.select("#runs tbody tr")]
     assert found == (["10.0", "11.0", "120.0", "inf"] if clicks == 1 else ["120.0", "11.0", "10.0", "inf"])
     assert soup.select("#runs th")[column]["aria-sort"] == ("ascending" if clicks == 1 else "descending")

@@ -17,6 +17,8 @@ from bigqa.units import GIB, MIB, format_bytes, format_seconds
 
 FILE = "report.html"
 HIDDEN = ("ladder", "origin", "strategy", "task_options", "predicted_samples_per_s", "out")
+NAMES = (tr("exact match"), tr("total"), tr("missing"), tr("tokens"), tr("step"), tr("accuracy"))
+"""Of figures, as reports have them: `_spoken` says these."""
 COUNTS = ("step", "total", "missing", "tokens")
 """Figures among scores that count what was scored."""
 LATER = 0.3
