@@ -208,7 +208,7 @@ def _going_on(run: Run) -> dict[str, Any]:
     each, steps = _late(run, "seconds"), run.num_steps
     peak = max((one["peak_memory_bytes"] for one in run.steps), default=0)
     lines: list[Text] = []
-    commands = []
+    commands: list[str] = []
     if not run.is_over and each and steps:
         left = steps - run.done
         time = format_seconds(left * each)
@@ -255,7 +255,7 @@ def _settings(run: Run) -> list[tuple[str, str]]:
     return [(name.replace("_", "-"), str(value)) for name, value in every.items()]
 
 
-def _spoken(name: str) -> Text:
+def _spoken(name: str) -> str:
     """Return a figure's name as people say it, in their language where the catalogue has it."""
     return put(name.replace("_", " "))
 

@@ -115,9 +115,9 @@ def tabled(folders: Sequence[Path], on_row: Callable[[int, int], None]) -> Table
         )
     reports = read_reports(chosen)
     if not reports:
-        names = ", ".join(map(str, chosen))
+        asked = ", ".join(map(str, chosen))
         raise BigqaError(
-            tr("no reports in {names}: `bigqa bench --out {chosen}` makes them", names=names, chosen=chosen[0])
+            tr("no reports in {names}: `bigqa bench --out {chosen}` makes them", names=asked, chosen=chosen[0])
         )
     return Tabled(rows_of(reports, on_row))
 
