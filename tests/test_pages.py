@@ -205,7 +205,9 @@ addEventListener("load", () => {
   const found = [];
   for (const one of document.querySelectorAll("body *")) {
     const place = one.getBoundingClientRect(), drawing = one.ownerSVGElement;
-    if (!place.width || one.closest("script, details:not([open]), .wide table")) continue;
+    const scrolling = one.parentElement.closest(".wide");
+    if (!place.width || one.closest("script, details:not([open])")) continue;
+    if (scrolling && getComputedStyle(scrolling).overflowX === "auto") continue;
     const around = one.tagName === "text" ? drawing.getBoundingClientRect() : { left: 0, right: WIDTH };
     const isBeyond = place.right > around.right + 1 || place.left < around.left - 1;
     if (isBeyond) found.push(one.tagName + ": " + one.textContent.trim());

@@ -273,6 +273,30 @@ def test_how_long_a_driver_waits_is_what_the_address_says(tmp_path: Path, monkey
     assert waits == [{"connect_timeout": 7}, None, {"connect_timeout": 7}, None, {"timeout": 60.0}]
 
 
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [("IntegrityError", "UNIQUE constraint failed: alembic_version.version_num"),
+     ("OperationalError", "table studies already exists"),
+     ("ProgrammingError", 'relation "studies" already exists')],
+)  # fmt: skip
+def test_tables_that_another_process_makes_at_this_moment_are_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, said: str
+) -> None:
+    """What SQLite and PostgreSQL said when four searches began in the same second."""
+    import sqlalchemy.exc
+
+    real, tries = optuna.storages.RDBStorage.__init__, []
+
+    def colliding(*words: Any, **more: Any) -> None:
+        tries.append(1)
+        if len(tries) < 3:
+            raise getattr(sqlalchemy.exc, kind)("CREATE", {}, Exception(said))
+        real(*words, **more)
+
+    monkeypatch.setattr(optuna.storages.RDBStorage, "__init__", colliding)
+    assert study(storage=storage_of(None, tmp_path)).ask() is not None and len(tries) == 3
+
+
 def test_two_searches_go_on_in_one_journal(tmp_path: Path) -> None:
     one = study(storage=storage_of(f"journal:{tmp_path / 'log'}", tmp_path))
     other = study(storage=storage_of(f"journal:{tmp_path / 'log'}", tmp_path))

@@ -34,6 +34,8 @@ WAITS: dict[str, dict[str, float]] = {
     "pymysql": {"connect_timeout": CONNECT_S},
 }
 """Driver -> its own options that say how long it waits."""
+COLLISIONS, COLLISION_S = 10, 0.5
+"""How often tables that others make are waited for, and how long each time."""
 AWAY_S = 1800.0
 """Longest wait for a database that is away, once a sweep has begun."""
 Result = TypeVar("Result")
@@ -98,7 +100,21 @@ def _database(url: str) -> Any:
     }
     if waits:
         more["connect_args"] = waits
-    return RDBStorage(address.render_as_string(hide_password=False), engine_kwargs=more)
+    return _once_made(lambda: RDBStorage(address.render_as_string(hide_password=False), engine_kwargs=more))
+
+
+def _once_made(make: Callable[[], Result]) -> Result:
+    """Open a database; where others make its tables at this moment, wait for them: Optuna's own steps collide."""
+    from sqlalchemy.exc import DBAPIError, IntegrityError
+
+    for _ in range(COLLISIONS):
+        try:
+            return make()
+        except DBAPIError as error:
+            if not isinstance(error, IntegrityError) and "already exists" not in str(error):
+                raise
+            time.sleep(COLLISION_S)
+    return make()
 
 
 def _name_of_driver(address: Any) -> str:
