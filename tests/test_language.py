@@ -186,7 +186,7 @@ SHOWING = ("bigqa/doctor/", "bigqa/show/doctor.py", "bigqa/table/", "bigqa/run/c
 MARKS = {"tr", "put", "joined"}
 RECORDED = {
     *("bold red", "bold green", "upper left", "offset points"),
-    *("false fit", "false no", "nothing fits", "out of memory", "full precision"),
+    *("false fit", "false no", "nothing fits", "out of memory", "full precision", "already exists"),
 }
 """Words in those files that are read by programs alone: styles, and what reports call things."""
 
