@@ -96,7 +96,7 @@ def in_language(table: Table) -> Table:
 
 
 def _in_language(cell: Any) -> Any:
-    return shown(cell) if isinstance(cell, str) else cell
+    return shown(cell) if isinstance(cell, language.Text) else cell
 
 
 def note(text: str, where: Console = console) -> None:

@@ -5,11 +5,12 @@ shows it to people, the console and pages, asks `shown` for it in their language
 `locale/LANGUAGE/LC_MESSAGES/bigqa.mo`; `make messages` brings them up to date.
 """
 
+import contextlib
 import gettext
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,20 @@ def _spoken(asked: str) -> str:
     found = asked or next((value for name in LOCALE_VARIABLES if (value := os.environ.get(name))), "")
     language = found.split(".")[0].split("_")[0].lower()
     return language if language in LANGUAGES and _can_be_written(LETTERS.get(language, "")) else LANGUAGES[0]
+
+
+@contextlib.contextmanager
+def in_english() -> Iterator[None]:
+    """Show English for a while: for files that everybody shares, whoever writes them."""
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = LANGUAGES[0]
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[VARIABLE]
+        else:
+            os.environ[VARIABLE] = before
 
 
 def _can_be_written(letters: str) -> bool:

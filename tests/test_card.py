@@ -2,12 +2,14 @@
 
 import base64
 import json
+import re
 import shlex
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -17,8 +19,9 @@ from safetensors.torch import load_file
 from tables import write_tsv
 from transformers import AutoModelForSequenceClassification
 
+from bigqa.language import VARIABLE
 from bigqa.models.sources import load_config, load_model, load_tokenizer, resolve
-from bigqa.run import folder, launcher
+from bigqa.run import card, folder, launcher
 from bigqa.run.card import command
 from bigqa.settings import make_settings
 from bigqa.strategy import STRATEGIES
@@ -139,6 +142,22 @@ def test_the_result_tells_what_it_is_and_goes_to_the_hub(data: Path, tmp_path: P
     ):  # fmt: skip
         assert said in body, said
     assert str(tmp_path) not in text and str(data.parent) not in text
+
+
+def test_a_card_is_in_the_language_of_who_ran_it(data: Path, tmp_path: Path) -> None:
+    with patch.dict("os.environ", {VARIABLE: "ko"}):
+        done = run(data, tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "run" / "model" / "README.md").read_text("utf-8")
+    _, head, body = text.split("---\n")
+    assert yaml.safe_load(head) == {
+        "library_name": "transformers", "pipeline_tag": "text-classification", "tags": ["bigqa"],
+    }  # fmt: skip
+    prose = [line for line in body.split("```")[0].splitlines() if re.search("[A-Za-z가-힣]", line)]
+    settings = {*card.RECIPE, *json.loads((tmp_path / "run" / "report.json").read_text("utf-8"))["scores"]}
+    told = [line for line in prose if line.strip("| ").split(" |")[0] not in settings]
+    assert len(told) > 15 and [line for line in told if not re.search("[가-힣]", line)] == []
+    assert "| global_batch | 8 |" in body and shlex.split(body.split("```")[1])[:2] == ["bigqa", "train"]
 
 
 def test_who_is_not_known_to_the_hub_is_told_before_training(data: Path, tmp_path: Path, hub: type[Hub]) -> None:

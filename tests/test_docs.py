@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -160,6 +161,30 @@ def test_a_block_says_why_it_is_not_run() -> None:
         text = page.read_text(encoding="utf-8")
         marks = [line for line in text.splitlines() if re.search(r"<!--.*(not run|ends with)", line)]
         assert len(marks) == sum(block.why_not is not None or block.code != 0 for block in blocks(page)), page
+
+
+def without_remarks(block: Block) -> list[str]:
+    return [re.sub(r"\s+#\s.*", "", line) for line in block.text.splitlines()]
+
+
+def test_both_readmes_say_the_same() -> None:
+    """Commands to the letter but for the remarks behind them, links in one order, and every figure as often."""
+    one, other = ROOT / "README.md", ROOT / "README.ko.md"
+    assert [without_remarks(block) for block in blocks(one)] == [without_remarks(block) for block in blocks(other)]
+    assert [block.why_not for block in blocks(one)] == [block.why_not for block in blocks(other)]
+    texts = [page.read_text(encoding="utf-8") for page in (one, other)]
+    links = [re.findall(r"\]\(([^)\s]+)\)", text) for text in texts]
+    assert links[0][1:] == links[1][1:] and [links[1][0], links[0][0]] == [one.name, other.name]
+    assert len(set(links[0])) > 25
+    code = [
+        {" ".join(span.split()) for span in re.findall(r"`[^`]+`", re.sub(r"(?s)```.*?```", "", text))}
+        for text in texts
+    ]
+    assert code[1] - code[0] == {"`--lang ko`"} and code[0] < code[1]
+    figures = [Counter(re.findall(r"\d+(?:[.,]\d+)*", re.sub(r"\]\([^)]*\)", "", text))) for text in texts]
+    assert figures[0] == figures[1] and figures[0].total() > 30
+    marks = [re.findall(r"^(#+|- |```|<!--)", text, re.MULTILINE) for text in texts]
+    assert marks[0] == marks[1]
 
 
 def test_links_lead_somewhere() -> None:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from commands import here
@@ -16,12 +17,14 @@ from commands import here
 from bigqa.doctor import around, cards, host, places, software
 from bigqa.doctor.examination import _looked
 from bigqa.doctor.finding import Finding, bare
+from bigqa.language import VARIABLE, shown
 from bigqa.machine.hardware import Cpu, Gpu, Hardware, detect
 from bigqa.show.doctor import summary
 from bigqa.units import GIB, MIB
 
 ROOT = Path(__file__).parents[1]
 SHM_MIB = 64
+ASK_KOREAN = patch.dict("os.environ", {VARIABLE: "ko"})
 
 
 def states(findings: list[Finding]) -> dict[str, str]:
@@ -247,3 +250,29 @@ def test_what_fails_is_one_finding_of_many(tmp_path: Path) -> None:
     assert _looked("cards", broken)[0].found == "could not be looked at: RuntimeError: no secret"
     assert summary([Finding("a", "")]) == "All is well."
     assert detect().shm_bytes >= 0
+
+
+def test_each_finding_is_told_in_korean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cards, "NODES", ("/dev/null",))
+    monkeypatch.setattr(places, "free_space", lambda folder: GIB // 2)
+    monkeypatch.setattr(software, "compiled", lambda part: False)
+    monkeypatch.setattr(host, "can_lock", lambda size: False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    found = [*cards.findings(machine()), *cards.findings(machine(CARD)), *host.findings(machine(host_free_bytes=GIB))]
+    found += [*places.findings(tmp_path), *software.findings(), *around.findings(), around.letters("ascii")]
+    found += [host.wsl(is_there=True), host.shared(0), *_looked("cards", lambda: 1 / 0)]  # type: ignore[arg-type,list-item]
+    costs = {one.name for one in found if one.state == "costs"}
+    assert costs >= {"driver", "card", "memory", "locked memory", "compiler", "hub", "locale"}
+    with ASK_KOREAN:
+        for one in found:
+            for text in filter(None, (one.cost, one.mend)):
+                is_command = re.match(r"(pip|apt-get|export|unset) ", text)
+                assert is_command or any("가" <= letter <= "힣" for letter in shown(text)), text
+        page = here("doctor", "--folder", tmp_path)
+        report = json.loads(here("doctor", "--folder", tmp_path, "--json").stdout)
+    assert "고치는 법: " in page.stdout and not {"Costs", "Mend", "free", "there"} & set(
+        re.findall("[A-Za-z]+", page.stdout)
+    )
+    assert {"memory", "run folder"} <= {row["name"] for row in report["findings"]}  # machines read English

@@ -5,12 +5,13 @@ import gettext
 import io
 import json
 import pickle
+import re
 from collections.abc import Iterator
 from unittest.mock import patch
 
 import pytest
 from commands import bigqa, here
-from messages import extracted, places_of, po_of, read, trees
+from messages import ROOT, extracted, places_of, po_of, read, trees
 from rich.cells import cell_len
 
 from bigqa import arguments, language
@@ -180,6 +181,30 @@ def bare_texts(tree: ast.Module) -> Iterator[str]:
                     yield f"{part.lineno}: {ast.unparse(part)}"
 
 
+SHOWING = ("bigqa/doctor/", "bigqa/show/doctor.py", "bigqa/table/", "bigqa/run/card.py", "bigqa/pages/", "bigqa/runs/")
+"""Files of which every text is for people, whatever it is handed to: findings, headings, cells, pages."""
+MARKS = {"tr", "put", "joined"}
+RECORDED = {
+    *("bold red", "bold green", "upper left", "offset points"),
+    *("false fit", "false no", "nothing fits", "out of memory", "full precision", "already exists"),
+}
+"""Words in those files that are read by programs alone: styles, and what reports call things."""
+
+
+def unmarked_texts(tree: ast.Module) -> Iterator[str]:
+    """Return the texts of a file that neither a mark nor a docstring has: no catalogue can have them."""
+    seen: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            seen.add(node.value)
+        if isinstance(node, ast.Call) and _name(node.func) in MARKS:
+            seen.update(node.args)
+    for node in ast.walk(tree):
+        is_text = isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in seen
+        if is_text and has_words(str(node.value)) and str(node.value) not in RECORDED:  # type: ignore[attr-defined]
+            yield f"{node.lineno}: {ast.unparse(node)}"  # type: ignore[attr-defined]
+
+
 def _parts(node: ast.expr) -> list[ast.expr]:
     if isinstance(node, ast.BinOp):
         return _parts(node.left) + _parts(node.right)
@@ -197,4 +222,31 @@ def has_words(text: str) -> bool:
 def test_no_text_is_shown_unmarked() -> None:
     assert len(list(bare_texts(ast.parse('say(f"no such {x}")\ntell("a" + "is gone")\nsay(tr("a text"))')))) == 2
     found = [f"{file}:{text}" for file, tree in trees().items() for text in bare_texts(tree)]
+    assert found == [], "mark them: tr('no such {x}', x=x)"
+
+
+def words_of_page(template: str) -> list[str]:
+    """Return the words that a page shows whatever the language is: those outside of what jinja2 puts in."""
+    text = re.sub(r"(?s)<style>.*?</style>|<script>.*?</script>|\{%.*?%\}|\{#.*?#\}", " ", template)
+    text = re.sub(r"(?s)\{\{.*?\}\}", " ", text)
+    attributes = re.findall(r'(?:aria-label|title|alt|placeholder)="([^"]*)"', text)
+    return re.findall(r"[A-Za-z]{2,}", " ".join([*attributes, re.sub(r"<[^>]*>", " ", text)]))
+
+
+def test_pages_have_no_words_but_those_of_a_mark() -> None:
+    assert words_of_page('<h1 class="a" title="Of it">{{ tr("Runs") }} of <b>{{ x }}</b></h1>') == ["Of", "it", "of"]
+    names = {"bigqa"}
+    pages = {path: path.read_text(encoding="utf-8") for path in sorted(ROOT.rglob("*.j2"))}
+    assert {path.name for path in pages} >= {"bench.html.j2", "probe.html.j2", "run.html.j2"}
+    found = {path.name: words for path, text in pages.items() if (words := sorted(set(words_of_page(text)) - names))}
+    assert found == {}, "mark them: {{ tr('...') }}"
+    assert all('<html lang="{{ lang }}">' in text for text in pages.values() if "<html" in text)
+
+
+def test_no_text_of_what_is_for_people_is_unmarked() -> None:
+    wrong = '"""Of a file."""\nrow = Finding("memory", f"{size} is free", tr("it costs"), put("pip install x"))'
+    assert list(unmarked_texts(ast.parse(wrong))) == ["2: ' is free'"]
+    shown_to_people = {file: tree for file, tree in trees().items() if file.startswith(SHOWING)}
+    assert {"/".join(file.split("/")[:2]) for file in shown_to_people} == {"/".join(f.split("/")[:2]) for f in SHOWING}
+    found = [f"{file}:{text}" for file, tree in shown_to_people.items() for text in unmarked_texts(tree)]
     assert found == [], "mark them: tr('no such {x}', x=x)"

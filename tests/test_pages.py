@@ -5,11 +5,15 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
+from browser import BROWSER, shown
+from bs4 import BeautifulSoup
 from commands import here
 
 from bigqa.errors import BigqaError
+from bigqa.language import VARIABLE
 from bigqa.pages.charts import Dot, Line, Scale, chart, smoothed, thinned
 from bigqa.pages.run import read_run
 from bigqa.pages.run_page import run_page, write_page
@@ -149,21 +153,17 @@ def test_a_text_is_cut_to_what_lies_around_its_marks() -> None:
     assert clipped(text, [(0, 100, GIVEN)], around=4)[0] == text
 
 
-def test_the_page_of_seeds_and_of_a_search(tmp_path: Path, run: Path) -> None:
-    assert rewritten(run) is None
+def several(place: Path) -> tuple[Path, Path]:
+    """Return the folders of two seeds, and of a search of two trials."""
     figures = {"mse": {"count": 2, "mean": 1.5, "spread": 0.7, "low": -4.9, "high": 7.9}}
     row = {"scores": {"mse": 1.0}, "seconds": 3.0}
     seeds = {"metric": "mse", "runs": {"1": row, "2": row | {"scores": {"mse": 2.0}}}, "scores": figures,
              "best": "seed-1", "ensemble": {"mse": 0.5}, "failed": {"3": "no <memory>"}}  # fmt: skip
-    folder = tmp_path / "seeds"
+    folder = place / "seeds"
     for number in (1, 2):
         (folder / f"seed-{number}").mkdir(parents=True)
         (folder / f"seed-{number}" / "config.json").write_text(json.dumps(CONFIG))
     (folder / "summary.json").write_text(json.dumps(seeds))
-    page = rewritten(folder)
-    assert page is not None
-    words = Text(page.read_text(encoding="utf-8")).words
-    assert "mse 1.50 ± 6.40: mean over 2 seeds" in words and "no <memory>" in words
     trials = [
         {"trial": 0, "state": "complete", "value": 2.0, "params": {"lr": 1e-4, "model": "a/b"}, "curve": {"1": 3.0},
          "seconds": 4.0, "problem": None},
@@ -173,11 +173,84 @@ def test_the_page_of_seeds_and_of_a_search(tmp_path: Path, run: Path) -> None:
     search = {"lr": {"from": 1e-5, "to": 1e-2, "log": True}, "model": ["a/b", "c"]}
     found = {"name": "s", "metric": "mse", "least_is_best": True, "asked": {"search": search}, "parts": 2, "best": 0,
              "trials": trials, "options": ["--lr", "1e-4"]}  # fmt: skip
-    other = tmp_path / "sweep"
+    other = place / "sweep"
     other.mkdir()
     (other / "trials.json").write_text(json.dumps(found))
+    return folder, other
+
+
+def test_the_page_of_seeds_and_of_a_search(tmp_path: Path, run: Path) -> None:
+    assert rewritten(run) is None
+    folder, other = several(tmp_path)
+    page = rewritten(folder)
+    assert page is not None
+    words = Text(page.read_text(encoding="utf-8")).words
+    assert "mse 1.50 ± 6.40: mean over 2 seeds" in words and "no <memory>" in words
     assert here("page", other).returncode == 0
     text = (other / "page.html").read_text(encoding="utf-8")
     words = Text(text).words
     assert "1 have a result, 1 were ended early." in words and "bigqa train --lr 1e-4 --out RUN" in words
     assert text.count("<figure>") == 4 and "ended early" in words
+
+
+NAMES = {"bigqa", "train", "resume", "out", "model", "file", "tiny", "json", "dev", "qa", "task", "seq", "len", "keep",
+         "bf16", "GiB", "MiB", "EM", "exact", "match", "total", "min", "mse", "lr", "RUN", "precision", "recompute",
+         "device", "seed", "too", "much", "no", "memory", "more", "run", "f1"}  # fmt: skip
+"""Words of commands, settings, scores, units, and of what the test's own records say."""
+
+
+OVERFLOWING = """
+addEventListener("load", () => {
+  document.documentElement.style.width = "WIDTHpx";  // a window is never narrower than 500
+  const found = [];
+  for (const one of document.querySelectorAll("body *")) {
+    const place = one.getBoundingClientRect(), drawing = one.ownerSVGElement;
+    const scrolling = one.parentElement.closest(".wide");
+    if (!place.width || one.closest("script, details:not([open])")) continue;
+    if (scrolling && getComputedStyle(scrolling).overflowX === "auto") continue;
+    const around = one.tagName === "text" ? drawing.getBoundingClientRect() : { left: 0, right: WIDTH };
+    const isBeyond = place.right > around.right + 1 || place.left < around.left - 1;
+    if (isBeyond) found.push(one.tagName + ": " + one.textContent.trim());
+  }
+  document.body.innerHTML = "<ol>" + found.map((text) => "<li></li>").join("") + "</ol>";
+  document.querySelectorAll("li").forEach((line, at) => { line.textContent = found[at]; });
+});
+"""
+
+
+def overflowing(place: Path, page: str, width: int) -> list[str]:
+    """Return what of a page lies beyond its width, or of a drawing's words beyond the drawing; tables scroll."""
+    script = OVERFLOWING.replace("WIDTH", str(width))
+    return [
+        line.get_text()
+        for line in BeautifulSoup(shown(place / "shown.html", page, script, width), "lxml").select("ol li")
+    ]
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+@pytest.mark.parametrize("width", [400, 1400])
+def test_nothing_of_a_korean_page_lies_beyond_it(run: Path, tmp_path: Path, width: int) -> None:
+    finished(run)
+    with patch.dict("os.environ", {VARIABLE: "ko"}):
+        pages = [run_page(read_run(run))]
+        pages += [page.read_text(encoding="utf-8") for folder in several(tmp_path) if (page := rewritten(folder))]
+    assert [overflowing(tmp_path, page, width) for page in pages] == [[], [], []]
+    wide = pages[0].replace("<h1>", f'<h1 style="width:{width}px">')
+    assert [line[:3] for line in overflowing(tmp_path, wide, width)] == ["H1:"]
+
+
+def test_pages_are_korean_where_korean_is_spoken(run: Path, tmp_path: Path) -> None:
+    ended, pages = run_page(read_run(run)), []
+    finished(run)
+    with patch.dict("os.environ", {VARIABLE: "ko"}):
+        pages += [run_page(read_run(run))]
+        (run / "report.json").unlink()
+        pages += [run_page(read_run(run))]
+        pages += [page.read_text(encoding="utf-8") for folder in several(tmp_path) if (page := rewritten(folder))]
+    assert len(pages) == 4 and '<html lang="en">' in ended and all('<html lang="ko">' in page for page in pages)
+    for page in pages:
+        titles = re.findall(r'aria-label="([^"]*)"', page)
+        apart = re.sub(r"(?s)<style>.*?</style>", "", page).replace("<", " <").replace(str(tmp_path), "")
+        said = " ".join([Text(apart).words, *titles])
+        assert set(re.findall(r"[A-Za-z][a-z0-9A-Z]+", said)) - NAMES == set()
+        assert len(re.findall("[가-힣]+", said)) > 25

@@ -8,12 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from bs4 import BeautifulSoup
 from commands import bigqa, here, run, train_here
 
+from bigqa.language import VARIABLE
 from bigqa.sample import FOLDER
 
 ROOT = Path(__file__).parents[1]
@@ -97,6 +99,19 @@ def test_what_is_enough_is_said_in_words() -> None:
     assert len(figures) == 4
     pages = [page.read_text(encoding="utf-8") for page in ROOT.glob("README*.md")]  # none beside an installed package
     assert [figure for figure in figures for page in pages if not all(words in page for words in figure)] == []
+
+
+@pytest.mark.skipif(not (ROOT / "README.md").is_file(), reason="beside an installed package")
+@pytest.mark.parametrize(("page", "language"), [("README.md", "en"), ("README.ko.md", "ko")])
+def test_what_the_readmes_show_is_what_is_printed(page: str, language: str) -> None:
+    shown = re.findall(r"(?s)```text\n(.*?)\n```", (ROOT / page).read_text(encoding="utf-8"))
+    with patch.dict("os.environ", {VARIABLE: language}):
+        printed = here("probe", "enliple-large-v1", "--need").stdout.splitlines()
+    [lines] = [block.splitlines() for block in shown]
+    assert len(lines) == 6
+    assert [
+        line for line, real in zip(lines, printed, strict=False) if not real.startswith(line.removesuffix("..."))
+    ] == []
 
 
 @pytest.mark.parametrize(

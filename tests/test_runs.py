@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,8 +21,11 @@ from bigqa.run.folder import settings_from
 from bigqa.runs import member as member_room
 from bigqa.runs.member import Member, last_line
 from bigqa.runs.pool import carry_out
+from bigqa.runs.search import Choices, Search
 from bigqa.runs.seeds import Seeds, result
 from bigqa.runs.statistics import quantile, summary
+from bigqa.runs.sweep import Sweep
+from bigqa.runs.sweep import result as sweep_result
 from bigqa.runs.together import best_of, check_same, environment_of
 from bigqa.runs.words import options_of, words_of
 
@@ -215,6 +219,33 @@ def test_a_stop_begins_no_other(files: dict[str, Any], tmp_path: Path, monkeypat
     carry_out(runs, 1)
     thread.join()
     assert not (out / "seed-43").exists() and runs.left == [43]
+
+
+@pytest.mark.parametrize("stops_early", [True, False])
+def test_the_page_of_a_sweep_that_goes_on(files: dict[str, Any], tmp_path: Path, stops_early: bool) -> None:
+    """At each moment the folder has what there is so far: before the first trial, in its midst, with a result."""
+    pytest.importorskip("optuna")
+    out = tmp_path / "out"
+    search = Search("s", files | {"eval_times": 5}, {"lr": Choices((1e-4, 1e-3))}, 2, stops_early=stops_early, seed=1)
+
+    def words() -> str:
+        assert here("page", out).returncode == 0
+        text = (out / "page.html").read_text(encoding="utf-8")
+        return " ".join(re.sub(r"(?s)<style>.*?</style>|<[^>]*>", " ", text).split())
+
+    sweep = Sweep(search, out)
+    member = sweep.next(0)
+    assert member is not None and "1 go on." in words() and "running" in words() and "The best" not in words()
+    member.folder.mkdir()
+    (member.folder / "plan.json").write_text('{"steps": 10}')
+    (member.folder / "evaluations.jsonl").write_text('{"step": 2, "mse": 3.25}\n')
+    sweep.look(member)
+    if not stops_early:
+        sweep_result(sweep)  # as the next trial that begins or ends
+    assert "s: 1 trials" in words() and " 3.25 " in words()
+    subprocess.run([sys.executable, launcher.TRAIN_FILE, *member.words, "--seed", "42"], check=True)
+    sweep.ended(member)
+    assert "1 have a result." in words() and "The best is trial 0: mse 0.00." in words()
 
 
 def test_a_record_that_is_being_written_is_not_the_last(tmp_path: Path) -> None:

@@ -1,13 +1,23 @@
 """A search: its file, which trials come, which are lost and come again, the median rule, storages."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import here
+from commands import LIMIT_S, here, until
+from tables import KINDS, write_jsonl
 
 from bigqa.errors import BigqaError, UsageError
 from bigqa.runs import study as study_room
@@ -20,6 +30,7 @@ from bigqa.who import me
 optuna = pytest.importorskip("optuna")
 SEARCH = Search("s", {"dev_file": "d"}, {"lr": Span(1e-5, 1e-2, True, False, None)}, 3, stops_early=True, seed=1)
 GRID = dataclasses.replace(SEARCH, axes={"epochs": Choices((1.0, 2.0))}, trials=9)
+HAS_DRIVER = any(map(importlib.util.find_spec, ("psycopg", "psycopg2")))
 TRAIN = "train: {model: tiny, train-file: t.json, dev-file: d.json}\n"
 
 
@@ -201,10 +212,89 @@ def test_storages_that_cannot_be_had_are_named(tmp_path: Path) -> None:
     with pytest.raises(BigqaError) as refused:
         storage_of(url, tmp_path)
     assert "secret" not in str(refused.value) and "me:***@127.0.0.1" in str(refused.value)
-    has_driver = any(map(importlib.util.find_spec, ("psycopg", "psycopg2")))
-    wants = "cannot be used" if has_driver else "pip install 'bigqa[postgresql]'"
+    wants = "cannot be used" if HAS_DRIVER else "pip install 'bigqa[postgresql]'"
     assert wants in str(refused.value) and "import" not in str(refused.value)
     assert hidden("mysql://host/name") == "mysql://host/name"
+
+
+@contextlib.contextmanager
+def server(answer: bytes) -> Iterator[int]:
+    """Listen, read what a client begins with, say so much, and nothing more; yield the port."""
+    ends: list[socket.socket] = []
+
+    def serve(listening: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                one, _ = listening.accept()
+                ends.append(one)
+                while answer and (size := int.from_bytes(one.recv(4), "big")):
+                    said = one.recv(size - 4)
+                    one.sendall(b"N" if said == ASKS_FOR_TLS else answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=serve, args=(listening,), daemon=True).start()
+        hangs_up = threading.Timer(20, lambda: [one.close() for one in ends])  # else who waits for ever hangs the tests
+        hangs_up.start()
+        yield listening.getsockname()[1]
+    hangs_up.cancel()
+    for one in ends:
+        one.close()
+
+
+ASKS_FOR_TLS = (80877103).to_bytes(4, "big")
+"""The first message of PostgreSQL's protocol, where a client would rather be encrypted."""
+REFUSAL = b'SFATAL\0C28P01\0Mpassword authentication failed for user "me"\0\0'
+REFUSED = b"E" + (len(REFUSAL) + 4).to_bytes(4, "big") + REFUSAL
+
+
+@pytest.mark.skipif(not HAS_DRIVER, reason="pip install 'bigqa[postgresql]'")
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [(b"", "timeout expired"), (REFUSED, 'password authentication failed for user "me"')],
+    ids=("silent", "wrong password"),
+)
+def test_a_database_that_does_not_answer_or_refuses_is_told_soon(tmp_path: Path, answer: bytes, said: str) -> None:
+    begun = time.monotonic()
+    with server(answer) as port, pytest.raises(BigqaError) as refused:
+        storage_of(f"postgresql://me:wrong@127.0.0.1:{port}/db", tmp_path)
+    assert time.monotonic() - begun < 15
+    text = str(refused.value)
+    assert said in text and "me:***@127.0.0.1" in text and "wrong" not in text and "\n" not in text
+
+
+def test_how_long_a_driver_waits_is_what_the_address_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What each driver takes is what it calls it: another would be refused by it."""
+    given: list[Any] = []
+    monkeypatch.setattr(optuna.storages, "RDBStorage", lambda url, engine_kwargs: given.append(engine_kwargs))
+    for url in ("postgresql+psycopg2://a@b/c", "postgresql+psycopg://a@b/c?connect_timeout=60", "mysql+pymysql://a@b/c",
+                "postgresql+pg8000://a@b/c", f"sqlite:///{tmp_path}/x"):  # fmt: skip
+        storage_of(url, tmp_path)
+    waits = [one.get("connect_args") for one in given]
+    assert waits == [{"connect_timeout": 7}, None, {"connect_timeout": 7}, None, {"timeout": 60.0}]
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [("IntegrityError", "UNIQUE constraint failed: alembic_version.version_num"),
+     ("OperationalError", "table studies already exists"),
+     ("ProgrammingError", 'relation "studies" already exists')],
+)  # fmt: skip
+def test_tables_that_another_process_makes_at_this_moment_are_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, said: str
+) -> None:
+    """What SQLite and PostgreSQL said when four searches began in the same second."""
+    import sqlalchemy.exc
+
+    real, tries = optuna.storages.RDBStorage.__init__, []
+
+    def colliding(*words: Any, **more: Any) -> None:
+        tries.append(1)
+        if len(tries) < 3:
+            raise getattr(sqlalchemy.exc, kind)("CREATE", {}, Exception(said))
+        real(*words, **more)
+
+    monkeypatch.setattr(optuna.storages.RDBStorage, "__init__", colliding)
+    assert study(storage=storage_of(None, tmp_path)).ask() is not None and len(tries) == 3
 
 
 def test_two_searches_go_on_in_one_journal(tmp_path: Path) -> None:
@@ -228,3 +318,46 @@ def test_a_sweep_says_what_is_wrong_before_it_begins(tmp_path: Path) -> None:
 
 def test_parameters_are_said_in_a_line() -> None:
     assert said({"lr": 3.21e-5, "global_batch": 16, "model": "a"}) == "lr 3.21e-05, global-batch 16, model a"
+
+
+@pytest.mark.slow
+def test_four_processes_of_one_search_of_which_one_is_killed(tmp_path: Path) -> None:
+    """Real runs, SQLite in the folder; the trial of the one killed with -9 comes again, from its last checkpoint."""
+    texts = list(KINDS.values())
+    rows: list[dict[str, object]] = [{"sentence1": one, "sentence2": one, "score": 1.0} for one in texts]
+    data, out, steps, trials = str(write_jsonl(tmp_path / "pairs.jsonl", rows)), tmp_path / "out", 40, 8
+    train = {"model": "tiny", "task": "score", "metric": "mse", "train-file": data, "dev-file": data, "seq-len": 32,
+             "global-batch": 3, "micro-batch": 3, "device": "cpu", "precision": "fp32", "max-steps": steps,
+             "save-every": 5, "check": False}  # fmt: skip
+    search = {"lr": {"from": 1e-5, "to": 1e-2, "log": True}}
+    asked = {"train": train, "search": search, "trials": trials, "early-stop": False}
+    words = [sys.executable, "-m", "bigqa.cli", "sweep", str(written(tmp_path, json.dumps(asked))), "--out", str(out)]
+
+    def start(number: int) -> "subprocess.Popen[bytes]":
+        with (tmp_path / f"{number}.txt").open("wb") as printed:
+            return subprocess.Popen([*words, "--at-once", "1"], stdout=printed, stderr=subprocess.STDOUT)
+
+    def said_of(number: int) -> str:
+        return (tmp_path / f"{number}.txt").read_text(encoding="utf-8")
+
+    def its_checkpoints() -> list[Path]:
+        return [
+            one for name in re.findall(r"begun in (\S+)", said_of(0))[-1:] for one in Path(name).glob("checkpoints/*")
+        ]
+
+    processes = [start(number) for number in range(4)]
+    until(lambda: bool(its_checkpoints()))
+    victim = Path(re.findall(r"begun in (\S+)", said_of(0))[-1])
+    processes[0].kill()
+    assert processes[0].wait() == -signal.SIGKILL
+    assert [one.wait(LIMIT_S) for one in processes[1:]] == [0, 0, 0], [said_of(number) for number in (1, 2, 3)]
+    found = json.loads((out / "trials.json").read_text(encoding="utf-8"))
+    assert [row["state"] for row in found["trials"]] == ["complete"] * trials
+    again = [row for row in found["trials"] if row["again"]]
+    assert [row["folder"] for row in again] == [victim.name] and any(
+        f"going on in {victim}" in said_of(n) for n in (1, 2, 3)
+    )
+    for row in found["trials"]:
+        lines = (out / row["folder"] / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        assert [json.loads(line)["step"] for line in lines] == list(range(1, steps + 1))
+    assert [one.parent.name for one in out.glob("trial-*/model")] == [found["trials"][0]["folder"]]

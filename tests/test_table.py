@@ -3,27 +3,31 @@
 import csv
 import io
 import json
-import shutil
+import re
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
+from browser import BROWSER, shown
 from bs4 import BeautifulSoup
 from click.testing import Result
-from commands import run
 from hand_made import report, row, write
+from rich.cells import cell_len
 from typer.testing import CliRunner
 
 from bigqa.cli import app
 from bigqa.errors import BigqaError
+from bigqa.language import VARIABLE
 from bigqa.show import markers
 from bigqa.table.charts import charts_of
-from bigqa.table.grade import grade
+from bigqa.table.grade import BARS, grade
+from bigqa.table.marks import grade_markdown
 from bigqa.table.page import bench_page
 from bigqa.table.rows import Row
 from bigqa.table.text import COLUMNS, cells, keys, markdown, markdown_table, record
 
+ASK_KOREAN = patch.dict("os.environ", {VARIABLE: "ko"})
 PAGE = "\n\n".join(f"# {name}\n\n<!-- {name} -->\n\n<!-- /{name} -->" for name in ("grade", "bench", "charts")) + "\n"
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 def some() -> list[Row]:
@@ -63,6 +67,39 @@ def test_a_rows_texts() -> None:
     assert texts["of rate"] == "125%"
     assert cells(some()[0])[COLUMNS.index("error")] == "+5.0%"
     assert all(len(keys(one)) == len(cells(one)) == len(COLUMNS) for one in some())
+
+
+def english(text: str) -> set[str]:
+    """Return the English words of a text that are neither names of the test's own nor of strategies."""
+    names = {"cpu", "bit", "plain", "gib", "card", "processor", "tiny", "bert", "gpu", "bigqa", "bf", "x"}
+    known = names | {"as", "the", "test", "wants", "it"}
+    return {word.lower() for word in re.findall(r"[A-Za-z]+", text)} - known
+
+
+def test_tables_marks_and_page_are_in_the_persons_language() -> None:
+    rows = some()
+    with ASK_KOREAN:
+        found = markdown(rows), grade_markdown(grade(rows)), BeautifulSoup(page_of(rows), "lxml")
+    for text in found[:2]:
+        assert english(text) == set()
+        lines = [[line for line in part.splitlines() if line.startswith("|")] for part in text.split("\n\n")]
+        assert all(len(set(map(cell_len, table))) <= 1 for table in lines)  # a syllable takes two columns
+    soup = found[2]
+    assert soup.html is not None and soup.html["lang"] == "ko"
+    for gone in soup.select("style, script, figure > svg > metadata"):
+        gone.decompose()
+    assert english(soup.get_text(" ")) == set()
+    assert all(name in grade_markdown(grade(rows)) for name in BARS["cpu"])  # and English where that is spoken
+
+
+def test_files_that_all_share_are_english_whoever_writes_them(here: Path) -> None:
+    with ASK_KOREAN:
+        assert bigqa("--update").exit_code == 0 and bigqa("--check").exit_code == 0
+        text, table, values = (bigqa(*words).stdout for words in ((), ("--format", "csv"), ("--format", "json")))
+        assert bigqa("--charts", "drawn", "--out", "t.csv").exit_code == 0
+    assert bigqa("--check").exit_code == 0
+    assert "Processor에서:" in text and "실측" in Path("drawn/memory.svg").read_text(encoding="utf-8")
+    assert bigqa("--format", "csv").stdout == table and bigqa("--format", "json").stdout == values
 
 
 def test_rows_without_a_result_keep_their_reason() -> None:
@@ -171,23 +208,12 @@ def test_the_page_needs_nothing_beside_it() -> None:
     assert page.index("Grade") < page.index("<svg") < page.index('id="runs"')
 
 
-CLICKS = "<script>{}</script></body>"
-
-
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
 @pytest.mark.parametrize("clicks", [1, 2])
 def test_the_page_sorts_in_a_browser(tmp_path: Path, clicks: int) -> None:
     column = COLUMNS.index("samples/s (least-most)")
     click = f"document.querySelectorAll('#runs th button')[{column}].click();" * clicks
-    page = tmp_path / "page.html"
-    text = page_of(some())
-    page.write_text(text.replace("</body>", CLICKS.format(click)), encoding="utf-8")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    flags += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
-    command = [str(BROWSER), *flags, page.as_uri()]
-    done = run(command)
-    assert done.returncode == 0, done.stderr
-    soup = BeautifulSoup(done.stdout, "lxml")
+    soup = BeautifulSoup(shown(tmp_path / "page.html", page_of(some()), click), "lxml")
     found = [str(line.find_all("td")[column]["data-key"]) for line in soup.select("#runs tbody tr")]
     assert found == (["10.0", "11.0", "120.0", "inf"] if clicks == 1 else ["120.0", "11.0", "10.0", "inf"])
     assert soup.select("#runs th")[column]["aria-sort"] == ("ascending" if clicks == 1 else "descending")

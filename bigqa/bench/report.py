@@ -144,7 +144,8 @@ class RunReport(Record):
     def device_name(self) -> str:
         """The processor or card, with its cap: a capped card is no other card."""
         name = self.gpu or self.hardware.cpu.name
-        return f"{format_bytes(self.case.cap_bytes)} cap on {name}" if self.case.cap_bytes else name
+        cap = self.case.cap_bytes
+        return tr("{size} cap on {name}", size=format_bytes(cap), name=name) if cap else name
 
 
 def short_name(model: str) -> str:

@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import Iterator
 
 from bigqa.doctor.finding import Finding
+from bigqa.language import put, tr
 
 WAIT_S = 5.0
 HUB = "https://huggingface.co"
@@ -22,24 +23,27 @@ def findings() -> Iterator[Finding]:
 def letters(encoding: str) -> Finding:
     """Say whether Hangul can be shown and read."""
     if encoding.lower().replace("-", "") in ("utf8", "utf8sig"):
-        return Finding("locale", "UTF-8")
-    return Finding("locale", encoding, "Hangul is shown as codes", "export LANG=C.UTF-8")
+        return Finding(tr("locale"), "UTF-8")
+    return Finding(tr("locale"), encoding, tr("Hangul is shown as codes"), put("export LANG=C.UTF-8"))
 
 
 def hub() -> Finding:
     """Say whether models and data can be had by their ids."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        return Finding("hub", "not asked, since HF_HUB_OFFLINE is set: what was fetched before is used")
+        found = tr("not asked, since HF_HUB_OFFLINE is set: what was fetched before is used")
+        return Finding(tr("hub"), found)
     endpoint = os.environ.get("HF_ENDPOINT") or HUB
     try:
         with urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=WAIT_S):
-            return Finding("hub", "can be reached")
+            return Finding(tr("hub"), tr("can be reached"))
     except urllib.error.HTTPError:
-        return Finding("hub", "can be reached")
+        return Finding(tr("hub"), tr("can be reached"))
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         why = getattr(reason, "strerror", None) or type(reason).__name__
         return Finding(
-            "hub", f"cannot be reached ({why})", "models and data by their ids cannot be had, unless fetched before",
-            "check the network and HTTPS_PROXY; HF_ENDPOINT names a mirror; folders and presets do without",
-        )  # fmt: skip
+            tr("hub"),
+            tr("cannot be reached ({why})", why=why),
+            tr("models and data by their ids cannot be had, unless fetched before"),
+            tr("check the network and HTTPS_PROXY; HF_ENDPOINT names a mirror; folders and presets do without"),
+        )

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from bigqa.doctor.finding import Finding, bare
+from bigqa.language import Text, put, tr
 from bigqa.machine.hardware import Gpu, Hardware
-from bigqa.machine.kernels import lacking
+from bigqa.machine.kernels import no_kernels, remedy
 from bigqa.units import MIB, format_bytes
 
 NODES = ("/dev/nvidiactl", "/dev/dxg")
 """Of NVIDIA's driver, on Linux and within WSL2."""
-ON_CPU = "all is trained on the CPU"
+ON_CPU = tr("all is trained on the CPU")
 PINNED_BYTES = 256 * MIB
 
 
@@ -19,24 +20,28 @@ def findings(hardware: Hardware) -> Iterator[Finding]:
     """Look at each card; where there is none, at the CPU that does its work."""
     if not hardware.gpus:
         if any(Path(node).exists() for node in NODES):
-            yield Finding("driver", "is there, and does not answer", ON_CPU, "restart, or install the driver again")
+            mend = tr("restart, or install the driver again")
+            yield Finding(tr("driver"), tr("is there, and does not answer"), ON_CPU, mend)
             return
-        low = "with bf16" if hardware.cpu.bf16 else "without bf16"
-        yield Finding("card", f"none of NVIDIA's: plans are for the CPU, {hardware.cpu.cores} cores {low}")
+        low = tr("with bf16") if hardware.cpu.bf16 else tr("without bf16")
+        found = tr("none of NVIDIA's: plans are for the CPU, {cores} cores {low}", cores=hardware.cpu.cores, low=low)
+        yield Finding(tr("card"), found)
         return
     yield from (_card(card) for card in hardware.gpus)
     try:
         yield _cuda(hardware.gpus[0])
     except Exception as error:  # torch cannot be imported: told elsewhere
-        yield Finding("CUDA", bare(error), ON_CPU, "see torch")
+        yield Finding("CUDA", bare(error), ON_CPU, tr("see torch"))
 
 
 def _card(card: Gpu) -> Finding:
-    found = f"{card.name}, {format_bytes(card.free_bytes)} of {format_bytes(card.total_bytes)} free"
-    if card.others:
-        of = "another process is" if card.others == 1 else f"{card.others} other processes are"
-        return Finding("card", found, f"{of} on it, and plans are for what is left", "nvidia-smi names them")
-    return Finding("card", found)
+    free, total = format_bytes(card.free_bytes), format_bytes(card.total_bytes)
+    found = tr("{name}, {free} of {total} free", name=card.name, free=free, total=total)
+    if not card.others:
+        return Finding(tr("card"), found)
+    one = tr("another process is on it, and plans are for what is left")
+    more = tr("{count} other processes are on it, and plans are for what is left", count=card.others)
+    return Finding(tr("card"), found, one if card.others == 1 else more, tr("nvidia-smi names them"))
 
 
 def _cuda(card: Gpu) -> Finding:
@@ -46,29 +51,33 @@ def _cuda(card: Gpu) -> Finding:
 
     build = torch_here()
     if build.code is None:
-        return Finding(
-            "CUDA", "torch is built for the CPU alone", ON_CPU, f"pip install --force-reinstall torch=={build.public}"
-        )
-    problem = lacking(card.name, card.capability, build)
+        again = put("pip install --force-reinstall torch=={version}", version=build.public)
+        return Finding("CUDA", tr("torch is built for the CPU alone"), ON_CPU, again)
+    problem = no_kernels(card.name, card.capability, build)
     if problem is not None:
-        found, _, mend = problem.partition(": ")
-        return Finding("CUDA", found, ON_CPU, mend)
-    driver = f"driver {card.driver}" if card.driver else "the driver"
+        return Finding("CUDA", problem, ON_CPU, remedy(card.capability, build))
+    driver = tr("driver {version}", version=card.driver) if card.driver else tr("the driver")
     if not torch.cuda.is_available():
         return Finding(
-            "CUDA", f"{driver} does not run torch's CUDA {torch.version.cuda}", ON_CPU,
-            f"install a driver that is made for CUDA {torch.version.cuda}, or a torch for an older CUDA",
-        )  # fmt: skip
-    return _pinned(torch, f"{torch.version.cuda}, {driver}")
+            "CUDA",
+            tr("{driver} does not run torch's CUDA {version}", driver=driver, version=torch.version.cuda),
+            ON_CPU,
+            tr(
+                "install a driver that is made for CUDA {version}, or a torch for an older CUDA",
+                version=torch.version.cuda,
+            ),
+        )
+    return _pinned(torch, put("{version}, {driver}", version=torch.version.cuda, driver=driver))
 
 
-def _pinned(torch: Any, found: str) -> Finding:
+def _pinned(torch: Any, found: Text) -> Finding:
     try:
         torch.empty(PINNED_BYTES, dtype=torch.uint8, pin_memory=True)
     except RuntimeError:
         return Finding(
-            "CUDA", f"{found}; {format_bytes(PINNED_BYTES)} of the host's memory cannot be pinned",
-            "what is streamed or offloaded is copied at a half of its speed, or not at all",
-            "free some memory; within WSL2 give it more in .wslconfig",
-        )  # fmt: skip
+            "CUDA",
+            tr("{found}; {size} of the host's memory cannot be pinned", found=found, size=format_bytes(PINNED_BYTES)),
+            tr("what is streamed or offloaded is copied at a half of its speed, or not at all"),
+            tr("free some memory; within WSL2 give it more in .wslconfig"),
+        )
     return Finding("CUDA", found)

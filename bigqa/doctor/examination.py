@@ -5,6 +5,7 @@ from pathlib import Path
 
 from bigqa.doctor import around, cards, host, places, software
 from bigqa.doctor.finding import Finding, bare
+from bigqa.language import tr
 from bigqa.machine.hardware import detect
 
 
@@ -12,11 +13,11 @@ def examine(folder: Path) -> list[Finding]:
     """Look at this machine, and at the folder that runs are to be kept in."""
     hardware = detect()
     parts: dict[str, Callable[[], Iterable[Finding]]] = {
-        "software": software.findings,
-        "cards": lambda: cards.findings(hardware),
-        "host": lambda: host.findings(hardware),
-        "places": lambda: places.findings(folder),
-        "around": around.findings,
+        tr("software"): software.findings,
+        tr("cards"): lambda: cards.findings(hardware),
+        tr("host"): lambda: host.findings(hardware),
+        tr("places"): lambda: places.findings(folder),
+        tr("around"): around.findings,
     }
     return [finding for name, look in parts.items() for finding in _looked(name, look)]
 
@@ -26,6 +27,6 @@ def _looked(name: str, look: Callable[[], Iterable[Finding]]) -> list[Finding]:
     try:
         found.extend(look())
     except Exception as error:  # a machine that is out of order may answer anything
-        text = f"could not be looked at: {type(error).__name__}: {bare(error)}"
-        found.append(Finding(name, text, "it is not known", "report it, with `bigqa doctor --json`"))
+        text = tr("could not be looked at: {kind}: {error}", kind=type(error).__name__, error=bare(error))
+        found.append(Finding(name, text, tr("it is not known"), tr("report it, with `bigqa doctor --json`")))
     return found

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import psutil
 
 from bigqa.doctor.finding import Finding
+from bigqa.language import Text, put, tr
 from bigqa.machine.hardware import Hardware
 from bigqa.units import GIB, MIB, format_bytes
 
@@ -30,36 +31,49 @@ def findings(hardware: Hardware) -> Iterator[Finding]:
 def memory(hardware: Hardware) -> Finding:
     """Say how much there is, and how much of it this process may use."""
     total, free, whole = hardware.host_total_bytes, hardware.host_free_bytes, int(psutil.virtual_memory().total)
-    found = f"{format_bytes(free)} of {format_bytes(total)} free"
+    found = tr("{free} of {total} free", free=format_bytes(free), total=format_bytes(total))
     if total < whole:
-        found += f": of the machine's {format_bytes(whole)} this process may use no more (cgroup or ulimit)"
+        found = tr(
+            "{found}: of the machine's {whole} this process may use no more (cgroup or ulimit)",
+            found=found,
+            whole=format_bytes(whole),
+        )
     if free < LEAST_FREE_BYTES:
-        return Finding("memory", found, "small models alone can be trained", "end what else runs, or raise the limit")
-    return Finding("memory", found)
+        cost = tr("small models alone can be trained")
+        return Finding(tr("memory"), found, cost, tr("end what else runs, or raise the limit"))
+    return Finding(tr("memory"), found)
 
 
 def swap() -> Finding:
     """Say whether memory is on a disk."""
     found = psutil.swap_memory()
     if found.used > GIB:
-        text = f"{format_bytes(found.used)} of {format_bytes(found.total)} in use"
-        return Finding("swap", text, "steps take many times as long as predicted", "end what else runs")
+        text = tr("{used} of {total} in use", used=format_bytes(found.used), total=format_bytes(found.total))
+        cost = tr("steps take many times as long as predicted")
+        return Finding(tr("swap"), text, cost, tr("end what else runs"))
     if found.total:
-        return Finding("swap", f"{format_bytes(found.total)}, {format_bytes(found.used)} in use")
-    return Finding("swap", "none: without memory a run is killed at once, and goes on under a smaller strategy")
+        text = tr("{total}, {used} in use", total=format_bytes(found.total), used=format_bytes(found.used))
+        return Finding(tr("swap"), text)
+    text = tr("none: without memory a run is killed at once, and goes on under a smaller strategy")
+    return Finding(tr("swap"), text)
 
 
 def locked(limit_bytes: int | None) -> Finding:
     """Say how much may be locked (`ulimit -l`), by locking some: for some users the limit does not hold."""
-    limit = "no limit" if limit_bytes is None else f"{limit_bytes // 1024:,} KiB"
+    name, limit = tr("locked memory"), _limit(limit_bytes)
     if can_lock(LOCKED_BYTES):
-        holds = "" if limit_bytes is None or limit_bytes >= LOCKED_BYTES else ", which does not hold for this user"
-        return Finding("locked memory", f"{limit}{holds}")
+        holds = limit_bytes is None or limit_bytes >= LOCKED_BYTES
+        return Finding(name, limit if holds else tr("{limit}, which does not hold for this user", limit=limit))
     return Finding(
-        "locked memory", f"{limit} (ulimit -l)",
-        "strategies that offload to a disk, and InfiniBand between machines, fail",
-        "ulimit -l unlimited; docker run --ulimit memlock=-1; or memlock in /etc/security/limits.conf",
-    )  # fmt: skip
+        name,
+        put("{limit} (ulimit -l)", limit=limit),
+        tr("strategies that offload to a disk, and InfiniBand between machines, fail"),
+        tr("ulimit -l unlimited; docker run --ulimit memlock=-1; or memlock in /etc/security/limits.conf"),
+    )
+
+
+def _limit(limit_bytes: int | None) -> Text:
+    return tr("no limit") if limit_bytes is None else put("{size:,} KiB", size=limit_bytes // 1024)
 
 
 def can_lock(size_bytes: int) -> bool:
@@ -75,13 +89,16 @@ def can_lock(size_bytes: int) -> bool:
 
 def shared(free_bytes: int) -> Finding:
     """Say whether /dev/shm has room for what processes hand each other."""
-    found = f"{format_bytes(free_bytes)} free" if free_bytes else "nothing free, or not there"
+    size = format_bytes(free_bytes)
+    found = tr("{size} free", size=size) if free_bytes else tr("nothing free, or not there")
     if free_bytes >= SHARED_BYTES:
         return Finding("/dev/shm", found)
     return Finding(
-        "/dev/shm", found, "runs of several processes may end in 'No space left on device', or a bus error",
-        "docker run --shm-size=8g, or --ipc=host; on Kubernetes an emptyDir of medium Memory at /dev/shm",
-    )  # fmt: skip
+        "/dev/shm",
+        found,
+        tr("runs of several processes may end in 'No space left on device', or a bus error"),
+        tr("docker run --shm-size=8g, or --ipc=host; on Kubernetes an emptyDir of medium Memory at /dev/shm"),
+    )
 
 
 def threads(cores: int) -> Finding:
@@ -89,17 +106,19 @@ def threads(cores: int) -> Finding:
     asked = {name: os.environ.get(name, "") for name in ("BIGQA_THREADS", "OMP_NUM_THREADS")}
     fewer = [f"{name}={text}" for name, text in asked.items() if text.isdecimal() and 0 < int(text) < cores]
     if not fewer:
-        return Finding("cores", str(cores))
-    found, mend = f"{cores}, and {', '.join(fewer)} is set", f"unset {fewer[0].partition('=')[0]}"
-    return Finding("cores", found, "steps on the CPU take longer", mend)
+        return Finding(tr("cores"), str(cores))
+    found = tr("{cores}, and {fewer} is set", cores=cores, fewer=", ".join(fewer))
+    mend = put("unset {name}", name=fewer[0].partition("=")[0])
+    return Finding(tr("cores"), found, tr("steps on the CPU take longer"), mend)
 
 
 def wsl(*, is_there: bool) -> Finding:
     """Say what is otherwise within Windows' Linux."""
     if not is_there:
-        return Finding("WSL2", "no")
+        return Finding("WSL2", tr("no"))
     return Finding(
-        "WSL2", "this is Linux within Windows",
-        "it has half of the machine's memory, less of it can be pinned, and folders of Windows (/mnt/c) are slow",
-        "give it more by memory= in .wslconfig, and keep data and runs within Linux",
-    )  # fmt: skip
+        "WSL2",
+        tr("this is Linux within Windows"),
+        tr("it has half of the machine's memory, less of it can be pinned, and folders of Windows (/mnt/c) are slow"),
+        tr("give it more by memory= in .wslconfig, and keep data and runs within Linux"),
+    )

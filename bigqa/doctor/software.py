@@ -16,19 +16,21 @@ from packaging.version import Version
 
 from bigqa.doctor.finding import Finding, bare
 from bigqa.engine.extensions import compiled
+from bigqa.language import joined, put, tr
 
 TRIED = {"python": "3.13", "torch": "2.14", "transformers": "5.23"}
 """The newest that the tests were run with."""
 NEEDED = ("transformers", "accelerate", "tokenizers", "safetensors", "pydantic")
 OPTIONAL = {
-    "deepspeed": ("ZeRO and optimizers that are offloaded (zero1 to zero3-offload)", "deepspeed"),
-    "bitsandbytes": ("states of 8 bits and QLoRA (8bit, stream-8bit, qlora)", "8bit"),
-    "peft": ("LoRA and QLoRA", "adapters"),
-    "scikit-learn": ("scores of --task classify", "scores"),
+    "deepspeed": (tr("ZeRO and optimizers that are offloaded (zero1 to zero3-offload)"), "deepspeed"),
+    "bitsandbytes": (tr("states of 8 bits and QLoRA (8bit, stream-8bit, qlora)"), "8bit"),
+    "peft": (tr("LoRA and QLoRA"), "adapters"),
+    "scikit-learn": (tr("scores of --task classify"), "scores"),
 }
 """Library -> what is not to be had without it, and the extra of bigqa that brings it."""
-COMPILER_COST = "what DeepSpeed compiles (optimizers that are offloaded) and `bigqa rehearse` cannot be had"
-COMPILER = "install one: apt-get install g++, or conda install gxx_linux-64"
+COMPILER_COST = tr("what DeepSpeed compiles (optimizers that are offloaded) and `bigqa rehearse` cannot be had")
+COMPILER = tr("install one: apt-get install g++, or conda install gxx_linux-64")
+ABSENT, NOTHING = tr("not installed: see above"), tr("nothing trains")
 
 
 def findings() -> Iterator[Finding]:
@@ -38,7 +40,8 @@ def findings() -> Iterator[Finding]:
     for name in NEEDED:
         yield library(name)
     for name, (what, extra) in OPTIONAL.items():
-        yield library(name, f"{what} cannot be had", f"pip install 'bigqa[{extra}]'")
+        mend = put("pip install 'bigqa[{extra}]'", extra=extra)
+        yield library(name, tr("{what} cannot be had", what=what), mend)
     yield bitsandbytes_library()
     yield compiler()
     yield cpu_adam()
@@ -48,22 +51,22 @@ def findings() -> Iterator[Finding]:
 def _python() -> Finding:
     here = platform.python_version()
     if Version(here) < Version("3.10"):
-        return Finding("Python", here, "this program wants 3.10 or later", "install another Python", broken=True)
-    return Finding("Python", here + _untried("python", here))
+        cost = tr("this program wants 3.10 or later")
+        return Finding("Python", here, cost, tr("install another Python"), broken=True)
+    return Finding("Python", _untried("python", here))
 
 
 def _torch() -> Finding:
     try:
         import torch
     except Exception as error:
-        return Finding(
-            "torch", f"cannot be imported: {bare(error)}", "nothing trains", "pip install --force-reinstall torch",
-            broken=True,
-        )  # fmt: skip
-    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "for the CPU alone"
-    build = f"ROCm {torch.version.hip}" if torch.version.hip else build
+        text = tr("cannot be imported: {error}", error=bare(error))
+        return Finding("torch", text, NOTHING, put("pip install --force-reinstall torch"), broken=True)
+    build = put("CUDA {version}", version=torch.version.cuda) if torch.version.cuda else tr("for the CPU alone")
+    build = put("ROCm {version}", version=torch.version.hip) if torch.version.hip else build
     found = library("torch")
-    return Finding("torch", f"{found.found}, {build}", found.cost, found.mend, found.broken)
+    text = put("{found}, {build}", found=found.found, build=build)
+    return Finding("torch", text, found.cost, found.mend, found.broken)
 
 
 def library(name: str, without: str = "", mend: str = "") -> Finding:
@@ -71,13 +74,14 @@ def library(name: str, without: str = "", mend: str = "") -> Finding:
     try:
         here = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        cost = without or "nothing trains"
-        return Finding(name, "not installed", cost, mend or f"pip install {name}", broken=not without)
+        install = mend or put("pip install {name}", name=name)
+        return Finding(name, tr("not installed"), without or NOTHING, install, broken=not without)
     wanted = supported().get(name, SpecifierSet())
     if not wanted.contains(here, prereleases=True):
-        cost = without or "what this version does otherwise is not known"
-        return Finding(name, f"{here}, and {wanted} is supported", cost, f"pip install -U '{name}{wanted}'")
-    return Finding(name, here + _untried(name, here))
+        text = tr("{here}, and {wanted} is supported", here=here, wanted=wanted)
+        cost = without or tr("what this version does otherwise is not known")
+        return Finding(name, text, cost, put("pip install -U '{name}{wanted}'", name=name, wanted=wanted))
+    return Finding(name, _untried(name, here))
 
 
 @functools.cache
@@ -88,76 +92,91 @@ def supported() -> dict[str, SpecifierSet]:
 
 
 def _untried(name: str, here: str) -> str:
+    """Return a version, and whether it is newer than all that were tested."""
     newest = TRIED.get(name)
     if newest is None or Version(here).release[:2] <= Version(newest).release[:2]:
-        return ""
-    return f" (newer than {newest}, the newest that was tested)"
+        return here
+    return tr("{here} (newer than {newest}, the newest that was tested)", here=here, newest=newest)
 
 
 def bitsandbytes_library() -> Finding:
     """Say whether the compiled part of bitsandbytes, which does the work, is there for this torch."""
-    name = "bitsandbytes' library"
+    name = tr("bitsandbytes' library")
     try:
         from bitsandbytes import cextension
     except ModuleNotFoundError:
-        return Finding(name, "not installed: see above")
+        return Finding(name, ABSENT)
     except Exception as error:
         return _no_bitsandbytes(name, bare(error))
     kind = type(cextension.lib).__name__
     if "Mock" in kind:
-        return _no_bitsandbytes(name, "not there for this torch")
-    return Finding(name, "for CUDA" if "Cuda" in kind else "for the CPU")
+        return _no_bitsandbytes(name, tr("not there for this torch"))
+    return Finding(name, tr("for CUDA") if "Cuda" in kind else tr("for the CPU"))
 
 
 def _no_bitsandbytes(name: str, found: str) -> Finding:
     return Finding(
-        name, found, "states of 8 bits and QLoRA fail in their first step",
-        "pip install -U bitsandbytes; `python -m bitsandbytes` says what it looks for",
-    )  # fmt: skip
+        name,
+        found,
+        tr("states of 8 bits and QLoRA fail in their first step"),
+        tr("pip install -U bitsandbytes; `python -m bitsandbytes` says what it looks for"),
+    )
 
 
 def compiler() -> Finding:
     """Say whether there is what compiles C and C++, and what it needs."""
     missing = [name for name in (os.environ.get("CC", "gcc"), os.environ.get("CXX", "c++")) if not shutil.which(name)]
     if missing:
-        return Finding("compiler", f"no {' and no '.join(map(bare, missing))} on PATH", COMPILER_COST, COMPILER)
-    return Finding("compiler", "gcc and c++ are there")
+        first, last = bare(missing[0]), bare(missing[-1])
+        one, both = tr("no {name} on PATH", name=first), tr("no {first} and no {last} on PATH", first=first, last=last)
+        return Finding(tr("compiler"), one if len(missing) == 1 else both, COMPILER_COST, COMPILER)
+    return Finding(tr("compiler"), tr("gcc and c++ are there"))
 
 
 def cpu_adam() -> Finding:
     """Say whether DeepSpeed's Adam for the CPU is compiled, or can be."""
-    name = "DeepSpeed's CPU Adam"
+    name = tr("DeepSpeed's CPU Adam")
     try:
         importlib.metadata.version("deepspeed")
     except importlib.metadata.PackageNotFoundError:
-        return Finding(name, "not installed: see above")
+        return Finding(name, ABSENT)
     if compiled("cpu_adam"):
-        return Finding(name, "compiled")
-    lacks = {
-        "a compiler": shutil.which(os.environ.get("CXX", "c++")) is None,
-        "Python's headers": not Path(sysconfig.get_path("include"), "Python.h").is_file(),
-        "ninja": not (shutil.which("ninja") or Path(sys.executable).with_name("ninja").is_file()),
-    }
-    missing = [what for what, is_missing in lacks.items() if is_missing]
+        return Finding(name, tr("compiled"))
+    wanted = (
+        (tr("a compiler"), COMPILER, bool(shutil.which(os.environ.get("CXX", "c++")))),
+        (
+            tr("Python's headers"),
+            put("apt-get install python3-dev"),
+            Path(sysconfig.get_path("include"), "Python.h").is_file(),
+        ),
+        (
+            put("ninja"),
+            put("pip install ninja"),
+            bool(shutil.which("ninja")) or Path(sys.executable).with_name("ninja").is_file(),
+        ),
+    )
+    missing = {what: mend for what, mend, is_there in wanted if not is_there}
     if missing:
-        mend = {"a compiler": COMPILER, "Python's headers": "apt-get install python3-dev", "ninja": "pip install ninja"}
         return Finding(
-            name, f"not compiled, and it cannot be: {', '.join(missing)} missing",
-            "optimizers that are offloaded by ZeRO (zero2-offload, zero3-offload) cannot be had",
-            "; ".join(mend[what] for what in missing),
-        )  # fmt: skip
-    return Finding(name, "compiled at its first use, in a minute or two; now: python -m bigqa.engine.extensions")
+            name,
+            tr("not compiled, and it cannot be: {what} missing", what=joined(", ", missing)),
+            tr("optimizers that are offloaded by ZeRO (zero2-offload, zero3-offload) cannot be had"),
+            joined("; ", missing.values()),
+        )
+    return Finding(name, tr("compiled at its first use, in a minute or two; now: python -m bigqa.engine.extensions"))
 
 
 def libaio() -> Finding:
     """Say whether what DeepSpeed reads and writes a disk with can be compiled, or is."""
     if compiled("async_io"):
-        return Finding("libaio", "DeepSpeed's part for disks is compiled")
+        return Finding("libaio", tr("DeepSpeed's part for disks is compiled"))
     folders = [Path(sysconfig.get_path("include")), Path("/usr/include"), Path("/usr/local/include")]
     folders += [Path(part) for part in os.environ.get("CPATH", "").split(os.pathsep) if part]
     if any((folder / "libaio.h").is_file() for folder in folders):
-        return Finding("libaio", "its header is there")
+        return Finding("libaio", tr("its header is there"))
     return Finding(
-        "libaio", "its header (libaio.h) is not there", "strategies that offload to a disk (zero3-nvme) cannot be had",
-        "apt-get install libaio-dev",
-    )  # fmt: skip
+        "libaio",
+        tr("its header (libaio.h) is not there"),
+        tr("strategies that offload to a disk (zero3-nvme) cannot be had"),
+        put("apt-get install libaio-dev"),
+    )

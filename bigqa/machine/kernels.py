@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from bigqa.language import tr
+from bigqa.language import Text, put, tr
 
 Capability = tuple[int, int]
 
@@ -62,7 +62,15 @@ def _runs_on(one: str, capability: Capability) -> bool:
 
 
 def lacking(card: str, capability: Capability, build: Build) -> str | None:
-    """Say that a torch has no kernels for a card, and what to install instead; nothing where it has them.
+    """Say that a torch has no kernels for a card, and what to install instead; nothing where it has them."""
+    problem = no_kernels(card, capability, build)
+    if problem is None:
+        return None
+    return put("{problem}: {remedy}", problem=problem, remedy=remedy(capability, build))
+
+
+def no_kernels(card: str, capability: Capability, build: Build) -> Text | None:
+    """Say that a torch has no kernels for a card; nothing where it has them.
 
     Of a build for the CPU, that of PyPI is meant in its place: it is what an installation on a GPU gets.
     """
@@ -75,13 +83,7 @@ def lacking(card: str, capability: Capability, build: Build) -> str | None:
         else tr("torch {public} as PyPI has it (CUDA 13)", public=build.public)
     )
     of = tr("compute capability {major}.{minor}", major=capability[0], minor=capability[1])
-    return tr(
-        "{named} has no kernels for the {card} ({of}): {remedy}",
-        named=named,
-        card=card,
-        of=of,
-        remedy=remedy(capability, build),
-    )
+    return tr("{named} has no kernels for the {card} ({of})", named=named, card=card, of=of)
 
 
 def remedy(capability: Capability, build: Build) -> str:

@@ -1,15 +1,15 @@
-"""Templates of this room. In: a template's name, values. Out: a page."""
+"""Templates of this room. In: a template's name, values. Out: a page, in the language of this process."""
 
 from pathlib import Path
 from typing import Any
 
-import jinja2
+from bigqa.console import page_environment
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
 def made(template: str, **values: Any) -> str:
     """Return a page."""
-    loader = jinja2.FileSystemLoader(TEMPLATES)
-    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.get_template(template).render(**values)
+    return str(
+        page_environment(TEMPLATES, trim_blocks=True, lstrip_blocks=True).get_template(template).render(**values)
+    )

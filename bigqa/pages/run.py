@@ -69,7 +69,7 @@ def read_run(folder: Path) -> Run:
     """Read a run's folder. Raises: BigqaError where it is none, or a file of it is spoiled."""
     if not (folder / "config.json").is_file():
         raise BigqaError(tr("{folder} is not a bigqa run folder: it has no config.json", folder=folder))
-    config = read_json(folder / "config.json", "the run's config")
+    config = read_json(folder / "config.json", tr("the run's config"))
     if not isinstance(config, dict) or "model" not in config:
         raise BigqaError(tr("{folder} is not a bigqa run's config", folder=folder / "config.json"))
     return Run(
@@ -88,7 +88,7 @@ def read_run(folder: Path) -> Run:
 def _object(file: Path) -> Record:
     if not file.is_file():
         return {}
-    found = read_json(file, "a run's file")
+    found = read_json(file, tr("a run's file"))
     return found if isinstance(found, dict) else {}
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bigqa.files import write_text
+from bigqa.language import Text, joined, put, tr
 from bigqa.pages.charts import Line, chart, smoothed
 from bigqa.pages.made import made
 from bigqa.pages.run import Record, Run, read_run
@@ -16,6 +17,8 @@ from bigqa.units import GIB, MIB, format_bytes, format_seconds
 
 FILE = "report.html"
 HIDDEN = ("ladder", "origin", "strategy", "task_options", "predicted_samples_per_s", "out")
+NAMES = (tr("exact match"), tr("total"), tr("missing"), tr("tokens"), tr("step"), tr("accuracy"))
+"""Of figures, as reports have them: `_spoken` says these."""
 COUNTS = ("step", "total", "missing", "tokens")
 """Figures among scores that count what was scored."""
 LATER = 0.3
@@ -52,9 +55,10 @@ def run_page(run: Run) -> str:
 
 def _state(run: Run) -> str:
     if run.is_over:
-        ended = "" if run.done >= (run.num_steps or 0) else f", ended after step {run.done} of {run.num_steps}"
-        return f"done{ended}"
-    return f"at step {run.done} of {run.num_steps or '?'}: it goes on, or was ended"
+        whole = run.done >= (run.num_steps or 0)
+        ended = tr("done, ended after step {done} of {steps}", done=run.done, steps=run.num_steps)
+        return tr("done") if whole else ended
+    return tr("at step {done} of {steps}: it goes on, or was ended", done=run.done, steps=run.num_steps or "?")
 
 
 def _plain(scores: Record) -> list[tuple[str, str]]:
@@ -64,24 +68,30 @@ def _plain(scores: Record) -> list[tuple[str, str]]:
 
 def _figures(run: Run) -> list[tuple[str, str, str]]:
     """Return name, measured and predicted of what a run took."""
-    rows = []
+    rows: list[tuple[str, str, str]] = []
     if peak := max((one["peak_memory_bytes"] for one in run.steps), default=None):
         predicted = run.predicted_bytes
-        rows.append(("peak memory", format_bytes(peak), _beside(predicted, peak, format_bytes)))
+        rows.append((tr("peak memory"), format_bytes(peak), _beside(predicted, peak, format_bytes)))
     if speed := _late(run, "tokens_per_s"):
-        words = f"{speed:,.0f} tokens/s"
-        rows.append(("speed", words, _beside(run.predicted_tokens_per_s, speed, lambda one: f"{one:,.0f} tokens/s")))
+        rows.append((tr("speed"), _tokens(speed), _beside(run.predicted_tokens_per_s, speed, _tokens)))
     seconds = sum(one["seconds"] for one in run.steps)
     if seconds:
-        rows.append(("time in steps", format_seconds(seconds), ""))
+        rows.append((tr("time in steps"), format_seconds(seconds), ""))
     if run.report:
-        rows.append(("windows", f"{run.report['windows']:,}", ""))
-    rows.append(("steps", f"{run.done:,}" + (f" of {run.num_steps:,}" if run.num_steps else ""), ""))
+        rows.append((tr("windows"), f"{run.report['windows']:,}", ""))
+    steps = tr("{done:,} of {steps:,}", done=run.done, steps=run.num_steps) if run.num_steps else f"{run.done:,}"
+    rows.append((tr("steps"), steps, ""))
     return rows
 
 
+def _tokens(speed: float) -> Text:
+    return tr("{count:,.0f} tokens/s", count=speed)
+
+
 def _beside(predicted: float | None, measured: float, words: Any) -> str:
-    return f"{words(predicted)} predicted ({predicted / measured - 1:+.1%})" if predicted else ""
+    if not predicted:
+        return ""
+    return tr("{figure} predicted ({off:+.1%})", figure=words(predicted), off=predicted / measured - 1)
 
 
 def _late(run: Run, name: str) -> float | None:
@@ -100,21 +110,22 @@ def _marks(run: Run) -> list[tuple[float, str]]:
 
 def _loss(run: Run) -> Any:
     points = _points(run, "loss")
-    lines = [Line("each step", points, faint=True), Line("loss", smoothed(points))]
-    return chart("Loss", lines, across="step", words=lambda one: f"{one:g}", marks=_marks(run))
+    lines = [Line(tr("each step"), points, faint=True), Line(tr("loss"), smoothed(points))]
+    return chart(tr("Loss"), lines, across=tr("step"), words=lambda one: f"{one:g}", marks=_marks(run))
 
 
 def _rate(run: Run) -> Any:
-    return chart(
-        "Learning rate", [Line("learning rate", _points(run, "lr"))], across="step", words=_small, from_zero=True
-    )
+    line = Line(tr("learning rate"), _points(run, "lr"))
+    return chart(tr("Learning rate"), [line], across=tr("step"), words=_small, from_zero=True)
 
 
 def _speed(run: Run) -> Any:
     points = _points(run, "tokens_per_s")
-    lines = [Line("each step", points, faint=True), Line("tokens a second", smoothed(points))]
-    lines += _level("predicted, of full windows", run.predicted_tokens_per_s, points)
-    return chart("Speed", lines, across="step", words=lambda one: f"{one:,.0f}", from_zero=True, marks=_marks(run))
+    lines = [Line(tr("each step"), points, faint=True), Line(tr("tokens a second"), smoothed(points))]
+    lines += _level(tr("predicted, of full windows"), run.predicted_tokens_per_s, points)
+    return chart(
+        tr("Speed"), lines, across=tr("step"), words=lambda one: f"{one:,.0f}", from_zero=True, marks=_marks(run)
+    )
 
 
 def _memory(run: Run) -> Any:
@@ -125,10 +136,12 @@ def _memory(run: Run) -> Any:
     def of(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
         return [(step, size / unit) for step, size in points]
 
-    what = "peak so far" if run.on_gpu else "peak so far, resident"
-    lines = [Line("now", of(_points(run, "memory_bytes")), 1), Line(what, of(peaks))]
-    lines += _level("predicted peak", (run.predicted_bytes or 0) / unit, peaks)
-    return chart("Memory", lines, across="step", words=lambda one: f"{one:g} {name}", from_zero=True, marks=_marks(run))
+    what = tr("peak so far") if run.on_gpu else tr("peak so far, resident")
+    lines = [Line(tr("now"), of(_points(run, "memory_bytes")), 1), Line(what, of(peaks))]
+    lines += _level(tr("predicted peak"), (run.predicted_bytes or 0) / unit, peaks)
+    return chart(
+        tr("Memory"), lines, across=tr("step"), words=lambda one: f"{one:g} {name}", from_zero=True, marks=_marks(run)
+    )
 
 
 def _level(name: str, value: float | None, points: list[tuple[float, float]]) -> list[Line]:
@@ -143,7 +156,7 @@ def _scores(run: Run) -> Any:
     lines = [
         Line(_spoken(name), [(one["step"], one[name]) for one in run.evaluations], at) for at, name in enumerate(shown)
     ]
-    return chart("Scores as it trained", lines, across="step", words=lambda one: f"{one:g}", marks=_marks(run))
+    return chart(tr("Scores as it trained"), lines, across=tr("step"), words=lambda one: f"{one:g}", marks=_marks(run))
 
 
 def _plan(run: Run) -> list[tuple[str, str]]:
@@ -155,7 +168,8 @@ def _plan(run: Run) -> list[tuple[str, str]]:
 
 
 def _switch(one: Record) -> dict[str, str]:
-    after = f"after step {one['after_step']}" if one.get("after_step") else "from the last checkpoint"
+    step = one.get("after_step")
+    after = tr("after step {step}", step=step) if step else tr("from the last checkpoint")
     return {"time": one["time"], "after": after, "to": one["to"], "why": f"{one['where']}: {one['reason']}"}
 
 
@@ -167,7 +181,7 @@ def _evaluations(run: Run) -> tuple[list[str], list[list[str]]] | None:
     rows = [[_figure(one.get(name)) for name in names] for one in run.evaluations]
     heads = [_spoken(name) for name in names]
     for row, one in zip(rows, run.evaluations, strict=True):
-        row.append("best" if one.get("step") == best.get("step") else "")
+        row.append(tr("best") if one.get("step") == best.get("step") else "")
     return [*heads, ""], rows
 
 
@@ -184,29 +198,37 @@ def _example(one: Record) -> dict[str, Any]:
     for begin, end in pairwise(edges):
         kinds = sorted({kind for low, high, kind in marks if low <= begin and end <= high})
         pieces.append((" ".join(kinds), text[begin:end]))
-    sure = f"{one['certainty']:.0%} sure" if one["certainty"] is not None else ""
-    figure = one["figure"] or f"{one['value']:.0%} right"
-    return one | {"pieces": pieces, "told": " · ".join(filter(None, (figure, sure)))}
+    sure = tr("{share:.0%} sure", share=one["certainty"]) if one["certainty"] is not None else ""
+    figure = one["figure"] or tr("{share:.0%} right", share=one["value"])
+    return one | {"pieces": pieces, "told": joined(" · ", filter(None, (figure, sure)))}
 
 
 def _going_on(run: Run) -> dict[str, Any]:
     """Say what it would cost to go on: to the end, or with another epoch, in time, memory and disk."""
     each, steps = _late(run, "seconds"), run.num_steps
     peak = max((one["peak_memory_bytes"] for one in run.steps), default=0)
-    lines, commands = [], []
+    lines: list[Text] = []
+    commands: list[str] = []
     if not run.is_over and each and steps:
         left = steps - run.done
-        lines.append(f"{left:,} steps are left: about {format_seconds(left * each)} at {each:.2f} s a step.")
-        commands.append(f"bigqa train --resume {shlex.quote(str(run.folder))}")
+        time = format_seconds(left * each)
+        lines.append(
+            tr("{left:,} steps are left: about {time} at {each:.2f} s a step.", left=left, time=time, each=each)
+        )
+        commands.append(put("bigqa train --resume {folder}", folder=shlex.quote(str(run.folder))))
     epoch = run.plan.get("steps_per_epoch")
     if each and epoch:
-        lines.append(f"One more epoch is {epoch:,} steps: about {format_seconds(epoch * each)}, in the same memory.")
+        time = format_seconds(epoch * each)
+        lines.append(tr("One more epoch is {steps:,} steps: about {time}, in the same memory.", steps=epoch, time=time))
     if each and steps:
-        lines.append(f"The same run with another seed is about {format_seconds(steps * each)}, and scoring it.")
+        time = format_seconds(steps * each)
+        lines.append(tr("The same run with another seed is about {time}, and scoring it.", time=time))
     if peak:
-        lines.append(f"It needs {format_bytes(peak)} at its peak, and for checkpoints {_checkpoints(run)} of disk.")
+        sizes = {"peak": format_bytes(peak), "disk": _checkpoints(run)}
+        lines.append(tr("It needs {peak} at its peak, and for checkpoints {disk} of disk.", **sizes))
     if run.is_over:
-        lines.append("The learning rate has come to its end: to learn more, train anew from this model, or for longer.")
+        text = tr("The learning rate has come to its end: to learn more, train anew from this model, or for longer.")
+        lines.append(text)
         words = ["bigqa", "train", "--model", str(run.folder / "model"), "--train-file", run.config["train_file"]]
         commands.append(shlex.join([*words, "--out", f"{run.folder}-more"]))
     return {"lines": lines, "commands": commands}
@@ -219,7 +241,8 @@ def _checkpoints(run: Run) -> str:
     if each:
         return format_bytes(max(each) * run.config.get("keep", 2))
     weights = _size(run.folder / "model")
-    return f"up to {format_bytes(3 * weights * run.config.get('keep', 2))}" if weights else "some"
+    most = format_bytes(3 * weights * run.config.get("keep", 2))
+    return tr("up to {size}", size=most) if weights else tr("some")
 
 
 def _size(path: Path) -> int:
@@ -228,11 +251,13 @@ def _size(path: Path) -> int:
 
 def _settings(run: Run) -> list[tuple[str, str]]:
     shown = {name: value for name, value in run.config.items() if value is not None and name not in HIDDEN}
-    return [(_spoken(name), str(value)) for name, value in (shown | run.config.get("task_options", {})).items()]
+    every = shown | run.config.get("task_options", {})
+    return [(name.replace("_", "-"), str(value)) for name, value in every.items()]
 
 
 def _spoken(name: str) -> str:
-    return name.replace("_", " ")
+    """Return a figure's name as people say it, in their language where the catalogue has it."""
+    return put(name.replace("_", " "))
 
 
 def _is_number(value: Any) -> bool:

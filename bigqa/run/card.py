@@ -1,7 +1,8 @@
 """A result's model card. In: a run's settings, task, figures. Out: README.md, as the hub reads and shows it.
 
 Data, recipe, plan, scores, and the command that makes it again. Files are named without their folders: a card is read
-by others, and says nothing of the machine.
+by others, and says nothing of the machine. It is in the language of who ran the run, since that person hands the model
+on; its head, which the hub reads, the names of settings and scores, and the command stay as they are.
 """
 
 import json
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bigqa.files import write_text
+from bigqa.language import Text, put, shown, tr
 from bigqa.models.sources import Recipe
 from bigqa.settings import Settings
 from bigqa.strategy import STRATEGIES, Strategy
@@ -40,29 +42,30 @@ def card(kind: TaskKind[Any], settings: Settings, report: Mapping[str, Any]) -> 
     base = settings.model if "/" in settings.model and not Path(settings.model).exists() else None
     head = {"library_name": "transformers", "pipeline_tag": kind.pipeline, "base_model": base}
     lines = ["---", *(f"{name}: {value}" for name, value in head.items() if value), "tags:", "- bigqa", "---", ""]
-    lines += [f"# {_base_name(settings)}, fine-tuned ({kind.name})", ""]
-    lines += ["Made by bigqa; loads in transformers, and answers in its pipelines.", ""]
+    title = tr("{base}, fine-tuned ({task})", base=_base_name(settings), task=kind.name)
+    lines += [put("# {title}", title=title), ""]
+    lines += [tr("Made by bigqa; loads in transformers, and answers in its pipelines."), ""]
     if "scores" in report:
-        lines += [f"**{kind.headline(report['scores'])}**", ""]
-    parts = {
-        "Data": _data(settings, report),
-        "Scores": _scores(report),
-        "Recipe": {name: value for name in RECIPE if (value := getattr(settings, name)) is not None}
+        lines += [put("**{headline}**", headline=kind.headline(report["scores"])), ""]
+    parts: dict[Text, dict[str, Any]] = {
+        tr("Data"): _data(settings, report),
+        tr("Scores"): _scores(report),
+        tr("Recipe"): {name: value for name in RECIPE if (value := getattr(settings, name)) is not None}
         | settings.task_options,
-        "Plan": _plan(settings, report),
+        tr("Plan"): _plan(settings, report),
     }
     for title, rows in parts.items():
         if rows:
             lines += [
-                f"## {title}",
+                put("## {title}", title=title),
                 "",
                 "| | |",
                 "|---|---|",
-                *(f"| {name} | {value} |" for name, value in rows.items()),
+                *(put("| {name} | {value} |", name=name, value=value) for name, value in rows.items()),
                 "",
             ]
-    lines += ["## Command", "", "```", command(settings), "```", ""]
-    return "\n".join(lines)
+    lines += [put("## {title}", title=tr("Command")), "", "```", command(settings), "```", ""]
+    return "\n".join(map(shown, lines))
 
 
 def command(settings: Settings) -> str:
@@ -108,12 +111,12 @@ def _strategy_name(strategy: Strategy | None) -> str | None:
 
 def _data(settings: Settings, report: Mapping[str, Any]) -> dict[str, Any]:
     digests = settings.origin.model_dump() if settings.origin is not None else {}
-    found: dict[str, Any] = {"windows trained on": report["windows"]}
-    for name in ("train_file", "dev_file"):
+    found: dict[str, Any] = {tr("windows trained on"): report["windows"]}
+    for name, title in (("train_file", tr("train file")), ("dev_file", tr("dev file"))):
         file = getattr(settings, name)
         if file is not None:
             digest = f", blake2b {digests[name]}" if digests.get(name) else ""
-            found[name.replace("_", " ")] = f"{file.name}{digest}"
+            found[title] = f"{file.name}{digest}"
     return found
 
 
@@ -122,21 +125,21 @@ def _scores(report: Mapping[str, Any]) -> dict[str, Any]:
     scores = {name: value for name, value in report.get("scores", {}).items() if isinstance(value, int | float)}
     rounded = {name: round(value, 4) if isinstance(value, float) else value for name, value in scores.items()}
     best = report.get("best")
-    return rounded | ({"best as it trained": json.dumps(best)} if best else {})
+    return rounded | ({tr("best as it trained"): json.dumps(best)} if best else {})
 
 
 def _plan(settings: Settings, report: Mapping[str, Any]) -> dict[str, Any]:
     strategy = settings.strategy
     axes = {} if strategy is None else strategy.model_dump(exclude_defaults=True, exclude={"device", "precision"})
     return {
-        "strategy": _strategy_name(strategy) or "plain",
-        "what it changes": ", ".join(f"{name} {value}" for name, value in axes.items()) or "nothing",
-        "precision": strategy.precision if strategy is not None else settings.precision,
-        "micro-batch": settings.micro_batch or "a process's whole share",
-        "processes": report["num_processes"],
-        "device": report["device"],
-        "peak memory": format_bytes(report["peak_memory_bytes"]),
-        "steps": report["steps"],
-        "seconds": round(report["seconds"], 1),
-        "versions": ", ".join(f"{name} {one}" for name, one in report["versions"].items() if one),
+        tr("strategy"): _strategy_name(strategy) or "plain",
+        tr("what it changes"): ", ".join(f"{name} {value}" for name, value in axes.items()) or tr("nothing"),
+        tr("precision"): strategy.precision if strategy is not None else settings.precision,
+        tr("micro-batch"): settings.micro_batch or tr("a process's whole share"),
+        tr("processes"): report["num_processes"],
+        tr("device"): report["device"],
+        tr("peak memory"): format_bytes(report["peak_memory_bytes"]),
+        tr("steps"): report["steps"],
+        tr("seconds"): round(report["seconds"], 1),
+        tr("versions"): ", ".join(f"{name} {one}" for name, one in report["versions"].items() if one),
     }

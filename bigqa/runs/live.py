@@ -7,7 +7,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from bigqa.console import console, say
 from bigqa.files import read_json
-from bigqa.language import tr
+from bigqa.language import put, shown, tr
 from bigqa.runs.member import Member, last_line
 from bigqa.units import format_seconds
 
@@ -43,9 +43,11 @@ class Live:
     def begun(self, member: Member) -> None:
         """Say that a run begins, or goes on."""
         going_on = (member.folder / "config.json").is_file()
-        say(f"{member.name}: {'going on' if going_on else 'begun'} in {member.folder}")
+        begins = tr("{member}: begun in {folder}", member=member.name, folder=member.folder)
+        goes_on = tr("{member}: going on in {folder}", member=member.name, folder=member.folder)
+        say(goes_on if going_on else begins)
         self._said[member.name] = self._began[member.name] = time.monotonic()
-        self._tasks[member.name] = self._bars.add_task(member.name, total=None, text="")
+        self._tasks[member.name] = self._bars.add_task(shown(member.name), total=None, text="")
 
     def look(self, member: Member) -> None:
         """Show the last step of a run, where the time has come."""
@@ -57,9 +59,10 @@ class Live:
         if record is None:
             return
         steps = self._steps_of(member)
-        text = f"loss {record['loss']:.4f} · {record['samples_per_s']:.2f} samples/s"
+        figures = {"loss": record["loss"], "samples": record["samples_per_s"]}
+        text = tr("loss {loss:.4f} · {samples:.2f} samples/s", **figures)
         if is_terminal:
-            self._bars.update(self._tasks[member.name], completed=record["step"], total=steps, text=text)
+            self._bars.update(self._tasks[member.name], completed=record["step"], total=steps, text=shown(text))
         else:
             say(
                 tr(
@@ -76,7 +79,7 @@ class Live:
         self._bars.remove_task(self._tasks.pop(member.name))
         took = format_seconds(time.monotonic() - self._began[member.name])
         if figure or member.code == 0:
-            say(f"{member.name}: {figure or 'done'} · {took}")
+            say(put("{member}: {figure} · {took}", member=member.name, figure=figure or tr("done"), took=took))
         elif member.is_stopped:
             say(tr("{member}: stopped and saved", member=member.name))
         else:
@@ -84,6 +87,6 @@ class Live:
 
     def _steps_of(self, member: Member) -> int | None:
         if member.name not in self._steps:
-            plan = read_json(member.folder / "plan.json", "a run's plan")
+            plan = read_json(member.folder / "plan.json", tr("a run's plan"))
             self._steps[member.name] = plan.get("steps", 0)
         return self._steps[member.name] or None

@@ -17,6 +17,7 @@ from typing import Any
 from bigqa import interrupts
 from bigqa.errors import BigqaError, in_a_line
 from bigqa.files import opened_to_add, read_json
+from bigqa.language import tr
 from bigqa.lock import FILES, Held, held, read_owner
 from bigqa.run.folder import check_new
 from bigqa.run.launcher import until_it_ends
@@ -77,9 +78,10 @@ class Member:
                 if self.code == 0 or self.is_stopped or self.code < 128 + signal.SIGHUP:
                     break
             if self.code != 0 and not self.problem:
-                self.problem = last_word(self.output) or f"it ended with exit code {self.code}; see {self.output}"
+                silent = tr("it ended with exit code {code}; see {output}", code=self.code, output=self.output)
+                self.problem = last_word(self.output) or silent
         except BigqaError as error:
-            self.code, self.problem = error.exit_code, str(error)
+            self.code, self.problem = error.exit_code, error.args[0]
         except Exception as error:  # a thread's own traceback would be seen by nobody
             self.code, self.problem = 1, f"{type(error).__name__}: {in_a_line(error)}"
 
@@ -113,7 +115,7 @@ def whole_report(folder: Path) -> dict[str, Any] | None:
     """Return a run's report where it is over, with its scores where it has a file to be scored on."""
     if not (folder / "report.json").is_file():
         return None
-    report = read_json(folder / "report.json", "a run's report")
+    report = read_json(folder / "report.json", tr("a run's report"))
     wants = report.get("settings", {}).get("dev_file")
     return report if report.get("scores") or not wants else None
 

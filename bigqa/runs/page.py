@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from bigqa.files import read_json, write_text
+from bigqa.language import Text, joined, put, tr
 from bigqa.pages.charts import Dot, Line, chart, smoothed
 from bigqa.pages.made import made
 from bigqa.pages.run import read_run
-from bigqa.runs.show import figure, setting
+from bigqa.runs.show import FIGURES, STATES, figure, setting
 from bigqa.units import format_seconds
 
 PAGE, SUMMARY, TRIALS = "page.html", "summary.json", "trials.json"
@@ -20,7 +21,7 @@ def rewritten(folder: Path, out: Path | None = None) -> Path | None:
     for name, page in ((SUMMARY, seeds_page), (TRIALS, sweep_page)):
         if (folder / name).is_file():
             file = out or folder / PAGE
-            write_text(file, page(read_json(folder / name, "what the runs came to"), folder))
+            write_text(file, page(read_json(folder / name, tr("what the runs came to")), folder))
             return file
     return None
 
@@ -35,33 +36,39 @@ def seeds_page(found: Mapping[str, Any], folder: Path) -> str:
         }
         for number, row in found["runs"].items()
     ]
-    for label, key in (("mean", "mean"), ("spread", "spread"), ("95% from", "low"), ("95% to", "high")):
+    for label, key in FIGURES:
         rows.append({"cells": [label, *(figure(found["scores"][name][key]) for name in names), ""], "class": ""})
     if found["ensemble"]:
-        cells = ["ensemble", *(figure(found["ensemble"].get(name)) for name in names), ""]
+        cells = [tr("ensemble"), *(figure(found["ensemble"].get(name)) for name in names), ""]
         rows.append({"cells": cells, "class": "strong"})
     return made(
         "several.html.j2",
-        title=f"{len(found['runs'])} seeds",
+        title=tr("{count} seeds", count=len(found["runs"])),
         text=_seeds_text(found),
-        heads=["seed", *(name.replace("_", " ") for name in names), "time"],
+        heads=[tr("seed"), *(name.replace("_", " ") for name in names), tr("time")],
         rows=rows,
         charts=[one for one in (_each_seed(found), _losses(found, folder)) if one],
-        problems=[(f"seed {number}", problem) for number, problem in found["failed"].items()],
+        problems=[(_seed(number), problem) for number, problem in found["failed"].items()],
         command="",
     )
+
+
+def _seed(number: str) -> Text:
+    return tr("seed {number}", number=number)
 
 
 def _seeds_text(found: Mapping[str, Any]) -> list[str]:
     metric = found["metric"].replace("_", " ")
     one = found["scores"].get(found["metric"])
-    lines = []
+    lines: list[str] = []
     if one is not None and one["spread"] is not None:
-        half = (one["high"] - one["low"]) / 2
-        lines.append(f"{metric} {one['mean']:.2f} ± {half:.2f}: mean over {one['count']} seeds, 95% confidence.")
-        lines.append("It tells what other seeds would do on these data, and nothing of other data.")
+        figures = {"mean": one["mean"], "half": (one["high"] - one["low"]) / 2, "count": one["count"]}
+        lines.append(
+            tr("{metric} {mean:.2f} ± {half:.2f}: mean over {count} seeds, 95% confidence.", metric=metric, **figures)
+        )
+        lines.append(tr("It tells what other seeds would do on these data, and nothing of other data."))
     if found["best"]:
-        lines.append(f"The best model is in {found['best']}/model.")
+        lines.append(tr("The best model is in {folder}.", folder=f"{found['best']}/model"))
     return lines
 
 
@@ -73,29 +80,32 @@ def _each_seed(found: Mapping[str, Any]) -> Any:
         return None
     last, figures = len(rows) - 1, found["scores"][metric]
     dots = [
-        Dot((float(at), value), f"seed {number}: {value:.2f}", strong=f"seed-{number}" == found["best"])
+        Dot(
+            (float(at), value),
+            tr("seed {number}: {value:.2f}", number=number, value=value),
+            strong=f"seed-{number}" == found["best"],
+        )
         for at, (number, value) in enumerate(rows)
     ]
-    lines = [Line("mean", [(0, figures["mean"]), (last, figures["mean"])])]
+    lines = [Line(tr("mean"), [(0, figures["mean"]), (last, figures["mean"])])]
     if figures["low"] is not None:
-        lines.append(Line("95% of the mean", [(0, figures["low"]), (last, figures["low"])], 2, dashed=True))
+        lines.append(Line(tr("95% of the mean"), [(0, figures["low"]), (last, figures["low"])], 2, dashed=True))
         lines.append(Line("", [(0, figures["high"]), (last, figures["high"])], 2, dashed=True))
     names = [number for number, _ in rows]
-    return chart(metric.replace("_", " "), lines, dots, across="seed", words=lambda one: f"{one:g}", names=names)
+    return chart(metric.replace("_", " "), lines, dots, across=tr("seed"), words=lambda one: f"{one:g}", names=names)
 
 
 def _losses(found: Mapping[str, Any], folder: Path) -> Any:
     lines = []
     for at, number in enumerate(found["runs"]):
         steps = read_run(folder / f"seed-{number}").steps
-        lines.append(Line(f"seed {number}", smoothed([(one["step"], one["loss"]) for one in steps]), at))
-    return chart("Loss", lines[:MOST_CURVES], across="step", words=lambda one: f"{one:g}")
+        lines.append(Line(_seed(number), smoothed([(one["step"], one["loss"]) for one in steps]), at))
+    return chart(tr("Loss"), lines[:MOST_CURVES], across=tr("step"), words=lambda one: f"{one:g}")
 
 
 def sweep_page(found: Mapping[str, Any], folder: Path) -> str:
     """Return the page of a search."""
     params, metric = list(found["asked"]["search"]), found["metric"].replace("_", " ")
-    states = {"complete": "", "pruned": "ended early"}
     rows = [
         {
             "cells": [
@@ -103,7 +113,7 @@ def sweep_page(found: Mapping[str, Any], folder: Path) -> str:
                 figure(_value(row)),
                 *(setting(row["params"].get(name)) for name in params),
                 format_seconds(row["seconds"]) if row["seconds"] is not None else "",
-                states.get(row["state"], row["state"]),
+                STATES[row["state"]],
             ],
             "class": "strong" if row["trial"] == found["best"] else "no" if row["value"] is None else "",
         }
@@ -111,26 +121,38 @@ def sweep_page(found: Mapping[str, Any], folder: Path) -> str:
     ]
     return made(
         "several.html.j2",
-        title=f"{found['name']}: {len(found['trials'])} trials",
+        title=tr("{name}: {count} trials", name=found["name"], count=len(found["trials"])),
         text=_sweep_text(found),
-        heads=["trial", metric, *(name.replace("_", "-") for name in params), "time", ""],
+        heads=[tr("trial"), metric, *(name.replace("_", "-") for name in params), tr("time"), ""],
         rows=rows,
         charts=[one for one in (_history(found), _curves(found), *(_axis(found, name) for name in params)) if one],
-        problems=[(f"trial {row['trial']}", row["problem"]) for row in found["trials"] if row["problem"]],
+        problems=[
+            (tr("trial {number}", number=row["trial"]), row["problem"]) for row in found["trials"] if row["problem"]
+        ],
         command=" ".join(["bigqa", "train", *found["options"], "--out", "RUN"]) if found["best"] is not None else "",
     )
 
 
 def _sweep_text(found: Mapping[str, Any]) -> list[str]:
     states = [row["state"] for row in found["trials"]]
-    counts = ((states.count(name), words) for name, words in (
-        ("complete", "have a result"), ("pruned", "were ended early"), ("failed", "failed"), ("running", "go on"),
-    ))  # fmt: skip
-    lines = [", ".join(f"{count} {words}" for count, words in counts if count) + "."]
+    counts = {name: states.count(name) for name in STATES}
+    told = (
+        ("complete", tr("{count} have a result", count=counts["complete"])),
+        ("pruned", tr("{count} were ended early", count=counts["pruned"])),
+        ("failed", tr("{count} failed", count=counts["failed"])),
+        ("running", tr("{count} go on", count=counts["running"])),
+        ("waiting", tr("{count} wait", count=counts["waiting"])),
+    )
+    lines: list[str] = []
+    if states:
+        lines.append(put("{counts}.", counts=joined(", ", [words for name, words in told if counts[name]])))
     best = next((row for row in found["trials"] if row["trial"] == found["best"]), None)
     if best is not None:
-        lines.append(f"The best is trial {best['trial']}: {found['metric'].replace('_', ' ')} {figure(best['value'])}.")
-        lines.append("It was chosen among others on the same dev file, so another file will be a little less kind.")
+        name, value = found["metric"].replace("_", " "), figure(best["value"])
+        lines.append(
+            tr("The best is trial {number}: {metric} {value}.", number=best["trial"], metric=name, value=value)
+        )
+        lines.append(tr("It was chosen among others on the same dev file, so another file will be a little less kind."))
     return lines
 
 
@@ -149,7 +171,8 @@ def _valued(found: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], float]]:
 def _dot(row: Mapping[str, Any], at: float, value: float, best: Any) -> Dot:
     params = ", ".join(f"{name.replace('_', '-')} {setting(one)}" for name, one in row["params"].items())
     colour = 0 if row["value"] is not None else 1
-    return Dot((at, value), f"trial {row['trial']}: {value:.4g} ({params})", colour, strong=row["trial"] == best)
+    words = tr("trial {number}: {value:.4g} ({params})", number=row["trial"], value=value, params=params)
+    return Dot((at, value), words, colour, strong=row["trial"] == best)
 
 
 def _history(found: Mapping[str, Any]) -> Any:
@@ -161,8 +184,8 @@ def _history(found: Mapping[str, Any]) -> Any:
             better = min if found["least_is_best"] else max
             best = value if best is None else better(best, value)
             so_far.append((float(row["trial"]), best))
-    lines = [Line("best so far", so_far, 3)] if so_far else []
-    return chart("Trials", lines, dots, across="trial", words=lambda one: f"{one:g}")
+    lines = [Line(tr("best so far"), so_far, 3)] if so_far else []
+    return chart(tr("Trials"), lines, dots, across=tr("trial"), words=lambda one: f"{one:g}")
 
 
 def _curves(found: Mapping[str, Any]) -> Any:
@@ -173,11 +196,11 @@ def _curves(found: Mapping[str, Any]) -> Any:
         if row["value"] is not None:
             curve.append((1.0, row["value"]))
         is_best = row["trial"] == found["best"]
-        name = "best" if is_best else "ended early" if row["state"] == "pruned" else "others"
+        name = tr("best") if is_best else tr("ended early") if row["state"] == "pruned" else tr("others")
         known = any(line.name == name for line in lines)
         colour = 3 if is_best else 1 if row["state"] == "pruned" else 0
         lines.append(Line("" if known else name, curve, colour, faint=False))
-    return chart("Scores as trials went on", lines, across="share of the trial", words=lambda one: f"{one:g}")
+    return chart(tr("Scores as trials went on"), lines, across=tr("share of the trial"), words=lambda one: f"{one:g}")
 
 
 def _part(item: tuple[str, float]) -> int:
@@ -197,4 +220,6 @@ def _axis(found: Mapping[str, Any], name: str) -> Any:
     spoken = name.replace("_", "-")
     log = isinstance(axis, dict) and bool(axis["log"])
     names: Sequence[str] = [Path(str(one)).name for one in choices]
-    return chart(f"By {spoken}", (), dots, across=spoken, words=lambda one: f"{one:g}", log_across=log, names=names)
+    return chart(
+        tr("By {name}", name=spoken), (), dots, across=spoken, words=lambda one: f"{one:g}", log_across=log, names=names
+    )

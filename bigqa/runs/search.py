@@ -187,12 +187,12 @@ def _scored(options: dict[str, Any], stops_early: bool, file: Path) -> dict[str,
 
 def _parsed(file: Path) -> dict[Any, Any]:
     try:
-        value = yaml.safe_load(read_text(file, "the sweep's file"))
+        value = yaml.safe_load(read_text(file, tr("the sweep's file")))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark is not None else ""
+        where = tr(", line {number}", number=mark.line + 1) if mark is not None else ""
         problem = getattr(error, "problem", None) or in_a_line(error)
-        raise UsageError(f"{file}{where}: no YAML: {problem}") from None
+        raise UsageError(tr("{file}{where}: no YAML: {problem}", file=file, where=where, problem=problem)) from None
     if not isinstance(value, dict):
         raise UsageError(
             tr("{file}: {kind} where fields are wanted: train, search, trials", file=file, kind=type(value).__name__)
@@ -229,7 +229,8 @@ def _axis(name: str, value: Any, where: str) -> Axis:
         return Choices(values)
     if isinstance(value, dict) and name in RANGES:
         return _span(name, value, where)
-    wanted = "a list of values" + (", or {from: ..., to: ...}" if name in RANGES else "")
+    alone, more = tr("a list of values"), tr("a list of values, or {span}", span="{from: ..., to: ...}")
+    wanted = more if name in RANGES else alone
     raise UsageError(tr("{where} is {value!r}; write {wanted}", where=where, value=value, wanted=wanted))
 
 

@@ -105,7 +105,7 @@ class Seeds:
         number = self.left.pop(0)
         options = {name: value for name, value in self.options.items() if name != "num_processes"}
         member = Member(
-            f"seed {number}",
+            tr("seed {number}", number=number),
             self.folder(number),
             words_of(options | {"seed": number}),
             num_processes=self.options.get("num_processes") or 1,
@@ -217,7 +217,7 @@ def _ensemble(seeds: Seeds, names: list[str], best: str) -> dict[str, Any] | Non
     job = job_of(settings)
     assert settings.dev_file is not None
     options = job.kind.settled(job.options, [settings.train_file, settings.dev_file])
-    config = read_json(seeds.out / best / "model" / "config.json", "the best model's configuration")
+    config = read_json(seeds.out / best / "model" / "config.json", tr("the best model's configuration"))
     scored = job.kind.together([seeds.out / name for name in names], settings.dev_file, options, config)
     if scored is None:
         return None

@@ -13,6 +13,14 @@ from bigqa.language import tr
 from bigqa.runs.statistics import CONFIDENCE
 from bigqa.units import format_seconds
 
+FIGURES = ((tr("mean"), "mean"), (tr("spread"), "spread"), (tr("95% from"), "low"), (tr("95% to"), "high"))
+"""What is said of the seeds' scores -> its name among the figures."""
+STATES = {
+    "complete": "", "pruned": tr("ended early"), "failed": tr("failed"), "running": tr("running"),
+    "waiting": tr("waiting"),
+}  # fmt: skip
+"""Of trials."""
+
 
 def show_seeds(found: Mapping[str, Any], out: Path) -> None:
     """Print the scores of each run, what they say together, and where the best model is."""
@@ -43,32 +51,32 @@ def show_seeds(found: Mapping[str, Any], out: Path) -> None:
 def seeds_table(found: Mapping[str, Any]) -> Table:
     """Show a row for each seed, then mean, spread, interval, and the ensemble."""
     names = list(found["scores"])
-    table = _table("seed", *(name.replace("_", " ") for name in names), "time")
+    table = _table(tr("seed"), *(name.replace("_", " ") for name in names), tr("time"))
     for number, row in found["runs"].items():
         best = f"seed-{number}" == found["best"]
         cells = [figure(row["scores"].get(name)) for name in names]
         table.add_row(number, *cells, format_seconds(row["seconds"]), style="bold green" if best else None)
     for number in found["failed"]:
-        table.add_row(number, *["failed"] * len(names), "", style="red")
-    for label, key in (("mean", "mean"), ("spread", "spread"), ("95% from", "low"), ("95% to", "high")):
+        table.add_row(number, *[tr("failed")] * len(names), "", style="red")
+    for label, key in FIGURES:
         table.add_row(label, *(figure(found["scores"][name][key]) for name in names), "")
     if found["ensemble"]:
-        table.add_row("ensemble", *(figure(found["ensemble"].get(name)) for name in names), "")
+        table.add_row(tr("ensemble"), *(figure(found["ensemble"].get(name)) for name in names), "")
     return table
 
 
 def show_sweep(found: Mapping[str, Any], out: Path) -> None:
     """Print the trials, the best first, and the command that trains with the best settings."""
     params = list(found["asked"]["search"])
-    table = _table("trial", found["metric"], *(name.replace("_", "-") for name in params), "time", "")
+    table = _table(tr("trial"), found["metric"], *(name.replace("_", "-") for name in params), tr("time"), "")
     for row in found["trials"]:
         cells = [setting(row["params"].get(name)) for name in params]
-        told = {"complete": "", "pruned": "ended early"}.get(row["state"], row["state"])
+        told = STATES[row["state"]]
         took = format_seconds(row["seconds"]) if row["seconds"] is not None else ""
         value = figure(row["value"] if row["value"] is not None else _last(row["curve"]))
         style = "bold green" if row["trial"] == found["best"] else "dim" if row["value"] is None else None
         table.add_row(str(row["trial"]), value, *cells, took, told, style=style)
-    show(table, spare=("time",))
+    show(table, spare=(tr("time"),))
     for row in found["trials"]:
         if row["problem"]:
             say(tr("trial {number} failed: {problem}", number=row["trial"], problem=row["problem"]))

@@ -24,6 +24,18 @@ DRIVERS = {
 on its version."""
 LOCKED_S = 60.0
 """Longest wait for SQLite while another process writes."""
+CONNECT_S = 7
+"""Longest wait for one address of a server that does not answer; of a name that has two, such as localhost, twice."""
+WAITS: dict[str, dict[str, float]] = {
+    "pysqlite": {"timeout": LOCKED_S},
+    "psycopg": {"connect_timeout": CONNECT_S},
+    "psycopg2": {"connect_timeout": CONNECT_S},
+    "mysqldb": {"connect_timeout": CONNECT_S},
+    "pymysql": {"connect_timeout": CONNECT_S},
+}
+"""Driver -> its own options that say how long it waits."""
+COLLISIONS, COLLISION_S = 10, 0.5
+"""How often tables that others make are waited for, and how long each time."""
 AWAY_S = 1800.0
 """Longest wait for a database that is away, once a sweep has begun."""
 Result = TypeVar("Result")
@@ -81,9 +93,38 @@ def _database(url: str) -> Any:
         ) from None
     if address.drivername in DRIVERS:
         address = address.set(drivername=f"{address.drivername}+{_driver(address.drivername, url).lower()}")
-    is_file = address.drivername.startswith("sqlite")
-    more = {"connect_args": {"timeout": LOCKED_S}} if is_file else {"pool_pre_ping": True}
-    return RDBStorage(address.render_as_string(hide_password=False), engine_kwargs=more)
+    more: dict[str, Any] = {} if address.get_backend_name() == "sqlite" else {"pool_pre_ping": True}
+    # What the address itself says goes before.
+    waits = {
+        name: value for name, value in WAITS.get(_name_of_driver(address), {}).items() if name not in address.query
+    }
+    if waits:
+        more["connect_args"] = waits
+    return _once_made(lambda: RDBStorage(address.render_as_string(hide_password=False), engine_kwargs=more))
+
+
+def _once_made(make: Callable[[], Result]) -> Result:
+    """Open a database; where others make its tables at this moment, wait for them: Optuna's own steps collide."""
+    from sqlalchemy.exc import DBAPIError, IntegrityError
+
+    for _ in range(COLLISIONS):
+        try:
+            return make()
+        except DBAPIError as error:
+            if not isinstance(error, IntegrityError) and "already exists" not in str(error):
+                raise
+            time.sleep(COLLISION_S)
+    return make()
+
+
+def _name_of_driver(address: Any) -> str:
+    """Return what talks to a database, where that is known to SQLAlchemy."""
+    from sqlalchemy.exc import NoSuchModuleError
+
+    try:
+        return str(address.get_driver_name())
+    except NoSuchModuleError:  # told when it is to be used
+        return ""
 
 
 def _driver(kind: str, url: str) -> str:

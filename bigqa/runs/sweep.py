@@ -1,7 +1,8 @@
 """`bigqa sweep`: a search for better settings. In: a search, a folder. Out: trials carried out, the best model kept.
 
 In the folder: sweep.json (what is searched), study.db (unless --storage names another place), a run folder for each
-trial, and at the end trials.json and page.html. Of trials that are over checkpoints go, and models but the best one.
+trial, trials.json, which follows what the trials come to, and at the end page.html. Of trials that are over checkpoints
+go, and models but the best one.
 """
 
 import math
@@ -14,7 +15,7 @@ from bigqa.console import say
 from bigqa.engine.loop.evaluation import FILE as EVALUATIONS
 from bigqa.errors import BigqaError, UsageError
 from bigqa.files import read_json, read_records, write_json
-from bigqa.language import tr
+from bigqa.language import put, tr
 from bigqa.runs.live import Live
 from bigqa.runs.member import Member, whole_report
 from bigqa.runs.page import TRIALS
@@ -63,6 +64,7 @@ class Sweep:
         """Carry out what is left."""
         if over := self.study.over():
             say(tr("{over} of {trials} trials are over already", over=over, trials=self.search.trials))
+        result(self)
         with self.live:
             carry_out(self, self.at_once)
 
@@ -87,7 +89,8 @@ class Sweep:
             return None
         options = self.search.options | asked.params
         processes = options.pop("num_processes", None) or 1
-        name = f"trial {asked.number}" + (f" (again {asked.root})" if asked.root != asked.number else "")
+        again = tr("trial {number} (again {root})", number=asked.number, root=asked.root)
+        name = again if asked.root != asked.number else tr("trial {number}", number=asked.number)
         member = Member(
             name,
             self.folder(asked.root),
@@ -97,8 +100,9 @@ class Sweep:
         )
         self.asked[name] = asked
         self.study.note(asked, folder=member.folder.name)
-        say(f"{name}: {said(asked.params)}")
+        say(put("{name}: {params}", name=name, params=said(asked.params)))
         self.live.begun(member)
+        result(self)
         return member
 
     def folder(self, root: int) -> Path:
@@ -112,10 +116,11 @@ class Sweep:
         self.study.beat(asked)
         if member.name in self.pruned or not self.search.stops_early:
             return
+        known = len(asked.reported)
         for part, value in self._scores(member.folder):
             if self.study.report(asked, part, value):
                 self.pruned.add(member.name)
-                at = f"after {part} of {self._parts} parts"
+                at = tr("after {part} of {parts} parts", part=part, parts=self._parts)
                 say(
                     tr(
                         "{member}: {metric} {value:.4g} {at}: worse than the median, ended",
@@ -126,7 +131,9 @@ class Sweep:
                     )
                 )
                 member.stop()
-                return
+                break
+        if len(asked.reported) > known:
+            result(self)
 
     @property
     def _parts(self) -> int:
@@ -135,13 +142,19 @@ class Sweep:
     def _scores(self, folder: Path) -> Iterator[tuple[int, float]]:
         """Yield the scores so far, by how many parts of the trial were done."""
         found = read_records(folder / EVALUATIONS)
-        steps = read_json(folder / "plan.json", "a run's plan").get("steps") if found else None
+        steps = read_json(folder / "plan.json", tr("a run's plan")).get("steps") if found else None
         for one in found:
             if steps and one["step"] < steps and self.metric in one:
                 yield round(self._parts * one["step"] / steps), float(one[self.metric])
 
     def ended(self, member: Member) -> None:
         """Tell the study what a trial came to. Raises: BigqaError where the others would fail as well."""
+        try:
+            self._ended(member)
+        finally:
+            result(self)
+
+    def _ended(self, member: Member) -> None:
         asked = self.asked.pop(member.name)
         report = member.report
         value = value_of(report, self.metric) if report is not None else None
@@ -152,18 +165,18 @@ class Sweep:
             self._keep_the_best()
             return
         if member.name in self.pruned:
-            self.live.ended(member, "ended early")
+            self.live.ended(member, tr("ended early"))
             self.study.tell(asked, pruned=True)
         elif value is not None:
             self.live.ended(member, f"{self.metric} {value}")
-            self.study.tell(asked, problem=f"its {self.metric} is {value}")
+            self.study.tell(asked, problem=tr("its {metric} is {value}", metric=self.metric, value=value))
         elif member.is_stopped:
             self.live.ended(member, "")
             self.study.tell(asked)
             return
         else:
             self.live.ended(member, "")
-            self.study.tell(asked, problem=member.problem or "it left no report")
+            self.study.tell(asked, problem=member.problem or tr("it left no report"))
             self._give_up(member)
         drop_checkpoints(member.folder)
         drop_model(member.folder)
@@ -226,14 +239,16 @@ def result(sweep: Sweep) -> dict[str, Any]:
     for one in sweep.study.trials():
         if sweep.study.is_lost(one):
             continue
-        attrs = one.user_attrs
+        attrs, curve = one.user_attrs, one.intermediate_values
+        if one.state == states.RUNNING and not curve:  # nobody asks for the scores of a search that ends none early
+            curve = dict(sweep._scores(sweep.folder(attrs.get("root", one.number))))
         rows.append(
             {
                 "trial": one.number,
                 "state": "failed" if one.state == states.FAIL else one.state.name.lower(),
                 "value": one.value if one.state == states.COMPLETE else None,
                 "params": dict(one.params),
-                "curve": {str(part): value for part, value in one.intermediate_values.items()},
+                "curve": {str(part): value for part, value in curve.items()},
                 "folder": attrs.get("folder"),
                 "host": attrs.get("who", {}).get("host"),
                 "problem": attrs.get("problem"),

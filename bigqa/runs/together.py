@@ -96,7 +96,7 @@ def made_plan(settings: Settings, options: Mapping[str, Any], folder: Path, name
                 tr("no strategy fits {model} here: `bigqa probe {model} --all` shows why", model=settings.model)
             )
         write_plan(found, file)
-    return Candidate.model_validate(read_json(file, "the plan of these runs")["predicted"])
+    return Candidate.model_validate(read_json(file, tr("the plan of these runs"))["predicted"])
 
 
 def at_once(candidate: Any) -> AtOnce:
@@ -106,16 +106,18 @@ def at_once(candidate: Any) -> AtOnce:
 
     hardware, memory = detect(), candidate.memory
     in_host = int(hardware.host_free_bytes * (1 - HOST_HEADROOM) // max(1, memory.host_bytes))
-    each = f"{format_bytes(memory.host_bytes)} of host memory"
+    each = tr("{size} of host memory", size=format_bytes(memory.host_bytes))
     if candidate.strategy.device != "cuda":
         count = max(1, in_host)
-        words = f"{each} a run; memory holds {count} at once, and one already uses all cores"
+        words = tr("{each} a run; memory holds {count} at once, and one already uses all cores", each=each, count=count)
         return AtOnce(count, 0, words)
     on_a_card = [int(card.free_bytes * (1 - HEADROOM) // max(1, memory.device_bytes)) for card in hardware.gpus]
     count = max(1, min(sum(on_a_card), in_host))
-    each = f"{format_bytes(memory.device_bytes)} of a GPU and {each}"
-    words = f"{each} a run; memory holds {count} at once on {len(on_a_card)} GPU{'s' * (len(on_a_card) > 1)}"
-    return AtOnce(count, len(on_a_card), words)
+    each = tr("{size} of a GPU and {host}", size=format_bytes(memory.device_bytes), host=each)
+    one = tr("{each} a run; memory holds {count} at once on 1 GPU", each=each, count=count)
+    cards = len(on_a_card)
+    more = tr("{each} a run; memory holds {count} at once on {cards} GPUs", each=each, count=count, cards=cards)
+    return AtOnce(count, cards, more if cards > 1 else one)
 
 
 def places(asked: int | None, found: AtOnce | None) -> int:
@@ -180,7 +182,7 @@ def check_same(folder: Path, name: str, asked: Mapping[str, Any], what: str, fre
             )
         write_json(file, asked)
         return
-    begun = read_json(file, f"what `bigqa {what}` was begun with")
+    begun = read_json(file, tr("what `bigqa {what}` was begun with", what=what))
     if not isinstance(begun, dict):
         raise BigqaError(tr("{file} is not as `bigqa {what}` writes it: name another --out", file=file, what=what))
     for part in ("options", *asked):
@@ -194,7 +196,7 @@ def check_same(folder: Path, name: str, asked: Mapping[str, Any], what: str, fre
                     "{folder} was begun with {key} {before}, and is now asked for {now}: name another --out",
                     folder=folder,
                     key=key.replace("_", "-"),
-                    before=one.get(key, "left out"),
+                    before=one.get(key, tr("left out")),
                     now=other.get(key, "none"),
                 )
             )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from bigqa.errors import UsageError
-from bigqa.language import tr
+from bigqa.language import put, tr
 from bigqa.ranges import RANGES, number, option_of
 from bigqa.run.options import train_signature
 
@@ -68,7 +68,7 @@ def value_of(name: str, value: Any, where: str) -> Any:
     try:
         return number(name)(value) if name in RANGES else str(value)
     except UsageError as error:
-        raise UsageError(f"{where}: {error}") from None
+        raise UsageError(put("{where}: {error}", where=where, error=error)) from None
 
 
 def known(field: str, choices: list[str], where: str) -> str:
@@ -78,7 +78,9 @@ def known(field: str, choices: list[str], where: str) -> str:
         return name
     like = difflib.get_close_matches(name, choices, 1)
     shown = ", ".join(one.replace("_", "-") for one in choices)
-    advice = f"is {like[0].replace('_', '-')} meant?" if like else f"it may have {shown}"
+    advice = (
+        tr("is {field} meant?", field=like[0].replace("_", "-")) if like else tr("it may have {fields}", fields=shown)
+    )
     raise UsageError(tr("{where} has an unknown field {field!r}: {advice}", where=where, field=field, advice=advice))
 
 

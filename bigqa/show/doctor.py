@@ -9,8 +9,9 @@ from rich.text import Text
 
 from bigqa import __version__
 from bigqa.doctor.finding import Finding
+from bigqa.language import joined, shown, tr
 
-WORDS = {"ok": "OK", "costs": "COSTS", "broken": "BROKEN"}
+WORDS = {"ok": tr("OK"), "costs": tr("COSTS"), "broken": tr("BROKEN")}
 STYLES = {"ok": "green", "costs": "yellow", "broken": "bold red"}
 
 
@@ -23,10 +24,11 @@ def show_doctor(findings: Sequence[Finding], console: Console) -> None:
     for one in findings:
         lines = [one.found]
         if one.state != "ok":
-            lines += [f"Costs: {one.cost}.", f"Mend: {one.mend}."]
-        table.add_row(Text(WORDS[one.state], style=STYLES[one.state]), one.name, Text("\n".join(lines)))
+            lines += [tr("Costs: {cost}.", cost=one.cost), tr("Mend: {mend}.", mend=one.mend)]
+        word = Text(shown(WORDS[one.state]), style=STYLES[one.state])
+        table.add_row(word, shown(one.name), Text("\n".join(map(shown, lines))))
     console.print(table)
-    console.print(summary(findings), markup=False, highlight=False, soft_wrap=True)
+    console.print(shown(summary(findings)), markup=False, highlight=False, soft_wrap=True)
 
 
 def summary(findings: Sequence[Finding]) -> str:
@@ -34,10 +36,10 @@ def summary(findings: Sequence[Finding]) -> str:
     broken = [one.name for one in findings if one.state == "broken"]
     costs = [one.name for one in findings if one.state == "costs"]
     if broken:
-        return f"Nothing trains before this is mended: {', '.join(broken)}."
+        return tr("Nothing trains before this is mended: {names}.", names=joined(", ", broken))
     if costs:
-        return f"All that must be there is there. What costs something: {', '.join(costs)}."
-    return "All is well."
+        return tr("All that must be there is there. What costs something: {names}.", names=joined(", ", costs))
+    return tr("All is well.")
 
 
 def doctor_json(findings: Sequence[Finding]) -> str:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
+from bigqa.language import shown, tr
+from bigqa.show.probe import TIERS
 from bigqa.table.grade import Grade
 from bigqa.table.regret import Choice, choices_at, speed_of
 from bigqa.table.rows import Row
@@ -18,9 +20,9 @@ from bigqa.units import GIB, format_bytes
 
 INK, PAPER = "#1b1f24", "#ffffff"
 TIER_COLOURS = {0: "#4c78a8", 1: "#f2a541", 2: "#e45756"}
-TIER_NAMES = {0: "nothing", 1: "rounding only", 2: "what is learned"}
 COLOURS = ("#4c78a8", "#e45756", "#3d9a6b", "#b279a2", "#f2a541", "#72b7b2")
 Curves = dict[str, list[tuple[Choice, float]]]
+PEAK = tr("measured peak, GiB")
 NO_CAP = 2**62
 MARKERS = "osD^vP"
 SIZE = (7.2, 4.2)
@@ -92,7 +94,7 @@ def _throughput(axes: Any, rows: Sequence[Row]) -> None:
         colour, members = TIER_COLOURS[tier], [row for row in rows if row.tier == tier]
         axes.step([_gib(row) for row in best], [speed_of(row) for row in best], where="post", color=colour, lw=0.8)
         places = [_gib(row) for row in members], [speed_of(row) for row in members]
-        axes.scatter(*places, s=26, color=colour, zorder=3, label=TIER_NAMES[tier])
+        axes.scatter(*places, s=26, color=colour, zorder=3, label=shown(TIERS[tier]))
     axes.margins(0.12)
     axes.set_ylim(bottom=0)
     named = {row.report.case.name: row for best in fronts.values() for row in best}
@@ -104,8 +106,9 @@ def _throughput(axes: Any, rows: Sequence[Row]) -> None:
         shift, side = ((5, -11), "left") if _gib(row) < left + 0.75 * (right - left) else ((-5, 5), "right")
         place = _gib(row), speed_of(row)
         axes.annotate(text, place, shift, textcoords="offset points", fontsize=7.5, ha=side)
-    axes.set(xlabel="measured peak, GiB", ylabel="samples/s", title=f"{rows[0].model} on {rows[0].processor}")
-    axes.legend(title="changes", alignment="left", loc="upper left", bbox_to_anchor=(1, 1))
+    title = tr("{model} on {device}", model=rows[0].model, device=rows[0].processor)
+    axes.set(xlabel=shown(PEAK), ylabel=shown(tr("samples/s")), title=shown(title))
+    axes.legend(title=shown(tr("changes")), alignment="left", loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _memory(axes: Any, rows: Sequence[Row]) -> None:
@@ -118,9 +121,9 @@ def _memory(axes: Any, rows: Sequence[Row]) -> None:
     axes.set_yscale("log", base=2)
     sizes = [size / GIB for row in rows for size in (row.measured_bytes or 0, row.predicted_bytes)]
     ends = min(sizes) / 1.15, max(sizes) * 1.15
-    axes.plot(ends, ends, color=INK, lw=0.8, zorder=0, label="measured = predicted")
-    axes.set(xlim=ends, ylim=ends, xlabel="measured peak, GiB", ylabel="predicted peak, GiB")
-    axes.set_title(f"Memory of {len(rows)} runs, predicted and measured")
+    axes.plot(ends, ends, color=INK, lw=0.8, zorder=0, label=shown(tr("measured = predicted")))
+    axes.set(xlim=ends, ylim=ends, xlabel=shown(PEAK), ylabel=shown(tr("predicted peak, GiB")))
+    axes.set_title(shown(tr("Memory of {count} runs, predicted and measured", count=len(rows))))
     _plain_ticks(axes.xaxis)
     _plain_ticks(axes.yaxis)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
@@ -137,9 +140,8 @@ def _kept(axes: Any, grade: Grade, curves: Curves) -> None:
     axes.minorticks_off()
     axes.set_ylim(0, 1.05 * max(1.0, axes.get_ylim()[1]))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axes.set(
-        xlabel="memory cap, GiB", ylabel="speed kept", title=f"What the plan keeps of the speed, {grade.processor}"
-    )
+    title = tr("What the plan keeps of the speed, {device}", device=grade.processor)
+    axes.set(xlabel=shown(tr("memory cap, GiB")), ylabel=shown(tr("speed kept")), title=shown(title))
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
 
 

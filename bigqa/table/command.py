@@ -1,9 +1,9 @@
 """`bigqa table`: from folders of run reports to texts and files. In: what is asked. Out: text, or files written.
 
-`--update` writes all that this module makes in benchmarks/; `--check` compares that with what is there.
+`--update` writes all that this module makes in benchmarks/; `--check` compares that with what is there. Both are in
+English, since that folder is everybody's; what is shown, or written by `--out`, is in the language of this process.
 """
 
-import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Literal
 from bigqa.bench.report import read_reports
 from bigqa.errors import BigqaError
 from bigqa.files import read_text, write_text
-from bigqa.language import tr
+from bigqa.language import in_english, put, spoken, tr
 from bigqa.show import markers
 from bigqa.table.charts import charts_of
 from bigqa.table.grade import Grade, grade
@@ -34,11 +34,14 @@ class Tabled:
     def __init__(self, rows: Sequence[Row]) -> None:
         self.rows = list(rows)
         self.grades: list[Grade] = grade(self.rows)
+        self._drawn: dict[str, dict[str, str]] = {}
 
-    @functools.cached_property
+    @property
     def drawn(self) -> dict[str, str]:
-        """Every chart, by its name."""
-        return charts_of(self.rows, self.grades)
+        """Every chart, by its name, in the language of this process."""
+        if spoken() not in self._drawn:
+            self._drawn[spoken()] = charts_of(self.rows, self.grades)
+        return self._drawn[spoken()]
 
     def text(self, form: Format, *, graded: bool) -> str:
         """Return the table, or the grade alone, in a format; a page has both."""
@@ -70,23 +73,28 @@ class Tabled:
     def stale(self) -> list[str]:
         """Name what in `benchmarks/` is not what these rows give."""
         page = _readme()
-        sections = self.sections().items()
-        found = [f"{README} ({name})" for name, text in sections if markers.between(page, name) != text.strip("\n")]
-        return found + [str(path) for path, text in self.files().items() if not _holds(path, text)]
+        with in_english():
+            sections, files = self.sections(), self.files()
+        found = [
+            f"{README} ({name})" for name, text in sections.items() if markers.between(page, name) != text.strip("\n")
+        ]
+        return found + [str(path) for path, text in files.items() if not _holds(path, text)]
 
     def update(self) -> list[Path]:
         """Write what is stale in `benchmarks/`; return the files."""
         page = _readme()
-        for name, text in self.sections().items():
+        with in_english():
+            sections, files = self.sections(), self.files()
+        for name, text in sections.items():
             page = markers.replaced(page, name, text)
-        return write_all(
-            {path: text for path, text in ({README: page} | self.files()).items() if not _holds(path, text)}
-        )
+        return write_all({path: text for path, text in ({README: page} | files).items() if not _holds(path, text)})
 
     @property
     def failed(self) -> list[str]:
         """Name the bars that do not hold."""
-        return [f"{one.processor}: {name}" for one in self.grades for name in one.failed]
+        return [
+            put("{device}: {figure}", device=one.processor, figure=name) for one in self.grades for name in one.failed
+        ]
 
     def _json(self) -> str:
         rows = [
@@ -101,15 +109,15 @@ def tabled(folders: Sequence[Path], on_row: Callable[[int, int], None]) -> Table
     """Read the reports of folders, or of the default ones, and predict them anew. Raises: BigqaError for none."""
     chosen = list(folders) or [folder for folder in DEFAULT_FOLDERS if folder.is_dir()]
     if not chosen:
-        names = " or ".join(map(str, DEFAULT_FOLDERS))
+        names = tr("{first} or {second}", first=DEFAULT_FOLDERS[0], second=DEFAULT_FOLDERS[1])
         raise BigqaError(
             tr("no folder {names} here: name a folder of reports; `bigqa bench --out DIR` makes them", names=names)
         )
     reports = read_reports(chosen)
     if not reports:
-        names = ", ".join(map(str, chosen))
+        asked = ", ".join(map(str, chosen))
         raise BigqaError(
-            tr("no reports in {names}: `bigqa bench --out {chosen}` makes them", names=names, chosen=chosen[0])
+            tr("no reports in {names}: `bigqa bench --out {chosen}` makes them", names=asked, chosen=chosen[0])
         )
     return Tabled(rows_of(reports, on_row))
 
@@ -134,7 +142,7 @@ def write_all(files: dict[Path, str]) -> list[Path]:
 
 
 def _readme() -> str:
-    return read_text(README, "the benchmarks' page")
+    return read_text(README, tr("the benchmarks' page"))
 
 
 def _holds(path: Path, text: str) -> bool:

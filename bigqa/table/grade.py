@@ -8,23 +8,32 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from bigqa.language import Text, tr
 from bigqa.table.regret import Choice, choices_at
 from bigqa.table.rows import Row, error_of
 from bigqa.units import GIB
 
 CPU_CAPS = tuple(size * GIB for size in (24, 16, 8, 4, 3))
 GPU_CAPS = tuple(size * GIB for size in (80, 40, 24, 16, 11, 8, 6, 4, 2))
+SHORT, REGRET = tr("memory, short by"), tr("regret, worst")
+ERRORS = {
+    "memory": (tr("memory, median error"), tr("memory, worst error")),
+    "speed": (tr("speed, median error"), tr("speed, worst error")),
+    "allocated": (tr("allocated, median error"), tr("allocated, worst error")),
+    "reserved": (tr("reserved, median error"), tr("reserved, worst error")),
+}
+"""What errors are of -> the figures of the middle one, and of the largest."""
 BARS: dict[str, dict[str, float]] = {
     "cpu": {
-        "memory, median error": 0.05,
-        "memory, worst error": 0.10,
-        "memory, short by": 0.03,
-        "false fits": 0.0,
-        "regret, worst": 0.05,
-        "speed, median error": 0.15,
-        "speed, worst error": 0.30,
+        tr("memory, median error"): 0.05,
+        tr("memory, worst error"): 0.10,
+        SHORT: 0.03,
+        tr("false fits"): 0.0,
+        REGRET: 0.05,
+        tr("speed, median error"): 0.15,
+        tr("speed, worst error"): 0.30,
     },
-    "gpu": {"allocated, median error": 0.005, "reserved, median error": 0.02, "regret, worst": 0.05},
+    "gpu": {tr("allocated, median error"): 0.005, tr("reserved, median error"): 0.02, REGRET: 0.05},
 }
 """Kind of device -> figure -> the most it may be, as a share."""
 
@@ -33,7 +42,7 @@ BARS: dict[str, dict[str, float]] = {
 class Figure:
     """One mark. Shares; `count` runs or choices stand behind it."""
 
-    name: str
+    name: Text
     value: float | None
     count: int
     bar: float | None
@@ -74,7 +83,7 @@ class Grade:
         return not self.failed
 
     @property
-    def failed(self) -> list[str]:
+    def failed(self) -> list[Text]:
         """Return the figures that do not hold their bars."""
         return [figure.name for figure in self.figures if not figure.passes]
 
@@ -105,7 +114,7 @@ def _grade(rows: list[Row]) -> Grade:
         *_errors("memory", (row.memory_error for row in rows if row.shows_need), kind),
         *_fits(rows, [cap.size_bytes for cap in caps], kind),
         *_errors("speed", (row.speed_error for row in rows), kind),
-        _figure("regret, worst", regrets, max, kind),
+        _figure(REGRET, regrets, max, kind),
     )
     return Grade(processor=rows[0].processor, kind=kind, num_runs=len(rows), figures=figures, caps=caps)
 
@@ -113,19 +122,19 @@ def _grade(rows: list[Row]) -> Grade:
 def _cap(rows: list[Row], cap_bytes: int, kind: str) -> Cap:
     choices = tuple(choices_at(rows, cap_bytes))
     regrets = [choice.regret for choice in choices if choice.regret is not None]
-    return Cap(size_bytes=cap_bytes, choices=choices, regret=_figure("regret, worst", regrets, max, kind))
+    return Cap(size_bytes=cap_bytes, choices=choices, regret=_figure(REGRET, regrets, max, kind))
 
 
 def _errors(name: str, errors: Iterable[float | None], kind: str) -> tuple[Figure, ...]:
     known = [error for error in errors if error is not None]
     sizes = [abs(error) for error in known]
     figures = (
-        _figure(f"{name}, median error", sizes, statistics.median, kind),
-        _figure(f"{name}, worst error", sizes, max, kind),
+        _figure(ERRORS[name][0], sizes, statistics.median, kind),
+        _figure(ERRORS[name][1], sizes, max, kind),
     )
     if name != "memory":
         return figures
-    return *figures, _figure("memory, short by", [max(0.0, -error) for error in known], max, kind)
+    return *figures, _figure(SHORT, [max(0.0, -error) for error in known], max, kind)
 
 
 def _gpu_memory(rows: list[Row]) -> tuple[Figure, ...]:
@@ -145,10 +154,10 @@ def _fits(rows: list[Row], caps: list[int], kind: str) -> tuple[Figure, ...]:
             if fitted is not None:
                 (said_yes if row.predicted_to_fit(limit) else said_no).append(fitted)
     return (
-        _figure("false fits", [float(not fitted) for fitted in said_yes], statistics.mean, kind),
-        _figure('false "does not fit"', [float(fitted) for fitted in said_no], statistics.mean, kind),
+        _figure(tr("false fits"), [float(not fitted) for fitted in said_yes], statistics.mean, kind),
+        _figure(tr('false "does not fit"'), [float(fitted) for fitted in said_no], statistics.mean, kind),
     )
 
 
-def _figure(name: str, values: list[float], of: Callable[[list[float]], float], kind: str) -> Figure:
+def _figure(name: Text, values: list[float], of: Callable[[list[float]], float], kind: str) -> Figure:
     return Figure(name=name, value=of(values) if values else None, count=len(values), bar=BARS[kind].get(name))

@@ -4,32 +4,29 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
+from bigqa.language import Text, put, shown, tr
 from bigqa.table.grade import Cap, Figure, Grade
 from bigqa.table.regret import Choice, speed_of
 from bigqa.table.rows import Row
 from bigqa.table.text import markdown_table, speed
 from bigqa.units import format_bytes
 
-PASS, FAIL = "pass", "FAIL"
-FIGURE_COLUMNS = ("figure", "value", "at most", "of", "mark")
-CAP_COLUMNS = ("cap", "workloads", "plans", "nothing fits", "plan missed", "false fits", "worst regret", "mark")
+PASS, FAIL = tr("pass"), tr("FAIL")
+FIGURE_COLUMNS = (tr("figure"), tr("value"), tr("at most"), tr("of"), tr("mark"))
+CAP_COLUMNS = (
+    tr("cap"), tr("workloads"), tr("plans"), tr("nothing fits"), tr("plan missed"), tr("false fits"),
+    tr("worst regret"), tr("mark"),
+)  # fmt: skip
 CHOICE_COLUMNS = (
-    "model",
-    "seq",
-    "at caps of",
-    "plan",
-    "samples/s",
-    "fastest that fits",
-    "its samples/s",
-    "regret",
-    "note",
-)
-TEXTS = ("figure", "mark", "model", "plan", "fastest that fits", "at caps of", "note")
+    tr("model"), tr("seq"), tr("at caps of"), tr("plan"), tr("samples/s"), tr("fastest that fits"), tr("its samples/s"),
+    tr("regret"), tr("note"),
+)  # fmt: skip
+TEXTS = {tr("figure"), tr("mark"), tr("model"), tr("plan"), tr("fastest that fits"), tr("at caps of"), tr("note")}
 NOTES = {
     "plan": "",
-    "false fit": "the plan does not fit",
-    "false no": "something fits",
-    "nothing fits": "nothing fits",
+    "false fit": tr("the plan does not fit"),
+    "false no": tr("something fits"),
+    "nothing fits": tr("nothing fits"),
 }
 
 
@@ -37,7 +34,7 @@ def grade_markdown(grades: Sequence[Grade]) -> str:
     """Return a device's figures, its caps, and what was chosen at each."""
     parts = []
     for grade in grades:
-        parts.append(f"### {grade.processor}: {mark(grade.passes)}")
+        parts.append(shown(put("### {device}: {mark}", device=grade.processor, mark=mark(grade.passes))))
         parts.append(markdown_table(FIGURE_COLUMNS, [figure_cells(figure) for figure in grade.figures], TEXTS))
         if grade.caps:
             parts.append(markdown_table(CAP_COLUMNS, [cap_cells(cap) for cap in grade.caps], TEXTS))
@@ -71,7 +68,9 @@ def choices_of(grade: Grade) -> list[list[Choice]]:
 def choice_cells(alike: Sequence[Choice]) -> tuple[str, ...]:
     """Return the texts of choices with one outcome, one for each of CHOICE_COLUMNS."""
     first, last = alike[0], alike[-1]
-    caps = format_bytes(first.cap_bytes) + (f" to {format_bytes(last.cap_bytes)}" if last is not first else "")
+    caps = format_bytes(first.cap_bytes)
+    if last is not first:
+        caps = tr("{most} to {least}", most=caps, least=format_bytes(last.cap_bytes))
     plans = *_plan(first.chosen), *_plan(first.best)
     workload = first.workload
     return workload.model, str(workload.seq_len), caps, *plans, share(first.regret), NOTES[first.kind]
@@ -93,7 +92,7 @@ def grade_record(grade: Grade) -> dict[str, Any]:
     }
 
 
-def mark(passes: bool) -> str:
+def mark(passes: bool) -> Text:
     """Return the word for it."""
     return PASS if passes else FAIL
 

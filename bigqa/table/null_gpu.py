@@ -13,7 +13,7 @@ from typing import Any
 
 from bigqa.bench.cases import rows_on
 from bigqa.errors import BigqaError
-from bigqa.language import tr
+from bigqa.language import joined, put, shown, tr
 from bigqa.machine.gpus import GpuModel, find_gpu
 from bigqa.memory.cards import card_for
 from bigqa.memory.estimate import Estimator, MemoryEstimate
@@ -27,7 +27,7 @@ from bigqa.units import MIB
 FOLDER = Path("benchmarks") / "runs" / "null-gpu"
 CONFIGS = Path("benchmarks") / "configs"
 """Of models that are no presets, by their names."""
-LABEL = "torch's allocator on a null GPU; kernels not run"
+LABEL = tr("torch's allocator on a null GPU; kernels not run")
 SAMPLE = 60
 """Cells that the table is of."""
 ALONE = {"allocated": (0.001, 0.005, 0.001), "reserved": (0.005, 0.02, 0.005), "pinned": (0.02, 0.02, 0.02)}
@@ -35,7 +35,11 @@ SHARDED = {"allocated": (0.01, 0.03, 0.01), "reserved": (0.02, 0.05, 0.01), "pin
 """Figure -> the most that its median error, its worst, and what a prediction is short by may be."""
 PINNED_BYTES = 25 * MIB
 """Less is that of batches and figures alone."""
-COLUMNS = ("rows", "figure", "cells", "median", "at most", "worst", "at most", "short by", "at most", "mark")
+COLUMNS = (
+    tr("rows"), tr("figure"), tr("cells"), tr("median"), tr("at most"), tr("worst"), tr("at most"), tr("short by"),
+    tr("at most"), tr("mark"),
+)  # fmt: skip
+FIGURES = {"allocated": tr("allocated"), "reserved": tr("reserved"), "pinned": tr("pinned")}
 
 
 @dataclass(frozen=True)
@@ -87,14 +91,16 @@ def errors_of(cells: Sequence[Counted]) -> list[Error]:
 def null_markdown(cells: Sequence[Counted], errors: Sequence[Error]) -> str:
     """Return the table."""
     lines = []
-    for title, sharded, bars in (("without DeepSpeed", False, ALONE), ("DeepSpeed", True, SHARDED)):
+    for title, sharded, bars in ((tr("without DeepSpeed"), False, ALONE), (put("DeepSpeed"), True, SHARDED)):
         for figure, bar in bars.items():
             values = [e.of[figure] for e in errors if e.cell.axes.needs_deepspeed == sharded and figure in e.of]
             if values:
-                lines.append((title, figure, str(len(values)), *_marks(values, bar)))
+                lines.append((title, FIGURES[figure], str(len(values)), *_marks(values, bar)))
     models = len({cell.model for cell in cells})
-    what = f"{len(errors)} of {len(cells)} cells of {models} models, evenly drawn"
-    return f"### {LABEL}\n\n{what}.\n\n{markdown_table(COLUMNS, lines, ('rows', 'figure', 'mark'))}"
+    count = {"drawn": len(errors), "all": len(cells), "models": models}
+    what = tr("{drawn} of {all} cells of {models} models, evenly drawn.", **count)
+    table = markdown_table(COLUMNS, lines, (COLUMNS[0], COLUMNS[1], COLUMNS[-1]))
+    return shown(joined("\n\n", [put("### {label}", label=LABEL), what, table]))
 
 
 def _marks(values: Sequence[float], bar: tuple[float, float, float]) -> Iterable[str]:
@@ -102,7 +108,7 @@ def _marks(values: Sequence[float], bar: tuple[float, float, float]) -> Iterable
     for value, most in zip(found, bar, strict=True):
         yield f"{value:.3%}"
         yield f"{most:.1%}"
-    yield "pass" if all(value <= most for value, most in zip(found, bar, strict=True)) else "FAIL"
+    yield tr("pass") if all(value <= most for value, most in zip(found, bar, strict=True)) else tr("FAIL")
 
 
 def _of_model(file: Path) -> Iterable[Counted]:

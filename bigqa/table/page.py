@@ -3,9 +3,9 @@
 import re
 from collections.abc import Mapping, Sequence
 
-import jinja2
 from markupsafe import Markup
 
+from bigqa.console import page_environment
 from bigqa.show.page import TEMPLATES
 from bigqa.table.charts import INK, PAPER
 from bigqa.table.grade import Grade
@@ -28,14 +28,12 @@ from bigqa.table.text import TEXTS as ROW_TEXTS
 
 def bench_page(rows: Sequence[Row], grades: Sequence[Grade], charts: Mapping[str, str]) -> str:
     """Return the page: the grade, the charts (name -> SVG), every run."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = page_environment(TEMPLATES, trim_blocks=True, lstrip_blocks=True)
     return environment.get_template("bench.html.j2").render(
         grades=[_marks(grade) for grade in grades],
         charts={name: inlined(svg) for name, svg in charts.items()},
         columns=COLUMNS,
-        texts=ROW_TEXTS | set(TEXTS),
+        texts=ROW_TEXTS | TEXTS,
         rows=[{"cells": cells(row), "keys": keys(row), "ok": row.measured.ok} for row in in_order(rows)],
         fail=FAIL,
     )

@@ -1,7 +1,7 @@
 """The benchmark's table as text. In: rows. Out: Markdown, CSV, JSON; one place for how figures look.
 
-Markdown is padded, so that it reads as well on a terminal as on a page. CSV and JSON keep plain numbers, with the unit
-in the name.
+Markdown is padded, so that it reads as well on a terminal as on a page, and is in the language of this process. CSV and
+JSON are English, and keep plain numbers, with the unit in the name.
 """
 
 import csv
@@ -10,13 +10,20 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
+from rich.cells import cell_len
+
+from bigqa.bench.report import Measured
+from bigqa.language import put, shown, tr
 from bigqa.table.rows import Row
 from bigqa.units import format_bytes
 
 COLUMNS = (
-    *("model", "device", "strategy", "precision", "tier", "seq", "batch", "predicted peak", "peak", "error"),
-    *("predicted samples/s", "samples/s (least-most)", "error", "of rate", "outcome"),
-)
+    tr("model"), tr("device"), tr("strategy"), tr("precision"), tr("tier"), tr("seq"), tr("batch"),
+    tr("predicted peak"), tr("peak"), tr("error"), tr("predicted samples/s"), tr("samples/s (least-most)"), tr("error"),
+    tr("of rate"), tr("outcome"),
+)  # fmt: skip
+OUTCOMES = (tr("ok"), tr("out of memory"), tr("time limit"), tr("failed"))
+"""As reports name them."""
 TEXTS = {"model", "device", "strategy", "precision", "outcome"}
 """Columns of words; the others are set to the right."""
 LONGEST_REASON = 60
@@ -29,7 +36,7 @@ def cells(row: Row) -> tuple[str, ...]:
     return (
         row.model,
         row.report.device_name,
-        case.strategy + (", kept" if case.heap == "kept" else ""),
+        tr("{strategy}, kept", strategy=case.strategy) if case.heap == "kept" else case.strategy,
         case.axes.precision,
         str(row.tier),
         str(case.seq_len),
@@ -41,8 +48,14 @@ def cells(row: Row) -> tuple[str, ...]:
         f"{speed(measured.samples_per_s)} ({speed(least)}-{speed(most)})" if row.is_timed else "-",
         signed(row.speed_error),
         "-" if row.rate_share is None else f"{row.rate_share:.0%}",
-        measured.outcome + (f": {shortened(measured.reason)}" if measured.reason else ""),
+        _outcome(measured),
     )
+
+
+def _outcome(measured: Measured) -> str:
+    outcome = put(measured.outcome)
+    reason = shortened(measured.reason)
+    return put("{outcome}: {reason}", outcome=outcome, reason=reason) if reason else outcome
 
 
 def keys(row: Row) -> tuple[float | str, ...]:
@@ -74,22 +87,26 @@ def markdown(rows: Iterable[Row]) -> str:
     for model, of_model in groupby(in_order(rows), lambda row: row.model):
         parts.append(f"### {model}")
         for device, members in groupby(of_model, lambda row: row.report.device_name):
-            parts += [f"On {device}:", markdown_table(COLUMNS[2:], [cells(row)[2:] for row in members])]
+            parts += [
+                shown(tr("On {device}:", device=device)),
+                markdown_table(COLUMNS[2:], [cells(row)[2:] for row in members]),
+            ]
     return "\n\n".join(parts)
 
 
 def markdown_table(columns: Sequence[str], lines: Iterable[Sequence[str]], texts: Iterable[str] = TEXTS) -> str:
     """Return a padded table; every column that is not one of `texts` is set to the right."""
-    body = [[cell.replace("|", "\\|") for cell in line] for line in lines]
-    widths = [max(3, len(name), *(len(line[i]) for line in body)) for i, name in enumerate(columns)]
+    heads, body = list(map(shown, columns)), [[shown(cell).replace("|", "\\|") for cell in line] for line in lines]
+    widths = [max(3, *(cell_len(line[i]) for line in (heads, *body))) for i in range(len(heads))]
     is_text = [name in set(texts) for name in columns]
 
     def padded(line: Sequence[str]) -> str:
-        both = zip(line, widths, is_text, strict=True)
-        return "| " + " | ".join(c.ljust(width) if text else c.rjust(width) for c, width, text in both) + " |"
+        spare = [(cell, " " * (width - cell_len(cell))) for cell, width in zip(line, widths, strict=True)]
+        both = zip(spare, is_text, strict=True)
+        return "| " + " | ".join(cell + room if text else room + cell for (cell, room), text in both) + " |"
 
     rule = ["-" * width if text else "-" * (width - 1) + ":" for width, text in zip(widths, is_text, strict=True)]
-    return "\n".join(padded(line) for line in (columns, rule, *body))
+    return "\n".join(padded(line) for line in (heads, rule, *body))
 
 
 def csv_text(rows: Iterable[Row]) -> str:

@@ -58,7 +58,7 @@ class Batcher:
                 **tokens,
             }
         else:
-            # Of several windows one is shorter than the longest: where none is, models leave out what they make of masks.
+            # Of several windows one is the shorter: without padding, models leave out what they make of masks.
             # The values are those of host memory, whatever device this is for.
             mask_BS = torch.ones(shape, dtype=torch.long, device="cpu")
             mask_BS[1:, -1] = 0
