@@ -29,6 +29,8 @@ class Event:
     """Made by the update, which a step has once."""
     scratch: Scratch | None = None
     """Where the size is a rule's: `size_bytes` is then no more than a sign of an allocation."""
+    takes: int = 0
+    """Of a free, the storage that is freed in its place, and whose place it takes, on a card that has it at all."""
 
 
 @dataclass(slots=True)
@@ -66,6 +68,24 @@ class Stream:
     """Storage of a gradient -> that of the gradient of an earlier micro-batch that it is added to."""
 
 
+def moved_on(stream: Stream, card: Card) -> Stream:
+    """Return a stream in which storages have moved that a card makes anew, such as a gradient in another form."""
+    if not any(event.takes for event in stream.events):
+        return stream
+    rules = {event.storage: event.scratch for event in stream.events if event.scratch is not None}
+    moved: dict[int, int] = {}
+    events = []
+    for event in stream.events:
+        if event.takes and rules[event.storage].size(card):
+            moved[event.takes] = event.storage
+            events.append(replace(event, storage=event.takes, takes=0))
+        elif event.storage in moved and not event.size_bytes:
+            events.append(replace(event, storage=moved.pop(event.storage), takes=0))
+        else:
+            events.append(replace(event, takes=0) if event.takes else event)
+    return replace(stream, events=events)
+
+
 def sizes_on(stream: Stream, card: Card) -> list[int]:
     """Return the size of each allocation on a card; zero for what it has not, and for frees."""
     return [event.size_bytes if event.scratch is None else event.scratch.size(card) for event in stream.events]
@@ -73,6 +93,7 @@ def sizes_on(stream: Stream, card: Card) -> list[int]:
 
 def on_card(stream: Stream, card: Card) -> Stream:
     """Return a stream with the sizes that a card makes of rules; what it has not is left out."""
+    stream = moved_on(stream, card)
     sizes = {event.storage: event.scratch.size(card) for event in stream.events if event.scratch is not None}
     if not sizes:
         return stream

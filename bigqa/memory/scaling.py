@@ -13,7 +13,7 @@ import numpy as np
 from bigqa.engine.pinned import whole_pages
 from bigqa.machine.heap import TIGHT_BYTES
 from bigqa.memory.cards import A100, Card
-from bigqa.memory.events import BEFORE, CATEGORIES, Stream
+from bigqa.memory.events import BEFORE, CATEGORIES, Stream, moved_on
 from bigqa.memory.replay import peaks
 
 Trace = Callable[[int, int], Stream]
@@ -222,6 +222,7 @@ def _middle(low: _Point, high: _Point, inside: tuple[int, int], other: tuple[int
 
 
 def _point(pair: list[Stream], micro_batch: int, card: Card, *, replayed: bool) -> _Point:
+    pair = [moved_on(stream, card) for stream in pair]
     stream, exact = pair[0], sizes_at(pair, micro_batch, card)
     size_of: dict[int, int] = {}
     sizes = -(-exact // ROUNDING) * ROUNDING

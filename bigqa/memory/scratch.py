@@ -37,6 +37,13 @@ class Freed:
 
 
 @dataclass(frozen=True)
+class Moved:
+    """What an operation allocated as its so many-th takes the place of its first argument, which is let go of."""
+
+    number: int
+
+
+@dataclass(frozen=True)
 class Scratch:
     """An allocation whose size is a rule's."""
 
@@ -129,7 +136,7 @@ RULES: dict[str, Callable[..., int]] = {
     "efficient": efficient_bytes,
     "bytes": lambda card, size: size,
 }
-Steps = Sequence[Scratch | Freed]
+Steps = Sequence[Scratch | Freed | Moved]
 PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "_addmm_activation"}
 
 
@@ -205,12 +212,12 @@ def of_some_cards(func: Any, args: tuple[Any, ...], made: Tensor) -> Scratch | N
 
 
 def _ahead_of_packed_backward(args: tuple[Any, ...]) -> Steps:
-    """Return the gradient as the memory-efficient kernel has it, a batch of one: its own is let go of then.
+    """Return the gradient as the memory-efficient kernel has it, a batch of one, in place of its own.
 
     Source: torch, `FunctionsManual.cpp`, `select_backward`: what `engine.attention` takes the row out with.
     """
     always = int(args[1].dtype == torch.float32)
-    return [Scratch("efficient", (args[0].nbytes, always, args[1].shape[-1], int(args[10] > 0))), Freed(0)]
+    return [Scratch("efficient", (args[0].nbytes, always, args[1].shape[-1], int(args[10] > 0))), Moved(0)]
 
 
 def _sorted_for_embedding(args: tuple[Any, ...]) -> Steps:
@@ -240,7 +247,7 @@ def _of_index_put(args: tuple[Any, ...], result: Any) -> Steps:
     count = torch.broadcast_shapes(*(one.shape for one in indices)).numel()
     indexed = math.prod(target.shape[place] for place, one in enumerate(given) if one is not None)
     each = Scratch("bytes", (sorting.INDEX_BYTES * count,))
-    steps: list[Scratch | Freed] = []
+    steps: list[Scratch | Freed | Moved] = []
     for number in range(len(indices)):
         steps += [each, each, Freed(2 * number), *([Freed(2 * number + 1)] if number else [])]
     wanted = count * target.numel() // max(1, indexed) * values.element_size()

@@ -148,7 +148,7 @@ class Recorder(TorchDispatchMode):
         """Run an operation and look at what it made."""
         if self.on_gpu:
             func = self._as_without_a_mode(func, args)
-        early = self._run_scratch(scratch.ahead(func, args), func, []) if self.on_gpu else []
+        early = self._run_scratch(scratch.ahead(func, args), func, args, []) if self.on_gpu else []
         result, key = shapes.run(func, args, kwargs or {})
         made = sum(self._see(tensor, func, args) for tensor in self._in_order(func, result))
         self.work.add(func, key, args, result, made)
@@ -259,17 +259,18 @@ class Recorder(TorchDispatchMode):
         if name in scratch.PRODUCTS and thread not in self._multiplied and self.phase not in BEFORE:
             self._multiplied.add(thread)
             self._begin_scratch(scratch.Scratch("workspace"), "workspace")
-        held = self._run_scratch(scratch.beside(func, args, result), func, early)
+        held = self._run_scratch(scratch.beside(func, args, result), func, args, early)
         self.events.extend(Event(number, 0, self.phase, "") for number in reversed(held) if number)
 
-    def _run_scratch(self, steps: scratch.Steps, func: Any, held: list[int]) -> list[int]:
+    def _run_scratch(self, steps: scratch.Steps, func: Any, args: tuple[Any, ...], held: list[int]) -> list[int]:
         """Write down steps behind others of an operation; return each allocation, zero where it is freed."""
         name = func.overloadpacket.__name__
         for step in steps:
             if isinstance(step, scratch.Scratch):
                 held = [*held, self._begin_scratch(step, name)]
             else:
-                self.events.append(Event(held[step.number], 0, self.phase, ""))
+                first = self.numbers(shapes.tensors_in(args[:1])) if isinstance(step, scratch.Moved) else []
+                self.events.append(Event(held[step.number], 0, self.phase, "", takes=next(iter(first), 0)))
                 held = [*held[: step.number], 0, *held[step.number + 1 :]]
         return held
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from bigqa.memory.allocator import MIB, OutOfMemory
 from bigqa.memory.cards import A100, Card
-from bigqa.memory.events import BEFORE, Event, Stream, find_peak, on_card, sizes_on
+from bigqa.memory.events import BEFORE, Event, Stream, find_peak, moved_on, on_card, sizes_on
 from bigqa.memory.parallel import Averaging, with_buckets
 from bigqa.memory.replay import peaks
 from bigqa.memory.scaling import Footprint, work_of
@@ -19,6 +19,7 @@ def whole_footprint(
     stream: Stream, *, made_on_host: bool, card: Card = A100, averaging: Averaging | None = None
 ) -> Footprint:
     """Return what a traced step holds and does. `averaging`: of several processes."""
+    stream = moved_on(stream, card)
     resolved = on_card(stream, card)
     events = _on_device(resolved.events) if made_on_host else resolved.events
     peak = find_peak(Stream(events=events, categories=stream.categories))
@@ -47,6 +48,7 @@ def smallest_bytes(stream: Stream, card: Card) -> int:
 
     That is less than what it reserves where there is room: before it fails it gives back what is cached as a whole.
     """
+    stream = moved_on(stream, card)
     sizes = sizes_on(stream, card)
     least, most = (size // MIB for size in peaks(stream, sizes))
     while least < most:

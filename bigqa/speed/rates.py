@@ -5,7 +5,7 @@ from dataclasses import replace
 from bigqa.language import tr
 from bigqa.machine.gpus import GPUS, GpuModel
 from bigqa.machine.hardware import Gpu
-from bigqa.speed.calibration import QUICK_S, measure_cpu
+from bigqa.speed.calibration import QUICK_S, checked, measure_cpu
 from bigqa.speed.throughput import Rates, gpu_rates
 
 
@@ -22,7 +22,8 @@ class KnownRates:
         """Return what "cpu" or "cuda" reaches; a card without measurement and datasheet: what the most like it does."""
         if device == "cpu":
             if self._cpu is None:
-                self._cpu = self.measured.get("cpu") or measure_cpu(QUICK_S)
+                kept = self.measured.get("cpu")
+                self._cpu = checked(kept) if kept is not None and kept.adam_per_s else kept or measure_cpu(QUICK_S)
             return self._cpu
         assert self.gpu is not None
         found = self.measured.get(self.gpu.name) if self.gpu.is_here else None

@@ -5,13 +5,13 @@ recomputation and precision shape it.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bigqa.engine.pinned import whole_pages
 from bigqa.engine.zero import buckets_of
 from bigqa.memory.cards import Card
-from bigqa.memory.events import Stream, sizes_on
+from bigqa.memory.events import Stream, moved_on, sizes_on
 from bigqa.memory.scaling import BATCHES, NUM_LARGEST, NoLineError, sizes_at
 from bigqa.memory.zero.device import Device
 from bigqa.memory.zero.replay import replay
@@ -58,12 +58,12 @@ class ShardedRuns:
 
     def _sizes(self, key: Key, micro_batch: int, card: Card, *, whole: bool) -> tuple[MicroBatch, list[int]]:
         if not whole:
-            pair = [self._traced(key, batch) for batch in BATCHES]
+            pair = [_moved(self._traced(key, batch), card) for batch in BATCHES]
             try:
                 return pair[0], sizes_at([one.stream for one in pair], micro_batch, card).tolist()
             except NoLineError:
                 pass
-        traced = self._traced(key, micro_batch)
+        traced = _moved(self._traced(key, micro_batch), card)
         return traced, sizes_on(traced.stream, card)
 
     def _traced(self, key: Key, micro_batch: int) -> MicroBatch:
@@ -114,3 +114,7 @@ def _traced(strategy: Strategy) -> Strategy:
         zero_stage=3 if strategy.zero_stage == 3 else 2,
         device=strategy.device,
     )
+
+
+def _moved(traced: MicroBatch, card: Card) -> MicroBatch:
+    return replace(traced, stream=moved_on(traced.stream, card))
