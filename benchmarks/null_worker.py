@@ -41,9 +41,15 @@ from bigqa.tasks.qa.task import QuestionAnswering
 ANSWER = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_size_t)
 
 
+class _Padded:
+    """Whether the windows of this case are of several lengths: one alone is never padded."""
+
+    is_so = False
+
+
 def _answered(size: int) -> int:
-    """Say yes to whoever reads a value, such as whether a norm is finite; but no to whether no window is padded."""
-    frame: FrameType | None = sys._getframe()
+    """Say yes to whoever reads a value, such as whether a norm is finite, or whether no window is padded where so."""
+    frame: FrameType | None = sys._getframe() if _Padded.is_so else None
     while frame is not None and not frame.f_code.co_filename.endswith("masking_utils.py"):
         frame = frame.f_back
     return int(frame is None)
@@ -70,7 +76,7 @@ def measure(case: Case, gpus: int, cards: dict[str, str]) -> dict[str, Any]:
     if not case.axes.needs_deepspeed:  # which asks whether there was an overflow: zeros say no
         library.null_on_read(_yes)  # whether a norm is finite, as fp16 asks
     library.null_most_of.restype = ctypes.c_size_t
-    packs = _packs[case.model]
+    packs, _Padded.is_so = _packs[case.model], case.micro_batch > 1
     with tempfile.TemporaryDirectory() as folder, patch.object(build, "can_pack", lambda *args: packs):
         settings = settings_of(case, Path(folder))
         if gpus > 1:
