@@ -1,0 +1,132 @@
+"""What is broken, drawn from a seed. In: a seed, a number. Out: a `Case`, the same for everybody.
+
+A kind of fault has the phases that it may come in, and figures drawn with it. Which thing of a phase it comes at is
+drawn as a share: how many there are is known from the run that nobody breaks.
+"""
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.torture.setups import Setup, pairs_of, setups_on_cpu, setups_on_gpu
+
+TRAINED = ("start", "features", "step", "between", "save", "evaluation", "handover")
+STEPPED = ("step", "between", "save", "evaluation")
+SAVED = ("step", "step", "between", "save", "evaluation")
+KIB, MIB = 2**10, 2**20
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of fault."""
+
+    name: str
+    phases: tuple[str, ...] = TRAINED
+    weight: int = 2
+    needs: str = ""
+    """root, groups, gpu: what a machine must let it do."""
+    figures: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """What is drawn, between which two; sizes by their logarithm."""
+    damages: str = ""
+    """What is damaged after a run was stopped: a checkpoint, the newest; or other files of the run."""
+    own: str = ""
+    """What breaks instead of a run: a download."""
+
+
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        Kind("kill-worker"),
+        Kind("kill-launcher"),
+        Kind("kill-all", weight=4),
+        Kind("kill-in-write", ("save", "between", "handover", "start"), figures={"bytes": (1, 400 * KIB)}),
+        Kind("kill-in-switch", ("switch",), weight=1),
+        Kind("SIGTERM"),
+        Kind("SIGINT"),
+        Kind("SIGINT-twice", weight=1),
+        Kind("SIGHUP", weight=1),
+        Kind("memory-limit", figures={"bytes": (64 * KIB, 16 * MIB)}),
+        Kind("memory-killed", needs="groups", figures={"bytes": (64 * KIB, 8 * MIB)}),
+        Kind("disk-full", needs="root", figures={"bytes": (1, 2 * MIB)}),
+        Kind("disk-away", STEPPED, figures={"seconds": (0.02, 2.0)}),
+        Kind("disk-read-only", needs="root", weight=1),
+        Kind("file-limit", ("save", "between", "handover", "start"), weight=1, figures={"bytes": (1, 400 * KIB)}),
+        Kind("cut-data", ("start", "features", "step"), weight=1, figures={"share": (0, 1)}),
+        Kind("cut-cache", ("between", "step"), weight=1, figures={"share": (0, 1)}),
+        Kind("clock", figures={"seconds": (-1e9, 1e9)}),
+        Kind("damaged-checkpoint", SAVED, weight=6, damages="checkpoint"),
+        Kind("damaged-features", SAVED, damages="features"),
+        Kind("damaged-run", SAVED, damages="run"),
+        Kind("download", ("download",), own="download"),
+        Kind("device-memory", ("start", "step"), needs="gpu", figures={"share": (0, 1)}),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One fault."""
+
+    seed: int
+    number: int
+    kind: str
+    first: Setup
+    then: Setup
+    phase: str
+    share: float
+    """Of the things of the phase, those before the fault."""
+    rank: int
+    delay_ms: float
+    figures: dict[str, float]
+    evaluates: bool
+    until_s: int | None
+    """`--until`, where a clock jumps."""
+
+    @property
+    def draw(self) -> random.Random:
+        """Random numbers for what is drawn later."""
+        return random.Random(f"{self.seed} {self.number} later")
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What a report says of it."""
+        figures = {name: round(value, 3) for name, value in self.figures.items()}
+        pair = {"first": self.first.key, "then": self.then.key}
+        moment = {"phase": self.phase, "share": round(self.share, 4), "rank": self.rank, "delay_ms": self.delay_ms}
+        return {"seed": self.seed, "number": self.number, "kind": self.kind} | pair | moment | {"figures": figures}
+
+
+def drawn(seed: int, number: int, has: frozenset[str], *, on_gpu: bool = False) -> Case:
+    """Return a case. `has`: what this machine lets be done."""
+    draw = random.Random(f"{seed} {number}")
+    kinds = [kind for kind in KINDS.values() if (not kind.needs or kind.needs in has) and not kind.own]
+    setups = list(setups_on_gpu() if on_gpu else setups_on_cpu())
+    kind = draw.choices(kinds, [kind.weight for kind in kinds])[0]
+    first, then = draw.choice(pairs_of(setups))
+    if draw.random() < 0.3:
+        then = first
+    evaluates = first.scores and then.scores and draw.random() < 0.4
+    phase = draw.choice([phase for phase in kind.phases if evaluates or phase != "evaluation"])
+    figures = {name: _between(draw, *ends) for name, ends in kind.figures.items()}
+    delayed = phase in ("step", "evaluation") and draw.random() < 0.5
+    return Case(
+        seed=seed,
+        number=number,
+        kind=kind.name,
+        first=first,
+        then=then,
+        phase=phase,
+        share=draw.random(),
+        rank=draw.randrange(first.processes) if phase in ("step", "features") else 0,
+        delay_ms=round(draw.uniform(0, 10), 2) if delayed else 0.0,
+        figures=figures,
+        evaluates=evaluates,
+        until_s=3600 if kind.name == "clock" and draw.random() < 0.5 else None,
+    )
+
+
+def _between(draw: random.Random, least: float, most: float) -> float:
+    """Return a number between two; where both are sizes, as likely of each magnitude."""
+    if least >= 1:
+        return float(int(least * (most / least) ** draw.random()))
+    return draw.uniform(least, most)

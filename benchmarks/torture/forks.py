@@ -1,0 +1,190 @@
+"""`bigqa train` and its workers as forks of a process that has imported all. In: words. Out: exit codes, and output.
+
+What runs is bigqa's own: its command line, its launcher, its workers, each in a process and a session of its own, with
+the streams, signal masks, environment and open files that they are given. Only exec is left out, which would import
+torch anew for seconds. What a fork finds of its parent's state that a new program would not have is undone.
+"""
+
+import contextlib
+import ctypes
+import functools
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from bigqa import cli, interrupts, lock, train
+from bigqa.console import as_program, command
+from bigqa.engine.loop.stop import PARENT_VARIABLE
+from bigqa.interrupts import held_back
+from bigqa.language import tr
+from bigqa.lock import HANDED_ON
+from bigqa.run import workers
+
+ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "BIGQA_THREADS", "BIGQA_WORKERS", "HF_HUB_OFFLINE"), "1")
+LOOK_S = 0.01
+PR_SET_CHILD_SUBREAPER = 36
+Prepare = Callable[[], None]
+
+
+def import_all() -> None:
+    """Import what runs import, and make what all of them make alike."""
+    os.environ.update(ENVIRONMENT)
+    import cpuinfo
+    import torch.fx.experimental.symbolic_shapes  # noqa: F401
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    cpuinfo.get_cpu_info = functools.cache(cpuinfo.get_cpu_info)  # a second for each of DeepSpeed's optimizers
+    import bitsandbytes  # noqa: F401
+    import deepspeed  # noqa: F401
+    import peft  # noqa: F401
+    import tensorboard.summary.writer.record_writer  # noqa: F401
+
+    import bigqa.cli.commands
+    import bigqa.engine.optim.eight_bit
+    import bigqa.run.again
+    import bigqa.run.fine_tuning  # noqa: F401
+
+    get_checkpoint_conversion_mapping("bert")
+    torch.set_num_threads(1)
+
+
+def adopt_orphans() -> None:
+    """Have what a killed launcher leaves behind be waited for by this process."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+class Forked:
+    """A process that was forked, as `subprocess.Popen` would show it."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Return how it ended, if it has."""
+        if self.returncode is None:
+            found, status = os.waitpid(self.pid, os.WNOHANG)
+            if found:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+def fork(work: Callable[[], Any]) -> int:
+    """Return the process that does the work; it ends with it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        except BaseException as error:
+            with contextlib.suppress(BaseException):
+                sys.excepthook(type(error), error, error.__traceback__)
+        os._exit(70)
+    return pid
+
+
+def launched(words: Sequence[str], output: Path, environment: Mapping[str, str], prepare: Prepare) -> int:
+    """Start `bigqa train` in a fork; return its number. `prepare`: called in it and in each of its workers."""
+    return fork(lambda: _launch(words, output, environment, prepare))
+
+
+def _launch(words: Sequence[str], output: Path, environment: Mapping[str, str], prepare: Prepare) -> NoReturn:
+    os.setsid()
+    _streams(output)
+    os.environ.update(environment)
+    _as_new()
+    workers.Workers._start = functools.partialmethod(_start_worker, prepare)  # type: ignore[assignment]
+    sys.argv = ["bigqa", "train", *words]
+    interrupts.listen()
+    interrupts.say_when_left(tr("interrupted before anything was begun: there is nothing to save"))
+    prepare()
+    as_program(lambda: command(cli.app))
+
+
+def _start_worker(self: workers.Workers, prepare: Prepare, words: Sequence[str], of_rank: dict[str, str]) -> Forked:
+    """Do as `Workers._start` does, without exec."""
+    own = {PARENT_VARIABLE: str(os.getpid()), HANDED_ON: str(self.lock.file)}
+    environment = {**self.environment, **own, **of_rank}
+    with held_back():
+        return Forked(fork(lambda: _work(words[1:], environment, prepare)))
+
+
+def _work(words: Sequence[str], environment: Mapping[str, str], prepare: Prepare) -> NoReturn:
+    os.setsid()
+    os.environ.update(environment)
+    _as_new()
+    sys.argv = list(words)
+    interrupts.listen()
+    interrupts.say_when_left(tr("interrupted before the run had begun: there is nothing to save"))
+    prepare()
+    as_program(train.main)
+
+
+def _as_new() -> None:
+    """Undo what a new program would not have of its parent."""
+    program = interrupts._Program
+    program.listens, program.first, program.take, program.raises = False, None, None, False
+    interrupts.temporaries.clear()
+    interrupts.at_last.clear()
+    interrupts.looks.clear()
+    lock._here.clear()
+
+
+def _streams(output: Path) -> None:
+    with output.open("ab") as file:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+
+
+def waited(pid: int, limit_s: float) -> int | None:
+    """Wait for a process, and take in every orphan meanwhile; none: it has not ended in time."""
+    end, code = time.monotonic() + limit_s, None
+    while code is None and time.monotonic() < end:
+        with contextlib.suppress(ChildProcessError):
+            while (found := os.waitpid(-1, os.WNOHANG))[0]:
+                if found[0] == pid:
+                    code = os.waitstatus_to_exitcode(found[1])
+        if code is None:
+            time.sleep(LOOK_S)
+    return code
+
+
+def all_ended(pids: Sequence[int], limit_s: float) -> bool:
+    """Wait until processes that this one adopts have ended; return whether they have."""
+    end = time.monotonic() + limit_s
+    while True:
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        if not any(lives(pid) for pid in pids):
+            return True
+        if time.monotonic() > end:
+            return False
+        time.sleep(LOOK_S)
+
+
+def lives(pid: int) -> bool:
+    """Whether there is a process of a number, be it one that nobody has waited for."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def kill(pids: Sequence[int]) -> None:
+    """End processes of ours, and what is in their sessions."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
