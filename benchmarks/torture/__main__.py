@@ -9,24 +9,20 @@ import gc
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import traceback
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import REPORTS
 from benchmarks.torture.cases import drawn
+from benchmarks.torture.gpu import environment
 from benchmarks.torture.places import has_groups, own_mounts
+from bigqa.nullgpu.environment import on_null_gpu
+from bigqa.table.torture import FILE, read_faults, torture_markdown
 
-FILE = REPORTS / "torture.jsonl"
 SEED, CASES, LANES = 25, 1150, 2
-
-
-def read(file: Path = FILE) -> list[dict[str, Any]]:
-    """Return the cases that are there."""
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
 
 
 def prepared(folder: Path) -> None:
@@ -51,7 +47,7 @@ def lane(number: int, numbers: list[int], asked: argparse.Namespace, folder: Pat
 
     adopt_orphans()
     rig = Rig(folder, mounts="root" in has, groups="groups" in has, lane=number)
-    for case in (drawn(asked.seed, one, has) for one in numbers):
+    for case in (drawn(asked.seed, one) for one in numbers):
         try:
             found = rig.run(case)
         except Exception:
@@ -79,16 +75,39 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--lanes", type=int, default=LANES, help="cases at once")
     parser.add_argument("--out", type=Path, default=FILE)
     parser.add_argument("--folder", type=Path, help="where runs lie, and those that nobody breaks stay")
+    parser.add_argument("--quiet", action="store_true", help="print no table at the end")
+    parser.add_argument("--table", action="store_true", help="run nothing; print what came of the cases that are there")
     asked = parser.parse_args(words)
-    there = {one["number"] for one in read(asked.out) if one["seed"] == asked.seed}
-    wanted = asked.only or [number for number in range(asked.cases) if number not in there]
-    if not wanted:
-        return
+    if not asked.table:
+        run_missing(asked)
+    if not asked.quiet:
+        print(torture_markdown(read_faults(asked.out)))
+
+
+def run_missing(asked: argparse.Namespace) -> None:
+    """Run the cases that are asked for and not there, those on a GPU that is not there in a process that sees it."""
+    on_gpu = environment() if not on_null_gpu() else dict(os.environ)
+    has = frozenset({"gpu"} if on_gpu else ()) | (frozenset(("root", "groups")) if os.geteuid() == 0 else frozenset())
+    there = {one["number"] for one in read_faults(asked.out, met=False) if one["seed"] == asked.seed}
+    numbers = asked.only or [number for number in range(asked.cases) if number not in there]
+    cases = [drawn(asked.seed, number) for number in numbers]
+    left_out = [case for case in cases if case.lacks(has)]
+    if left_out:
+        kinds = ", ".join(sorted({f"{case.kind} on {case.first.device}" for case in left_out}))
+        print(f"{len(left_out)} cases are left out: this machine has no root, or no null GPU ({kinds})")
+    cases = [case for case in cases if case not in left_out]
     with tempfile.TemporaryDirectory(prefix="bigqa-torture-") as name:
         folder = asked.folder or Path(name)
         folder.mkdir(parents=True, exist_ok=True)
-        run_all(wanted, asked, folder)
-    print(Counter(one["outcome"] for one in read(asked.out)))
+        mine = [case.number for case in cases if case.on_gpu == on_null_gpu()]
+        if mine:
+            run_all(mine, asked, folder)
+        others = [str(case.number) for case in cases if case.on_gpu and not on_null_gpu()]
+        if others:
+            given = ["--seed", asked.seed, "--lanes", asked.lanes, "--out", asked.out, "--folder", folder / "gpu"]
+            words = [*map(str, given), *(word for number in others for word in ("--only", number))]
+            command = [sys.executable, "-W", "ignore", "-m", "benchmarks.torture", *words, "--quiet"]
+            subprocess.run(command, env=on_gpu, check=False)
 
 
 def run_all(wanted: list[int], asked: argparse.Namespace, folder: Path) -> None:
@@ -110,8 +129,7 @@ def run_all(wanted: list[int], asked: argparse.Namespace, folder: Path) -> None:
         sys.stdout.flush()
         os._exit(0)
 
-    pids = [fork(lambda number=number: work(number)) for number in range(lanes)]  # type: ignore[misc]
-    for pid in pids:
+    for pid in [fork(lambda number=number: work(number)) for number in range(lanes)]:  # type: ignore[misc]
         os.waitpid(pid, 0)
 
 

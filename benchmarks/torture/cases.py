@@ -58,9 +58,15 @@ KINDS: dict[str, Kind] = {
         Kind("damaged-features", SAVED, damages="features"),
         Kind("damaged-run", SAVED, damages="run"),
         Kind("download", ("download",), own="download"),
-        Kind("device-memory", ("start", "step"), needs="gpu", figures={"share": (0, 1)}),
+        Kind("device-memory", ("step", "between", "save", "handover"), needs="gpu", figures={"bytes": (1, 16 * MIB)}),
     )
 }
+
+
+EACH_ON_GPU, WEIGHT_ON_GPU = 6, 6
+"""Each sixth case is on a GPU that is not there, and its memory runs out more often there than others' do."""
+SAME, EVALUATED = 0.3, 0.4
+"""Shares of the cases that go on under the same setup, and that are scored as they train."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,16 @@ class Case:
         """Random numbers for what is drawn later."""
         return random.Random(f"{self.seed} {self.number} later")
 
+    def lacks(self, has: frozenset[str]) -> bool:
+        """Whether this machine lacks what the case needs."""
+        needs = {KINDS[self.kind].needs, "gpu" if self.on_gpu else ""}
+        return bool(needs - {""} - has)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it is trained on a GPU that is not there."""
+        return self.first.device == "cuda"
+
     @property
     def told(self) -> dict[str, Any]:
         """What a report says of it."""
@@ -96,16 +112,18 @@ class Case:
         return {"seed": self.seed, "number": self.number, "kind": self.kind} | pair | moment | {"figures": figures}
 
 
-def drawn(seed: int, number: int, has: frozenset[str], *, on_gpu: bool = False) -> Case:
-    """Return a case. `has`: what this machine lets be done."""
+def drawn(seed: int, number: int) -> Case:
+    """Return a case, whatever this machine can do: `lacks` tells of that."""
     draw = random.Random(f"{seed} {number}")
-    kinds = [kind for kind in KINDS.values() if (not kind.needs or kind.needs in has) and not kind.own]
+    on_gpu = number % EACH_ON_GPU == EACH_ON_GPU - 1
     setups = list(setups_on_gpu() if on_gpu else setups_on_cpu())
-    kind = draw.choices(kinds, [kind.weight for kind in kinds])[0]
+    kinds = [kind for kind in KINDS.values() if (not kind.own if on_gpu else kind.needs != "gpu")]
+    weights = [kind.weight * (WEIGHT_ON_GPU if kind.needs == "gpu" else 1) for kind in kinds]
+    kind = draw.choices(kinds, weights)[0]
     first, then = draw.choice(pairs_of(setups))
-    if draw.random() < 0.3:
+    if draw.random() < SAME:
         then = first
-    evaluates = first.scores and then.scores and draw.random() < 0.4
+    evaluates = not on_gpu and first.scores and then.scores and draw.random() < EVALUATED
     phase = draw.choice([phase for phase in kind.phases if evaluates or phase != "evaluation"])
     figures = {name: _between(draw, *ends) for name, ends in kind.figures.items()}
     delayed = phase in ("step", "evaluation") and draw.random() < 0.5

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.torture.gpu import crowd
 from benchmarks.torture.inside import jumping_clock
 from benchmarks.torture.log import Log
 from benchmarks.torture.places import Place
@@ -42,10 +43,10 @@ def deed_of(kind: str, figures: dict[str, Any], place: Place, log: Log) -> Deed:
         "disk-full": lambda: place.fill(int(figures["bytes"])),
         "disk-away": lambda: _away(place, figures["seconds"]),
         "disk-read-only": lambda: place.remount(read_only=True),
-        "cut-data": lambda: _cut(place.data, figures["share"]),
-        "cut-cache": lambda: [_cut(file, figures["share"]) for file in place.cached()] and None,
+        "cut-data": lambda: _cut([place.data], figures["share"]),
+        "cut-cache": lambda: _cut(place.cached(), figures["share"]),
         "clock": lambda: jumping_clock(figures["seconds"]),
-        "suspended": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+        "device-memory": lambda: crowd(int(figures["bytes"])),
     }
     return deeds[kind]
 
@@ -83,7 +84,8 @@ def _away(place: Place, seconds: float) -> None:
     timer.start()
 
 
-def _cut(file: Path, share: float) -> None:
-    """Cut a file short."""
-    with contextlib.suppress(OSError):
-        os.truncate(file, int(file.stat().st_size * share))
+def _cut(files: list[Path], share: float) -> None:
+    """Cut files short."""
+    for file in files:
+        with contextlib.suppress(OSError):
+            os.truncate(file, int(file.stat().st_size * share))

@@ -11,9 +11,9 @@ import functools
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from bigqa import cli, interrupts, lock, train
@@ -22,9 +22,11 @@ from bigqa.engine.loop.stop import PARENT_VARIABLE
 from bigqa.interrupts import held_back
 from bigqa.language import tr
 from bigqa.lock import HANDED_ON
+from bigqa.nullgpu.environment import on_null_gpu
 from bigqa.run import workers
 
 ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "BIGQA_THREADS", "BIGQA_WORKERS", "HF_HUB_OFFLINE"), "1")
+CAPABILITY = (8, 0)
 LOOK_S = 0.01
 PR_SET_CHILD_SUBREAPER = 36
 Prepare = Callable[[], None]
@@ -34,10 +36,14 @@ def import_all() -> None:
     """Import what runs import, and make what all of them make alike."""
     os.environ.update(ENVIRONMENT)
     import cpuinfo
-    import torch.fx.experimental.symbolic_shapes  # noqa: F401
+    import torch.fx.experimental.symbolic_shapes
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
+    from benchmarks.null_worker import import_libraries
+
     cpuinfo.get_cpu_info = functools.cache(cpuinfo.get_cpu_info)  # a second for each of DeepSpeed's optimizers
+    if on_null_gpu():
+        import_libraries(CAPABILITY)
     import bitsandbytes  # noqa: F401
     import deepspeed  # noqa: F401
     import peft  # noqa: F401
@@ -93,16 +99,38 @@ def fork(work: Callable[[], Any]) -> int:
     return pid
 
 
-def launched(words: Sequence[str], output: Path, environment: Mapping[str, str], prepare: Prepare) -> int:
+class Said:
+    """What processes print, through a pipe: no limit of files and no full disk keeps it back."""
+
+    def __init__(self) -> None:
+        self.reading, self.writing = os.pipe()
+        os.set_blocking(self.reading, False)
+        self._parts: list[bytes] = []
+
+    def take(self) -> None:
+        """Take what is there."""
+        with contextlib.suppress(BlockingIOError):
+            while part := os.read(self.reading, 1 << 16):
+                self._parts.append(part)
+
+    def text(self) -> str:
+        """Return all of it, and let the pipe go."""
+        self.take()
+        for file in (self.reading, self.writing):
+            os.close(file)
+        return b"".join(self._parts).decode("utf-8", "replace")
+
+
+def launched(words: Sequence[str], said: Said, environment: Mapping[str, str], prepare: Prepare) -> int:
     """Start `bigqa train` in a fork; return its number. `prepare`: called in it and in each of its workers."""
-    return fork(lambda: _launch(words, output, environment, prepare))
+    return fork(lambda: _launch(words, said, environment, prepare))
 
 
-def _launch(words: Sequence[str], output: Path, environment: Mapping[str, str], prepare: Prepare) -> NoReturn:
+def _launch(words: Sequence[str], said: Said, environment: Mapping[str, str], prepare: Prepare) -> NoReturn:
     os.setsid()
-    _streams(output)
+    streams_to(said)
     os.environ.update(environment)
-    _as_new()
+    as_new()
     workers.Workers._start = functools.partialmethod(_start_worker, prepare)  # type: ignore[assignment]
     sys.argv = ["bigqa", "train", *words]
     interrupts.listen()
@@ -122,7 +150,7 @@ def _start_worker(self: workers.Workers, prepare: Prepare, words: Sequence[str],
 def _work(words: Sequence[str], environment: Mapping[str, str], prepare: Prepare) -> NoReturn:
     os.setsid()
     os.environ.update(environment)
-    _as_new()
+    as_new()
     sys.argv = list(words)
     interrupts.listen()
     interrupts.say_when_left(tr("interrupted before the run had begun: there is nothing to save"))
@@ -130,7 +158,7 @@ def _work(words: Sequence[str], environment: Mapping[str, str], prepare: Prepare
     as_program(train.main)
 
 
-def _as_new() -> None:
+def as_new() -> None:
     """Undo what a new program would not have of its parent."""
     program = interrupts._Program
     program.listens, program.first, program.take, program.raises = False, None, None, False
@@ -138,39 +166,27 @@ def _as_new() -> None:
     interrupts.at_last.clear()
     interrupts.looks.clear()
     lock._here.clear()
+    tempfile.tempdir = None
 
 
-def _streams(output: Path) -> None:
-    with output.open("ab") as file:
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+def streams_to(said: Said) -> None:
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(said.writing, 1)
+    os.dup2(said.writing, 2)
 
 
-def waited(pid: int, limit_s: float) -> int | None:
-    """Wait for a process, and take in every orphan meanwhile; none: it has not ended in time."""
-    end, code = time.monotonic() + limit_s, None
-    while code is None and time.monotonic() < end:
+def ended(pids: Callable[[], Sequence[int]], limit_s: float, said: Said) -> dict[int, int] | None:
+    """Wait for processes that this one has started or adopts; return how each ended. None: not all of them in time."""
+    end, codes = time.monotonic() + limit_s, dict[int, int]()
+    while True:
+        said.take()
         with contextlib.suppress(ChildProcessError):
             while (found := os.waitpid(-1, os.WNOHANG))[0]:
-                if found[0] == pid:
-                    code = os.waitstatus_to_exitcode(found[1])
-        if code is None:
-            time.sleep(LOOK_S)
-    return code
-
-
-def all_ended(pids: Sequence[int], limit_s: float) -> bool:
-    """Wait until processes that this one adopts have ended; return whether they have."""
-    end = time.monotonic() + limit_s
-    while True:
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        if not any(lives(pid) for pid in pids):
-            return True
+                codes[found[0]] = os.waitstatus_to_exitcode(found[1])
+        if not any(lives(pid) for pid in pids()):
+            return codes
         if time.monotonic() > end:
-            return False
+            return None
         time.sleep(LOOK_S)
 
 
@@ -187,4 +203,5 @@ def kill(pids: Sequence[int]) -> None:
     """End processes of ours, and what is in their sessions."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(pid, signal.SIGKILL)
+            if os.getsid(pid) == pid:  # as each of ours begins by making itself
+                os.killpg(pid, signal.SIGKILL)

@@ -19,8 +19,11 @@ from typing import Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from benchmarks.torture.gpu import answers
 from benchmarks.torture.log import Log
 from bigqa.engine.loop import checkpoint, feed, fit
+from bigqa.engine.loop.stop import PARENT_VARIABLE
+from bigqa.nullgpu.environment import on_null_gpu
 from bigqa.run import fine_tuning, launcher
 
 FILE_EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.link", "os.truncate"}
@@ -56,10 +59,15 @@ class Inside:
         self._windows: list[int] = []
         self._main = threading.get_ident()
         self._made: dict[int, tuple[Any, list[int]]] = {}
+        self._batched: list[int] = []
+        self._of_step: dict[int, list[int]] = {}
+        self._answers: Any = None
 
     def begin(self) -> None:
         """Look on in this process from now on; one that was forked while it was looked on in begins anew."""
         self.phase, self.counts, self._main = "start", Counter(), threading.get_ident()
+        if on_null_gpu() and PARENT_VARIABLE in os.environ:
+            self._answers = answers()
         self.log.tell("process", role=os.path.basename(sys.argv[0]))
         if self._is_there:
             return
@@ -69,6 +77,7 @@ class Inside:
         fine_tuning.fit = self._in_phase("between", self._fit)  # type: ignore[assignment]
         fit.train_step = self._in_phase("step", self._train_step)
         feed.Feed._batch = self._batch_of(feed.Feed._batch)  # type: ignore[method-assign]
+        feed.Feed._make = self._make_of(feed.Feed._make)  # type: ignore[method-assign]
         sys.addaudithook(self._heard)
         torch.nn.modules.module.register_module_forward_pre_hook(lambda *_: self.happened())
         register_optimizer_step_pre_hook(lambda *_: self.happened())
@@ -140,6 +149,8 @@ class Inside:
     def _train_step(self, parts: Any, batches: list[Any], num_windows: int) -> Any:
         own = [batch for batch in batches if "weight" not in batch]
         self._windows = [window for batch in own for window in self._windows_of(batch)]
+        if own and own[0]["input_ids"].is_cuda:  # these are copies: what they were made of is known by the step alone
+            self._windows = self._of_step.pop(self.step)
         return STEP(parts, batches, num_windows)
 
     def _fit(self, training: Any, first_step: int = 0) -> Any:
@@ -169,7 +180,19 @@ class Inside:
         def made(of_feed: Any, positions: list[int]) -> Any:
             batch = function(of_feed, positions)
             self._made[id(batch["input_ids"])] = batch["input_ids"], list(positions)
+            self._batched += positions
             return batch
+
+        return made
+
+    def _make_of(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Remember which windows a step's batches were made of."""
+
+        def made(of_feed: Any, step: int) -> Any:
+            self._batched = []
+            batches = function(of_feed, step)
+            self._of_step[step] = self._batched
+            return batches
 
         return made
 

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from benchmarks.torture.log import Fact
 from benchmarks.torture.places import Place
 from benchmarks.torture.setups import band_of
 from bigqa.engine.loop.checkpoint import load_newest
+from bigqa.lock import check_free
 
 UNFORESEEN = ("Traceback", "unforeseen", "Exception ignored", "dumped core")
 DOUBTS = re.compile(r"^bigqa: .*|.*(is damaged|cannot be read|trying the checkpoint before it|out of memory).*", re.M)
@@ -121,7 +123,7 @@ def windows_of(facts: list[Fact]) -> dict[int, list[int]]:
             steps = {step: done for step, done in steps.items() if step < fact["step"]}
         elif fact["what"] == "step":
             steps.setdefault(fact["step"], {})[fact["rank"]] = fact["windows"]
-    return {step: sorted(sum(of_rank.values(), [])) for step, of_rank in sorted(steps.items())}
+    return {step: sorted(chain.from_iterable(of_rank.values())) for step, of_rank in sorted(steps.items())}
 
 
 @dataclass
@@ -239,7 +241,7 @@ class Trial:
         for mark in UNFORESEEN:
             if mark in start.said:
                 at = start.said.index(mark)
-                self.wrong.append(f"{mark}: {start.said[at : at + 1500]}")
+                self.wrong.append(f"{mark}: {start.said[at : at + 1500]}{_traceback_in(self.place.folder)}")
 
     def first_step_of_then(self) -> int:
         """Return the step that the run was gone on from under the pair's other setup."""
@@ -254,16 +256,19 @@ class Trial:
             return
         run, there = self.place.run, metrics(whole.place.run)
         found = metrics(run)
-        if [one["step"] for one in found] != [one["step"] for one in there]:
-            self.wrong.append(f"recorded steps {[one['step'] for one in found]}")
-        self._compare_losses(found, there)
+        if not (self.damaged and "metrics.jsonl" in self.damaged.words):
+            if [one["step"] for one in found] != [one["step"] for one in there]:
+                self.wrong.append(f"recorded steps {[one['step'] for one in found]}")
+            if not self.case.on_gpu:
+                self._compare_losses(found, there)
         self._compare_windows(whole)
-        if not _lines(run / "switches.jsonl"):
+        if not self.case.on_gpu and not _lines(run / "switches.jsonl"):
             self._compare_weights(run, expected.place.run)
-        left = [str(path.relative_to(self.place.disk)) for path in self.place.disk.rglob("*.tmp")]
-        left += [name for name in (".lock", ".owner", ".ended", ".stop-requested") if (run / name).exists()]
+        left = [str(path.relative_to(run)) for path in run.rglob("*.tmp")]
+        left += [name for name in (".ended", ".stop-requested") if (run / name).exists()]
         if left:
             self.wrong.append(f"left behind: {left}")
+        check_free(run)
         for name in ("report.json", "plan.json", "versions.json", "config.json"):
             try:
                 json.loads((run / name).read_text(encoding="utf-8"))
@@ -301,10 +306,15 @@ class Trial:
         return found | {"said": problem or "", "damage": words, "wrong": self.wrong}
 
 
+def _traceback_in(folder: Path) -> str:
+    """Return the end of what a run has written down of an error that nobody foresaw."""
+    return "".join(file.read_text(encoding="utf-8")[-1000:] for file in folder.glob("bigqa-*.txt"))
+
+
 def not_once(windows: dict[int, list[int]], records: list[dict[str, Any]]) -> list[str]:
     """Say where an epoch does not see every window once."""
     epochs: dict[int, list[int]] = {}
     for record in records:
         epochs.setdefault(-int(-record["epoch"] // 1), []).extend(windows.get(record["step"] - 1, []))
-    every = set(sum(epochs.values(), []))
+    every = set(chain.from_iterable(epochs.values()))
     return [f"epoch {epoch}" for epoch, seen in epochs.items() if sorted(seen) != sorted(every)]

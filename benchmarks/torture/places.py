@@ -45,8 +45,6 @@ class Place:
         self.disk, self.under = folder / "disk", folder / "under"
         self.run, self.cache = self.disk / "run", self.disk / "cache"
         self.data = folder / "train.json"
-        self.log = folder / "log"
-        self.output = folder / "output"
         self._group = GROUPS / f"bigqa-torture-{os.getpid()}-{folder.name}"
 
     def make(self, data: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigqa.errors import BigqaError
-from bigqa.files import write_json, write_text
+from bigqa.files import parsed, read_text, write_json, write_text
 from bigqa.language import tr
 from bigqa.settings import Rung, read_settings
 from bigqa.strategy import Strategy, missing_package
@@ -118,4 +118,5 @@ def switches_of(folder: Path) -> list[dict[str, Any]]:
     file = folder / SWITCHES
     if not file.is_file():
         return []
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    what = tr("the run's list of switches")
+    return [parsed(line, file, what) for line in read_text(file, what).splitlines()]

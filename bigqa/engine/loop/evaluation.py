@@ -4,6 +4,7 @@
 best and its patience. The best model is a checkpoint of its own, which the run's result is read back from.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -12,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bigqa.errors import UsageError
+from bigqa.errors import BigqaError, UsageError
 from bigqa.files import write_text
 from bigqa.language import tr
 
@@ -33,8 +34,23 @@ class Evaluation:
     def begin(self, first_step: int) -> None:
         """Read what was found up to a step; what came after it is found again."""
         file = self.folder / FILE
-        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-        self.history = [one for one in map(json.loads, lines) if one["step"] <= first_step]
+        lines = file.read_bytes().splitlines() if file.is_file() else []
+        self.history = [one for one in map(self._read, lines) if one["step"] <= first_step]
+
+    def _read(self, line: bytes) -> dict[str, Any]:
+        """Return the scores of a line. Raises: BigqaError where it is not as it was written."""
+        with contextlib.suppress(ValueError):
+            found = json.loads(line)
+            is_whole = isinstance(found, dict) and {"step", self.metric} <= found.keys()
+            if is_whole and all(isinstance(value, int | float) for value in found.values()):
+                return dict(found)
+        raise BigqaError(
+            tr(
+                "{file} is damaged: a line of it is not the scores of a step; remove the line, or the file where the "
+                "best so far does not matter",
+                file=self.folder / FILE,
+            )
+        )
 
     def due(self, step: int, num_steps: int) -> bool:
         """Whether a completed step is followed by scores; the last one is."""
