@@ -16,13 +16,15 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from benchmarks.torture.cases import drawn
+from benchmarks.torture.cases import drawn, sampled
 from benchmarks.torture.gpu import environment
 from benchmarks.torture.places import has_groups, own_mounts
 from bigqa.nullgpu.environment import on_null_gpu
 from bigqa.table.torture import FILE, read_faults, torture_markdown
 
 SEED, CASES, LANES = 25, 1150, 2
+DRAWN = {False: drawn, True: sampled}
+"""By whether it is a sample."""
 
 
 def prepared(folder: Path) -> None:
@@ -47,7 +49,7 @@ def lane(number: int, numbers: list[int], asked: argparse.Namespace, folder: Pat
 
     adopt_orphans()
     rig = Rig(folder, mounts="root" in has, groups="groups" in has, lane=number)
-    for case in (drawn(asked.seed, one) for one in numbers):
+    for case in (DRAWN[asked.sample](asked.seed, one) for one in numbers):
         try:
             found = rig.run(case)
         except Exception:
@@ -62,7 +64,7 @@ def line_of(found: dict[str, Any]) -> str:
     pair = f"{found['first']} > {found['then']}"
     what = f"{found['number']:4} {found['kind']:18} {found['phase']:10} {pair:50} {found['outcome']:8}"
     met = "" if found["met"] else " (not met)"
-    figures = f" {found.get('codes')} {found.get('spent_s')} s"
+    figures = f" {found.get('codes')} {found.get('spent_s')} s {found.get('damage', '')} {found.get('said', '')}"
     return what + met + figures + "".join(f"\n     WRONG {problem}" for problem in found["wrong"])
 
 
@@ -75,6 +77,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--lanes", type=int, default=LANES, help="cases at once")
     parser.add_argument("--out", type=Path, default=FILE)
     parser.add_argument("--folder", type=Path, help="where runs lie, and those that nobody breaks stay")
+    parser.add_argument("--sample", action="store_true", help="cases that are quickly run instead")
     parser.add_argument("--quiet", action="store_true", help="print no table at the end")
     parser.add_argument("--table", action="store_true", help="run nothing; print what came of the cases that are there")
     asked = parser.parse_args(words)
@@ -90,7 +93,7 @@ def run_missing(asked: argparse.Namespace) -> None:
     has = frozenset({"gpu"} if on_gpu else ()) | (frozenset(("root", "groups")) if os.geteuid() == 0 else frozenset())
     there = {one["number"] for one in read_faults(asked.out, met=False) if one["seed"] == asked.seed}
     numbers = asked.only or [number for number in range(asked.cases) if number not in there]
-    cases = [drawn(asked.seed, number) for number in numbers]
+    cases = [DRAWN[asked.sample](asked.seed, number) for number in numbers]
     left_out = [case for case in cases if case.lacks(has)]
     if left_out:
         kinds = ", ".join(sorted({f"{case.kind} on {case.first.device}" for case in left_out}))

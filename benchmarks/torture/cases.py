@@ -4,6 +4,7 @@ A kind of fault has the phases that it may come in, and figures drawn with it. W
 drawn as a share: how many there are is known from the run that nobody breaks.
 """
 
+import functools
 import random
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,8 +66,16 @@ KINDS: dict[str, Kind] = {
 
 EACH_ON_GPU, WEIGHT_ON_GPU = 6, 6
 """Each sixth case is on a GPU that is not there, and its memory runs out more often there than others' do."""
-SAME, EVALUATED = 0.3, 0.4
-"""Shares of the cases that go on under the same setup, and that are scored as they train."""
+PAIRS, EVALUATED = {False: 64, True: 16}, 0.4
+"""On a CPU and on a GPU; a quarter of them go on under the same setup. And the share that is scored as it trains."""
+
+
+DELAYED = 0.5
+"""Share of what comes in a step some milliseconds after what it is counted by: in the midst of a kernel."""
+Pair = tuple[Setup, Setup, bool]
+"""What a run begins under, what it goes on under, and whether it is scored as it trains."""
+PLAIN, RECOMPUTED = Setup("plain", "fp32"), Setup("recompute", "fp32")
+QUICK: tuple[Pair, ...] = ((PLAIN, PLAIN, False), (PLAIN, RECOMPUTED, False), (PLAIN, PLAIN, True))
 
 
 @dataclass(frozen=True)
@@ -112,21 +121,38 @@ class Case:
         return {"seed": self.seed, "number": self.number, "kind": self.kind} | pair | moment | {"figures": figures}
 
 
+@functools.lru_cache(maxsize=4)
+def pairs(seed: int, *, on_gpu: bool) -> list[Pair]:
+    """Return the pairs of a seed's cases, and whether each is scored as it trains."""
+    draw = random.Random(f"{seed} pairs {on_gpu}")
+    setups = list(setups_on_gpu() if on_gpu else setups_on_cpu())
+    some = [(one, one) for one in setups]
+    others = [pair for pair in pairs_of(setups) if pair[0] != pair[1]]
+    some = [*draw.sample(some, PAIRS[on_gpu] // 4), *draw.sample(others, PAIRS[on_gpu] - PAIRS[on_gpu] // 4)]
+    return [(a, b, not on_gpu and a.scores and b.scores and draw.random() < EVALUATED) for a, b in some]
+
+
 def drawn(seed: int, number: int) -> Case:
     """Return a case, whatever this machine can do: `lacks` tells of that."""
     draw = random.Random(f"{seed} {number}")
     on_gpu = number % EACH_ON_GPU == EACH_ON_GPU - 1
-    setups = list(setups_on_gpu() if on_gpu else setups_on_cpu())
     kinds = [kind for kind in KINDS.values() if (not kind.own if on_gpu else kind.needs != "gpu")]
     weights = [kind.weight * (WEIGHT_ON_GPU if kind.needs == "gpu" else 1) for kind in kinds]
     kind = draw.choices(kinds, weights)[0]
-    first, then = draw.choice(pairs_of(setups))
-    if draw.random() < SAME:
-        then = first
-    evaluates = not on_gpu and first.scores and then.scores and draw.random() < EVALUATED
+    return _case(seed, number, draw, kind, draw.choice(pairs(seed, on_gpu=on_gpu)))
+
+
+def sampled(seed: int, number: int) -> Case:
+    """Return a case of those that are quickly run: kinds in turn that need nothing, and few setups."""
+    draw = random.Random(f"{seed} {number} sampled")
+    kinds = [kind for kind in KINDS.values() if not kind.needs]
+    return _case(seed, number, draw, kinds[number % len(kinds)], draw.choice(QUICK))
+
+
+def _case(seed: int, number: int, draw: random.Random, kind: Kind, pair: Pair) -> Case:
+    first, then, evaluates = pair
     phase = draw.choice([phase for phase in kind.phases if evaluates or phase != "evaluation"])
-    figures = {name: _between(draw, *ends) for name, ends in kind.figures.items()}
-    delayed = phase in ("step", "evaluation") and draw.random() < 0.5
+    delayed = phase in ("step", "evaluation") and draw.random() < DELAYED
     return Case(
         seed=seed,
         number=number,
@@ -137,7 +163,7 @@ def drawn(seed: int, number: int) -> Case:
         share=draw.random(),
         rank=draw.randrange(first.processes) if phase in ("step", "features") else 0,
         delay_ms=round(draw.uniform(0, 10), 2) if delayed else 0.0,
-        figures=figures,
+        figures={name: _between(draw, *ends) for name, ends in kind.figures.items()},
         evaluates=evaluates,
         until_s=3600 if kind.name == "clock" and draw.random() < 0.5 else None,
     )

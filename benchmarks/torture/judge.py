@@ -295,7 +295,11 @@ class Trial:
         unlike = [name for name, value in theirs.items() if name not in mine or not torch.equal(mine[name], value)]
         if unlike or mine.keys() != theirs.keys():
             most = max((float((mine[name] - theirs[name]).abs().max()) for name in unlike if name in mine), default=0.0)
-            self.wrong.append(f"{len(unlike)} of {len(theirs)} weights differ, by up to {most:.2g}")
+            pairs = zip(metrics(run), metrics(other), strict=False)
+            since = next((a["step"] for a, b in pairs if a["loss"] != b["loss"]), None)
+            self.wrong.append(
+                f"{len(unlike)} of {len(theirs)} weights differ, by up to {most:.2g}; losses since step {since}"
+            )
 
     def record(self) -> dict[str, Any]:
         """Return what a report says of it."""

@@ -34,6 +34,8 @@ STARTS = 5
 WORDS = {
     "global-batch": 4, "epochs": 2, "seq-len": 64, "doc-stride": 16, "max-query-length": 24, "lr": 1e-3, "dropout": 0.0,
 }  # fmt: skip
+COLD = ("start", "features")
+"""Phases of a fault for which nothing lies in the cache."""
 SWITCHING = 16
 """Things that are done to switch to the next rung, about."""
 Fault = tuple[Moment, Callable[[Log], Callable[[], None]]]
@@ -45,7 +47,7 @@ class Rig:
     def __init__(self, folder: Path, *, mounts: bool, groups: bool, lane: int = 0) -> None:
         self.folder, self.mounts, self.groups, self.lane = folder, mounts, groups, lane
         self.model, self.train, self.dev = (folder / name for name in ("model.json", "train.json", "dev.json"))
-        self.tokenizer = folder / "tokenizer"
+        self.tokenizer, self.traces = folder / "tokenizer", folder / "traces"
 
     def place(self, name: str) -> Place:
         """Return the folders of a run that is to be broken."""
@@ -122,9 +124,18 @@ class Rig:
             if not (place.folder / "made").is_file():
                 place.make(self.train)
                 make(place)
+                self._keep_traces(place)
                 shutil.rmtree(place.cache)
                 (place.folder / "made").touch()
         return judge.Reference(place)
+
+    def _keep_traces(self, place: Place) -> None:
+        """Keep what a plan is made of: it is most of a start's time, and the same for each start of a setup."""
+        for file in (place.cache / "traces").rglob("*.z"):
+            kept = self.traces / file.relative_to(place.cache / "traces")
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, kept.with_suffix(f".{os.getpid()}"))
+            kept.with_suffix(f".{os.getpid()}").replace(kept)
 
     @contextlib.contextmanager
     def _alone(self, name: str) -> Iterator[None]:
@@ -140,9 +151,12 @@ class Rig:
         try:
             place.make(self.train)
             found = (broken_download if KINDS[case.kind].own else self._broken)(case, place)
+            if found["outcome"] == "wrong":
+                shutil.copytree(
+                    place.folder, self.folder / "wrong" / str(case.number), dirs_exist_ok=True, symlinks=True
+                )
         finally:
-            if not os.environ.get("BIGQA_TORTURE_KEEP"):
-                place.remove()
+            place.remove()
         now = os.times()
         spent = sum(now[:4]) - sum(used[:4])
         return case.told | found | {"took_s": round(time.monotonic() - began, 1), "spent_s": round(spent, 1)}
@@ -150,6 +164,8 @@ class Rig:
     def _broken(self, case: Case, place: Place) -> dict[str, Any]:
         kind, whole = KINDS[case.kind], self.reference(case.first, evaluates=case.evaluates)
         words = self.words(place, case.first, evaluates=case.evaluates, until_s=case.until_s)
+        if case.phase not in COLD and self.traces.is_dir():
+            shutil.copytree(self.traces, place.cache / "traces")
         starts = [self.started(place, words, self._faults(case, whole, place), "0")]
         trial = judge.Trial(case, place, starts, kept=judge.whole_checkpoints(place.run))
         trial.look_at_end()
