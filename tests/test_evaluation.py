@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 from tables import KINDS, write_jsonl
 from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 
+from bigqa.engine.loop import evaluation
 from bigqa.engine.loop.evaluation import FILE, Evaluation
 from bigqa.engine.optim.optimizers import rate_at
-from bigqa.errors import UsageError
+from bigqa.errors import BigqaError, UsageError
 from bigqa.sample import FOLDER
 
 WORDS = ["--task", "score", "--model", "tiny", "--device", "cpu", "--precision", "fp32", "--seq-len", "32", "--lr",
@@ -75,6 +76,7 @@ def test_what_hangs_on_a_dev_file_asks_for_one(pairs: Path, tmp_path: Path) -> N
 
 
 def scripted(folder: Path, **more: Any) -> Evaluation:
+    (folder / "config.json").touch()  # which says that the disk is there
     return Evaluation(folder, 2, dict, "f1", **more)
 
 
@@ -89,6 +91,67 @@ def test_the_first_of_the_best_counts_and_patience_with_it(tmp_path: Path) -> No
     assert not again.due(6, 9) and again.due(8, 9) and again.due(9, 9) and not again.due(7, 9)
     least = scripted(tmp_path, least=True)
     assert least.add(2, {"f1": 50.0}) and least.add(4, {"f1": 40.0})
+
+
+def kept(folder: Path, step: int) -> Path:
+    checkpoint = folder / "checkpoints" / f"step-{step:08d}"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "weights").write_text(str(step))
+    return checkpoint
+
+
+def test_a_run_that_is_killed_before_its_best_is_kept_scores_it_again(tmp_path: Path) -> None:
+    """Its step is saved and its scores are written, but the model is not kept: another would be handed over as it."""
+    found = scripted(tmp_path, keep_best=True)
+    assert found.add(2, {"f1": 50.0})
+    found.keep(kept(tmp_path, 2))
+    assert found.add(4, {"f1": 60.0})
+    again = scripted(tmp_path, keep_best=True)
+    again.begin(4)
+    assert [one["step"] for one in again.history] == [2] and again.due(4, 9) and again.add(4, {"f1": 60.0})
+    again.keep(kept(tmp_path, 4))
+    assert [path.name for path in (tmp_path / "best").iterdir()] == ["step-00000004"]
+    last = scripted(tmp_path, keep_best=True)
+    last.begin(4)
+    assert [one["step"] for one in last.history] == [2, 4]
+
+
+def test_the_best_is_kept_whole_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = scripted(tmp_path, keep_best=True)
+    found.keep(kept(tmp_path, 2))
+
+    def cut_short(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluation, "_link", cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        found.keep(kept(tmp_path, 4))
+    assert [path.name for path in (tmp_path / "best").iterdir()] == ["step-00000002"]
+
+
+def test_scores_wait_for_a_disk_that_is_away(tmp_path: Path) -> None:
+    run, away = tmp_path / "run", tmp_path / "away"
+    run.mkdir()
+    found = scripted(run)
+    run.rename(away)
+    run.mkdir()  # an empty mount point
+    assert found.add(2, {"f1": 50.0}) and list(run.iterdir()) == []
+    run.rmdir()
+    away.rename(run)
+    found.add(4, {"f1": 60.0})
+    assert [one["step"] for one in evaluations(run)] == [2, 4]
+
+
+@pytest.mark.parametrize(
+    "line", [b'{"step": 4, "f1"', b"[]", b'{"f1": 50.0}', b'{"step": 4}', b"\xff", b'{"step": "4", "f1": 1}']
+)
+def test_damaged_scores_are_refused_in_a_line(tmp_path: Path, line: bytes) -> None:
+    found = scripted(tmp_path)
+    found.add(2, {"f1": 50.0})
+    with (tmp_path / FILE).open("ab") as file:
+        file.write(line + b"\n")
+    with pytest.raises(BigqaError, match=f"{FILE} is damaged: a line of it is not the scores of a step"):
+        found.begin(4)
 
 
 def test_an_unknown_metric_names_those_that_there_are(tmp_path: Path) -> None:

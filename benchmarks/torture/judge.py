@@ -23,13 +23,12 @@ from benchmarks.torture.places import Place
 from benchmarks.torture.setups import band_of
 from bigqa.engine.loop.checkpoint import load_newest
 from bigqa.lock import check_free
+from bigqa.tasks.registry import DEFAULT, kind_of
 
 UNFORESEEN = ("Traceback", "unforeseen", "Exception ignored", "dumped core")
 DOUBTS = re.compile(r"^bigqa: .*|.*(is damaged|cannot be read|trying the checkpoint before it|out of memory).*", re.M)
 STOPPED = ("interrupted", "stopped", "there is nothing to save", "Stopping;", "the run was over before")
 KEEP = 2
-SILENT = {"kill-all", "kill-launcher"}
-"""Kinds after which nobody is left to say anything."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +81,14 @@ class Reference:
     def checkpoint(self, step: int) -> Path:
         """Return the checkpoint of a step."""
         return next(path for path in (self.place.run / "checkpoints").glob("step-*") if int(path.name[5:]) == step)
+
+    def keep_best(self, step: int, dev: Path, run: Path) -> None:
+        """Give another run the best model up to a step, as this one had it then."""
+        metric = kind_of(DEFAULT).watched_on(dev)
+        scores = [one for one in _lines(self.place.run / "evaluations.jsonl") if one["step"] <= step]
+        if scores:
+            best = self.checkpoint(max(scores, key=lambda one: one[metric])["step"])
+            shutil.copytree(best, run / "best" / best.name)
 
     def number_at(self, phase: str, share: float, save_every: int, rank: int = 0) -> int:
         """Return which thing of a phase a share of them comes to; it saved after every step."""
@@ -197,8 +204,8 @@ class Trial:
         """Judge the start that was broken."""
         start = self.starts[0]
         self._look_at(start)
-        if start.code not in (0, None) and self.case.kind not in SILENT and start.code > 0 and not start.said.strip():
-            self.wrong.append(f"ended with {start.code} and without a word")
+        if (start.code or 0) > 0 and start.problem is None and not any(word in start.said for word in STOPPED):
+            self.wrong.append(f"ended with {start.code} and without a line that says why: {start.said[-500:]}")
         saved = sorted({fact["step"] for fact in start.of("saved")})
         newest = self.kept[0] if self.kept else 0
         if saved and newest < saved[-1]:

@@ -110,6 +110,8 @@ class Rig:
             shutil.copytree(source.place.run, place.run, ignore=shutil.ignore_patterns("checkpoints", "model"))
             shutil.copytree(source.checkpoint(step), place.run / "checkpoints" / source.checkpoint(step).name)
             shutil.copyfile(source.place.data, place.data)
+            if evaluates:
+                source.keep_best(step, self.dev, place.run)
             start = self.started(place, self.words(place, then, evaluates=evaluates), [], "0")
             if start.code != 0 or start.first_step != step:
                 raise RuntimeError(f"{name}: {start.code}: {start.said[-3000:]}")

@@ -72,7 +72,6 @@ def hand_over(training: Training, outcome: Outcome, job: Job, model: Any, tokeni
     report = _report(training, outcome)
     report["switches"] = switches_of(settings.out)
     if training.evaluation is not None:
-        shutil.rmtree(settings.out / BEST, ignore_errors=True)
         report |= {"evaluations": training.evaluation.history, "best": training.evaluation.best}
     if settings.dev_file is not None:
         write_json(settings.out / "report.json", report)  # hours of training are not lost with a score
@@ -81,6 +80,7 @@ def hand_over(training: Training, outcome: Outcome, job: Job, model: Any, tokeni
     write_json(settings.out / "report.json", report)
     write_card(settings.out / "model", job.kind, settings, report)
     write_page(settings.out)
+    shutil.rmtree(settings.out / BEST, ignore_errors=True)  # at last: until all is written, a run may have to go back
     recorder.say(
         tr("model: {model} · report: {report}", model=settings.out / "model", report=settings.out / "report.html")
     )
