@@ -16,6 +16,7 @@ from bigqa.engine.loop import evaluation
 from bigqa.engine.loop.evaluation import FILE, Evaluation
 from bigqa.engine.optim.optimizers import rate_at
 from bigqa.errors import BigqaError, UsageError
+from bigqa.run import delivery
 from bigqa.sample import FOLDER
 
 WORDS = ["--task", "score", "--model", "tiny", "--device", "cpu", "--precision", "fp32", "--seq-len", "32", "--lr",
@@ -51,6 +52,7 @@ def test_the_best_model_is_handed_over_and_a_resumed_run_knows_it(pairs: Path, t
     assert [one["step"] for one in history] == list(range(1, 9)) and report["best"] == best
     assert report["scores"]["mse"] == pytest.approx(best["mse"], rel=1e-4)
     assert f"handing over the model of step {best['step']}, the best" in done.stdout and not (whole / "best").exists()
+    assert_handed_over_again(pairs, tmp_path, whole, words)
     assert run(pairs, cut, *words[2:], "--max-steps", "8").returncode == 0  # what follows is as if killed after step 3
     for folder in (cut / "checkpoints").iterdir():
         if folder.name > "step-00000003":
@@ -68,6 +70,22 @@ def test_patience_ends_a_run_that_gets_no_better(pairs: Path, tmp_path: Path) ->
     assert done.returncode == 0 and "no better mse in 2 scores" in done.stdout, done.stderr
     found = evaluations(out)  # each epoch is one step; what is learned is nothing
     assert len(found) < 30 and found[-1]["step"] == json.loads((out / "report.json").read_text())["steps"]
+
+
+def assert_handed_over_again(pairs: Path, folder: Path, whole: Path, words: list[str]) -> None:
+    """A run that ends while it writes its report comes to the same model when it goes on."""
+    ended = folder / "ended"
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(delivery, "write_card", _end)
+        assert run(pairs, ended, *words).returncode == 1
+    assert train_here("--resume", ended).returncode == 0
+    first, second = (load_file(one / "model" / "model.safetensors") for one in (whole, ended))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert not (ended / "best").exists()
+
+
+def _end(*_: Any) -> None:
+    raise BigqaError("the end")
 
 
 def test_what_hangs_on_a_dev_file_asks_for_one(pairs: Path, tmp_path: Path) -> None:

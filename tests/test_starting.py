@@ -64,3 +64,12 @@ def test_only_a_second_interrupt_is_impatience(tmp_path: Path) -> None:
     assert stop.asked()
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
+
+
+def test_what_a_killed_run_was_writing_aside_is_removed_when_it_goes_on(tmp_path: Path) -> None:
+    """A model that was being written takes as much of the disk as one that is."""
+    settings = make_settings(**options(tmp_path / "run"))
+    (tmp_path / "run" / ".model.abc.tmp" / "in").mkdir(parents=True)
+    (tmp_path / "run" / ".config.json.def.tmp").touch()
+    begin(settings, {})
+    assert sorted(path.name for path in settings.out.iterdir()) == ["config.json", "plan.json", "versions.json"]
