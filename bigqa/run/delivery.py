@@ -5,6 +5,8 @@ No rung of the ladder helps here: a run that lacks memory to score its model has
 
 import contextlib
 import dataclasses
+import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -36,6 +38,7 @@ from bigqa.versions import versions
 
 ADAPTER = "adapter"
 """Of a run's folder: LoRA's matrices by themselves, as PEFT loads them beside the model that they were trained on."""
+OS_ERROR = re.compile(r"\(os error (\d+)\)")
 SHARD = "1GB"
 """Of the files that hold a model's weights."""
 Result = TypeVar("Result")
@@ -60,7 +63,7 @@ def hand_over(training: Training, outcome: Outcome, job: Job, model: Any, tokeni
     """Merge, save, report, and score on the dev file if there is one."""
     settings, recorder = training.settings, training.recorder
     if strategy_of(settings, training.processes.device).adapters != "none":
-        with atomic_folder(settings.out / ADAPTER, replace=True) as temporary:
+        with atomic_folder(settings.out / ADAPTER, replace=True) as temporary, _told_by_the_disk():
             adapters.save(model, temporary, settings.model)
     adapters.merge(model)
     files = [file for file in (settings.train_file, settings.dev_file) if file is not None]
@@ -92,13 +95,27 @@ def hand_over(training: Training, outcome: Outcome, job: Job, model: Any, tokeni
 
 def _save_model(model: Any, training: Training, job: Job, tokenizer: Any) -> None:
     """Write `RUN/model`: fp32 weights, config, tokenizer, and the task with its options."""
-    with atomic_folder(training.settings.out / "model", replace=True) as temporary:
+    with atomic_folder(training.settings.out / "model", replace=True) as temporary, _told_by_the_disk():
         model.config.dtype = torch.float32
         # transformers has a file's weights in memory as it writes them: those of a disk need not fit there.
         on_disk = strategy_of(training.settings, training.processes.device).weights_on_disk
         model.save_pretrained(temporary, **({"max_shard_size": SHARD} if on_disk else {}))
         tokenizer.save_pretrained(temporary)
         write_options(temporary, job.kind, job.options)
+
+
+@contextlib.contextmanager
+def _told_by_the_disk() -> Iterator[None]:
+    """Raise an error of the disk as what it is: libraries in Rust (safetensors, tokenizers) have it in words alone."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        found = OS_ERROR.search(str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
 
 
 @contextlib.contextmanager
