@@ -21,6 +21,7 @@ from benchmarks.torture.gpu import environment
 from benchmarks.torture.places import has_groups, own_mounts
 from bigqa.nullgpu.environment import on_null_gpu
 from bigqa.table.torture import FILE, read_faults, torture_markdown
+from bigqa.versions import commit
 
 SEED, CASES, LANES = 25, 1150, 2
 DRAWN = {False: drawn, True: sampled}
@@ -54,6 +55,7 @@ def lane(number: int, numbers: list[int], asked: argparse.Namespace, folder: Pat
             found = rig.run(case)
         except Exception:
             found = case.told | {"met": False, "outcome": "wrong", "wrong": [f"the rig: {traceback.format_exc()}"]}
+        found["commit"] = commit() or ""
         with asked.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(found, ensure_ascii=False) + "\n")
         print(line_of(found), flush=True)

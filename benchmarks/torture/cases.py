@@ -50,7 +50,6 @@ KINDS: dict[str, Kind] = {
         Kind("memory-killed", needs="groups", figures={"bytes": (64 * KIB, 8 * MIB)}),
         Kind("disk-full", needs="root", figures={"bytes": (1, 2 * MIB)}),
         Kind("disk-away", STEPPED, figures={"seconds": (0.02, 2.0)}),
-        Kind("disk-read-only", needs="root", weight=1),
         Kind("file-limit", ("save", "between", "handover", "start"), weight=1, figures={"bytes": (1, 400 * KIB)}),
         Kind("cut-data", ("start", "features", "step"), weight=1, figures={"share": (0, 1)}),
         Kind("cut-cache", ("between", "step"), weight=1, figures={"share": (0, 1)}),

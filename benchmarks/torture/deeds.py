@@ -42,7 +42,6 @@ def deed_of(kind: str, figures: dict[str, Any], place: Place, log: Log) -> Deed:
         "memory-killed": lambda: place.enter_group(int(figures["bytes"])),
         "disk-full": lambda: place.fill(int(figures["bytes"])),
         "disk-away": lambda: _away(place, figures["seconds"]),
-        "disk-read-only": lambda: place.remount(read_only=True),
         "cut-data": lambda: _cut([place.data], figures["share"]),
         "cut-cache": lambda: _cut(place.cached(), figures["share"]),
         "clock": lambda: jumping_clock(figures["seconds"]),

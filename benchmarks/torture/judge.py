@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.torture.cases import Case
+from benchmarks.torture.cases import KINDS, Case
 from benchmarks.torture.log import Fact
 from benchmarks.torture.places import Place
 from benchmarks.torture.setups import band_of
@@ -198,7 +198,8 @@ class Trial:
     @property
     def is_met(self) -> bool:
         """Whether the run came to the moment of its fault."""
-        return any(fact["what"] == "fault" for start in self.starts for fact in start.facts)
+        is_damaged = self.damaged is not None or not KINDS[self.case.kind].damages
+        return is_damaged and any(fact["what"] == "fault" for start in self.starts for fact in start.facts)
 
     def look_at_end(self) -> None:
         """Judge the start that was broken."""

@@ -12,7 +12,7 @@ import signal
 import time
 from pathlib import Path
 
-MS_RDONLY, MS_REMOUNT, MS_BIND, MS_PRIVATE, MS_REC, MNT_DETACH, CLONE_NEWNS = 1, 32, 4096, 1 << 18, 16384, 2, 0x20000
+MS_BIND, MS_PRIVATE, MS_REC, MNT_DETACH, CLONE_NEWNS = 4096, 1 << 18, 16384, 2, 0x20000
 SIZE_MIB = 96
 GROUPS = Path("/sys/fs/cgroup/memory")
 """Version 1's hierarchy of memory; version 2's is the folder above it."""
@@ -70,8 +70,6 @@ class Place:
     def mend(self, data: Path) -> None:
         """Undo what is wrong with disk and data; the run's own files stay as they are."""
         self.bring_back()
-        if self.mounts:
-            self.remount(read_only=False)
         (self.disk / "ballast").unlink(missing_ok=True)
         shutil.copyfile(data, self.data)
 
@@ -99,13 +97,6 @@ class Place:
         elif self.under.is_dir():
             shutil.rmtree(self.disk)
             self.under.rename(self.disk)
-
-    def remount(self, *, read_only: bool) -> None:
-        """Let nothing be written, or let it be."""
-        flags = MS_REMOUNT | (MS_RDONLY if read_only else 0)
-        for target, more in ((self.disk, MS_BIND), (self.under, 0)):
-            with contextlib.suppress(OSError):  # files that are open for writing keep the second from it
-                _mount("none", target, "", flags | more)
 
     def enter_group(self, limit: int) -> None:
         """Put this process into a group of processes with little memory: the kernel kills what wants more."""
