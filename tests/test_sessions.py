@@ -262,5 +262,5 @@ def test_lines_wait_for_their_folder(tmp_path: Path) -> None:
     lines.close()
     assert (tmp_path / "there" / "lines").read_text(encoding="utf-8") == "한 줄\ntwo\n"
     full = Appended(Path("/dev/full"))
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
         full.line("x")

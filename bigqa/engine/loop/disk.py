@@ -94,7 +94,7 @@ class Appended:
         except OSError as error:
             self.close()
             if not passes(error):
-                raise
+                raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def close(self) -> None:
         """Let the file go."""
