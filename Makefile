@@ -9,7 +9,7 @@ PYTHON  := $(VENV)/bin/python
 STAMP   := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-comments demo-lm test coverage check slow docs messages mutants test-null-gpu gpu bench dist clean
+.PHONY: help install demo demo-comments demo-lm test coverage check slow docs messages mutants torture test-null-gpu gpu bench dist clean
 
 help:  ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-14s %s\n' "$$name" "$$text"; done
@@ -64,6 +64,11 @@ messages: install  ## bring the Korean catalogue up to date with the texts of th
 mutants: install  ## break the code in small ways, see that tests fail; resumable (MODULE=bigqa/tasks SAMPLE=20 SEED=2 AGAIN=1)
 	@$(PYTHON) -c 'import cosmic_ray, coverage, pytest_timeout' 2>/dev/null || $(PYTHON) -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[mutants]'
 	@$(PYTHON) tests/mutants/run.py $(addprefix --module ,$(MODULE)) $(addprefix --sample ,$(SAMPLE)) $(addprefix --seed ,$(SEED)) $(if $(AGAIN),--again)
+
+# As root more kinds of faults are had: disks of their own, a limit of memory. CASES=100 for fewer.
+torture: install  ## break runs at random moments, go on with them, compare with unbroken ones; resumable (SEED=2 CASES=100)
+	@$(PYTHON) -W ignore -m benchmarks.torture $(addprefix --seed ,$(SEED)) $(addprefix --cases ,$(CASES))
+	@$(PYTHON) -W ignore -m benchmarks.torture --table
 
 # torch's CUDA build goes into bigqa's cache, beside .venv's other packages: 600 MB to download, 1.4 GB on disk, once.
 # Where it cannot be downloaded, that is said in a line, and the tests are passed over.

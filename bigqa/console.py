@@ -36,6 +36,8 @@ UNFORESEEN = tr("unforeseen")
 """How a line begins about an error that is bigqa's own to mend."""
 PIPE_COLUMNS = 120
 """Of a table where no terminal says how wide it is, nor COLUMNS."""
+LACKING = ("can't start new thread", "can't allocate memory", "cannot allocate memory")
+"""What Python and torch's CPU allocator say of the host's memory by a RuntimeError."""
 FLEXIBLE_COLUMNS = 24
 """Into so many a column may be folded, or cut, that takes a share of what is left (rich's `ratio`)."""
 
@@ -179,8 +181,16 @@ def command(app: Callable[..., Any]) -> None:
         where = f": {error.filename}" if error.filename else ""
         fail(f"{error.strerror or error}{where}", 1)
     except Exception as error:
+        if lacks_memory(error):
+            problem = in_a_line(error)
+            fail(tr("the host's memory ran out, or what a process may have of it: {problem}", problem=problem), 1)
         what, where = f"{type(error).__name__}: {in_a_line(error)}", _kept_traceback(error)
         fail(put("{unforeseen} {what}{where}", unforeseen=UNFORESEEN, what=what, where=where), 1)
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Tell a lack of the host's memory, where there is nothing to step down from: as a run starts."""
+    return isinstance(error, MemoryError) or any(mark in str(error).lower() for mark in LACKING)
 
 
 def _refuse_language(asked: str | None) -> None:

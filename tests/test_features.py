@@ -100,6 +100,18 @@ def test_the_cache_is_used_and_a_cut_file_is_made_again(
     assert build(tokenizer, tmp_path).table.to_pylist() == whole
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.9, 1.0])
+def test_a_byte_that_changed_is_seen(tokenizer: Any, tmp_path: Path, share: float) -> None:
+    """Arrow reads it: another token was trained on, or a length was not what it had been."""
+    whole = build(tokenizer, tmp_path).table.to_pylist()
+    [file] = tmp_path.glob("*.arrow")
+    content = bytearray(file.read_bytes())
+    content[int(share * (len(content) - 1))] ^= 1
+    file.write_bytes(content)
+    assert build(tokenizer, tmp_path).table.to_pylist() == whole
+    assert file.read_bytes() != content
+
+
 def test_an_interrupted_file_leaves_nothing(tokenizer: Any, tmp_path: Path) -> None:
     def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt

@@ -184,6 +184,20 @@ def test_steps_that_are_run_again_are_recorded_once(tmp_path: Path) -> None:
     assert list((tmp_path / "tensorboard").iterdir())
 
 
+def test_damaged_lines_are_dropped_and_said(tmp_path: Path) -> None:
+    """A byte that changed on the disk kept a run from being gone on with, by an error that nobody foresaw."""
+    good = [json.dumps({"step": step}).encode() for step in (1, 2, 3)]
+    damaged = [b'{"step": 2\xce}', b"[]", b"{}", b'{"step": "2"}']
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(b"\n".join([*damaged, *good]) + b"\n")
+    shown = io.StringIO()
+    recorder = Recorder(tmp_path, Console(file=shown))
+    recorder.start(2, 4)
+    recorder.close()
+    assert file.read_bytes() == b"\n".join(good[:2]) + b"\n"
+    assert f"{file} is damaged: 4 of its lines cannot be read and are dropped\n" in shown.getvalue()
+
+
 def test_what_is_said_is_printed_as_it_is_and_logged(tmp_path: Path) -> None:
     shown = io.StringIO()
     recorder = Recorder(tmp_path, Console(file=shown, width=20))

@@ -105,6 +105,19 @@ def test_an_error_that_nobody_foresaw_is_a_line_and_a_file(monkeypatch: pytest.M
     assert "Traceback" in file.read_text() and "second" in file.read_text()
 
 
+@pytest.mark.parametrize("error", [MemoryError("no more"), RuntimeError("can't start new thread")], ids=str)
+def test_a_lack_of_memory_before_a_run_is_none_that_nobody_foresaw(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def app(**_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", app)
+    done = here()
+    assert done.returncode == 1
+    assert done.stderr == f"bigqa: the host's memory ran out, or what a process may have of it: {error}\n"
+
+
 def test_what_a_library_raises_is_a_line_whatever_its_kind() -> None:
     class PanicException(BaseException):
         """As libraries in Rust raise it."""

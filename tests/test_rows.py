@@ -1,11 +1,19 @@
 """Rows of a memory-mapped file, against pyarrow's own reading of it."""
 
+import os
+from contextlib import closing
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
+from bigqa.engine.loop.feed import Feed
+from bigqa.engine.loop.order import DataOrder
+from bigqa.errors import BigqaError
+from bigqa.tasks.caching import write_rows
 from bigqa.tasks.rows import Rows
 
 
@@ -45,3 +53,24 @@ def test_a_row_that_is_not_there_is_an_error(table: pa.Table, index: int) -> Non
 
 def test_nothing_is_copied(table: pa.Table) -> None:
     assert not Rows(table)[[6]]["ids"][0].flags.owndata
+
+
+def test_a_file_that_is_cut_short_while_it_is_read_is_told(tmp_path: Path) -> None:
+    """What was cut off reads as zeros to the end of a page: a run trained on them and said nothing."""
+    file = tmp_path / "rows.arrow"
+    write_rows(file, iter([{"numbers": [1] * 9000}]), pa.schema({"numbers": pa.list_(pa.int32())}))
+    rows = Rows.of_file(file).only(["numbers"])
+    rows.check_whole()
+    os.truncate(file, file.stat().st_size - 2000)
+    assert rows[[0]]["numbers"][0][-1] == 0
+    with pytest.raises(BigqaError, match=r"rows.arrow was cut short while it was read: start again"):
+        rows.check_whole()
+    feed = Feed(DataOrder(num_windows=1, global_batch=1, seed=1), rows, [9], cast(Any, Whole()), tokens=9, packs=True,
+                device=torch.device("cpu"))  # fmt: skip
+    with pytest.raises(BigqaError, match="was cut short"), closing(feed):
+        feed.take(0)
+
+
+class Whole:
+    def pack(self, rows: list[Any]) -> dict[str, Any]:
+        return {}

@@ -165,6 +165,8 @@ def test_a_run_is_over_when_it_is_scored_too(unbroken: Path, tmp_path: Path) -> 
     (tmp_path / "model/config.json").touch()
     report: dict[str, Any] = {"steps": STEPS, "settings": {"dev_file": str(dev_file)}}
     write_json(tmp_path / "report.json", report)
+    assert over(settings) is None  # as after a kill while its page was written
+    (tmp_path / "report.html").touch()
     assert over(settings) is not None
     scored = settings.model_copy(update={"dev_file": dev_file})
     assert over(scored) is None  # as after a kill while it was scored

@@ -27,7 +27,7 @@ def table(
     charts: Annotated[Path | None, typer.Option(help="Write the charts into this folder.")] = None,
 ) -> None:
     """Show what was predicted and what was measured, and grade the planner by it."""
-    from bigqa.table.command import form_of, null_gpu_part, tabled, write_all
+    from bigqa.table.command import form_of, null_gpu_part, tabled, torture_part, write_all
 
     if update and (check or grade or form or out):
         raise UsageError(
@@ -42,7 +42,8 @@ def table(
         if grade or not check:
             chosen = form_of(form, out)
             text = found.text(chosen, graded=grade)
-            text += null_gpu_part() if grade and chosen == "md" and not folders else ""
+            if chosen == "md" and not folders:
+                text += null_gpu_part() if grade else torture_part()
             written += write_all({out: text + "\n"}) if out else []
             if out is None:
                 print(text)

@@ -34,7 +34,8 @@ def resolved(options: dict[str, Any], resume: Path | None) -> tuple[dict[str, An
 def over(settings: Settings) -> str | None:
     """Say that a run has nothing left to do; none where it has."""
     file = settings.out / "report.json"
-    if not (file.is_file() and (settings.out / "model" / "config.json").is_file()):
+    page = settings.out / "report.html"  # the last of what is written
+    if not (file.is_file() and page.is_file() and (settings.out / "model" / "config.json").is_file()):
         return None
     report = read_json(file, "the run's report")
     of = report.get("settings", {}).get("dev_file")

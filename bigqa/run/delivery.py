@@ -5,6 +5,8 @@ No rung of the ladder helps here: a run that lacks memory to score its model has
 
 import contextlib
 import dataclasses
+import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,6 +40,7 @@ from bigqa.versions import versions
 
 ADAPTER = "adapter"
 """Of a run's folder: LoRA's matrices by themselves, as PEFT loads them beside the model that they were trained on."""
+OS_ERROR = re.compile(r"\(os error (\d+)\)")
 SHARD = "1GB"
 """Of the files that hold a model's weights."""
 Result = TypeVar("Result")
@@ -62,7 +65,7 @@ def hand_over(training: Training, outcome: Outcome, job: Job, model: Any, tokeni
     """Merge, save, report, and score on the dev file if there is one."""
     settings, recorder = training.settings, training.recorder
     if strategy_of(settings, training.processes.device).adapters != "none":
-        with atomic_folder(settings.out / ADAPTER, replace=True) as temporary:
+        with atomic_folder(settings.out / ADAPTER, replace=True) as temporary, _told_by_the_disk():
             adapters.save(model, temporary, settings.model)
     adapters.merge(model)
     files = [file for file in (settings.train_file, settings.dev_file) if file is not None]
@@ -74,7 +77,6 @@ def hand_over(training: Training, outcome: Outcome, job: Job, model: Any, tokeni
     report = _report(training, outcome)
     report["switches"] = switches_of(settings.out)
     if training.evaluation is not None:
-        shutil.rmtree(settings.out / BEST, ignore_errors=True)
         report |= {"evaluations": training.evaluation.history, "best": training.evaluation.best}
     if settings.dev_file is not None:
         write_json(settings.out / "report.json", report)  # hours of training are not lost with a score
@@ -83,6 +85,7 @@ def hand_over(training: Training, outcome: Outcome, job: Job, model: Any, tokeni
     write_json(settings.out / "report.json", report)
     write_card(settings.out / "model", job.kind, settings, report)
     write_page(settings.out)
+    shutil.rmtree(settings.out / BEST, ignore_errors=True)  # at last: until all is written, a run may have to go back
     recorder.say(
         tr("model: {model} · report: {report}", model=settings.out / "model", report=settings.out / "report.html")
     )
@@ -96,7 +99,7 @@ def _save_model(model: Any, training: Training, job: Job, tokenizer: Any) -> Non
     """Write `RUN/model`."""
     # transformers has a file's weights in memory as it writes them: those of a disk need not fit there.
     on_disk = strategy_of(training.settings, training.processes.device).weights_on_disk
-    with atomic_folder(training.settings.out / "model", replace=True) as temporary:
+    with atomic_folder(training.settings.out / "model", replace=True) as temporary, _told_by_the_disk():
         write_model(temporary, model, tokenizer, job, in_shards=on_disk)
 
 
@@ -106,6 +109,20 @@ def write_model(folder: Path, model: Any, tokenizer: Any, job: Job, *, in_shards
     model.save_pretrained(folder, **({"max_shard_size": SHARD} if in_shards else {}))
     tokenizer.save_pretrained(folder)
     write_options(folder, job.kind, job.options)
+
+
+@contextlib.contextmanager
+def _told_by_the_disk() -> Iterator[None]:
+    """Raise an error of the disk as what it is: libraries in Rust (safetensors, tokenizers) have it in words alone."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        found = OS_ERROR.search(str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
 
 
 @contextlib.contextmanager

@@ -78,7 +78,12 @@ def back_to_best(training: Training) -> None:
     evaluation = training.evaluation
     if evaluation is None or not evaluation.keep_best or not training.saves:
         return
+    best = evaluation.best
     found = checkpoint.load_newest(training.settings.out / BEST, training.recorder.say)
-    if found is not None:
+    if found is not None and best is not None and found.step == best["step"]:
         checkpoint.restore(found, training.parts.update)
         training.recorder.say(tr("handing over the model of step {step}, the best", step=found.step))
+    elif best is not None:
+        training.recorder.say(
+            tr("the model of step {step}, the best, is not there whole: handing over the last one", step=best["step"])
+        )

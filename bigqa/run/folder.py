@@ -3,6 +3,7 @@
 RUN/config.json, plan.json, versions.json, metrics.jsonl, log.txt, tensorboard/, checkpoints/, model/, report.json
 """
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,13 @@ def begin(settings: Settings, plan: dict[str, Any]) -> None:
 
 def record(settings: Settings, plan: dict[str, Any]) -> None:
     """Write down how the run goes on: a resumed one may have another strategy."""
+    sweep(settings.out)
     write_json(settings.out / "config.json", settings.model_dump(mode="json"))
     write_json(settings.out / "plan.json", plan)
     write_json(settings.out / "versions.json", versions())
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a run that was killed was writing aside, such as its model; the folder is held."""
+    for path in folder.glob(".*.tmp"):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from typing import Literal
 from bigqa.bench.report import read_reports
 from bigqa.errors import BigqaError
 from bigqa.files import read_text, write_text
-from bigqa.language import in_english, put, spoken, tr
+from bigqa.language import in_english, put, shown, spoken, tr
 from bigqa.show import markers
 from bigqa.table.charts import charts_of
 from bigqa.table.grade import Grade, grade
@@ -21,6 +21,7 @@ from bigqa.table.null_gpu import FOLDER, errors_of, null_markdown, read_counted,
 from bigqa.table.page import bench_page
 from bigqa.table.rows import Row, rows_of
 from bigqa.table.text import csv_text, in_order, markdown, record
+from bigqa.table.torture import read_faults, torture_markdown
 
 Format = Literal["md", "csv", "json", "html"]
 BENCHMARKS = Path("benchmarks")
@@ -60,11 +61,12 @@ class Tabled:
     def sections(self) -> dict[str, str]:
         """Return what belongs between the markers of the benchmarks' page, by their names."""
         pictures = [f"![{path.stem}]({path.relative_to(BENCHMARKS).as_posix()})" for path in self.charts(CHARTS)]
+        faults = read_faults()
         return {
             "grade": grade_markdown(self.grades),
             "bench": markdown(self.rows),
             "charts": "\n".join(pictures),
-        }
+        } | ({"torture": torture_markdown(faults)} if faults else {})
 
     def files(self) -> dict[Path, str]:
         """Return the files of `benchmarks/` that these rows make whole."""
@@ -126,6 +128,12 @@ def null_gpu_part() -> str:
     """Return the grade of a sample of the cells of the null GPU; nothing where there are none."""
     cells = read_counted(FOLDER)
     return f"\n\n{null_markdown(cells, errors_of(sample_of(cells)))}" if cells else ""
+
+
+def torture_part() -> str:
+    """Return what came of runs that were broken; nothing where there are none."""
+    faults, title = read_faults(), shown(tr("Runs that were broken"))
+    return f"\n\n### {title}\n\n{torture_markdown(faults)}" if faults else ""
 
 
 def form_of(asked: Format | None, out: Path | None) -> Format:

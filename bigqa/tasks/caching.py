@@ -1,6 +1,7 @@
 """Features on disk, made once. In: a function that makes rows, and what they follow from. Out: memory-mapped rows.
 
-A file appears under its name only when whole; its name covers everything that the rows follow from.
+A file appears under its name only when whole; its name covers everything that the rows follow from. The digest of what
+it holds stands at its end, behind what Arrow reads: a byte that changed later is seen before the file is used again.
 """
 
 import hashlib
@@ -9,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 
@@ -21,6 +22,7 @@ from bigqa.tasks.rows import Rows
 BATCH_ROWS = 1024
 """Rows that are Python objects at once."""
 INT_LIST = pa.list_(pa.int32())
+DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 def kept_rows(
@@ -50,6 +52,8 @@ def write_rows(
             writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
             if on_row is not None:
                 on_row(batch[-1])
+    with file.open("r+b") as stream:
+        stream.write(_sha256(stream, file.stat().st_size))
 
 
 def plain_name(path: Path) -> str:
@@ -79,13 +83,24 @@ def read_into(digest: "hashlib._Hash", file: Path) -> None:
 
 
 def is_whole(file: Path) -> bool:
-    """Whether a file of rows is there, to its end."""
+    """Whether a file of rows is there, to its end and as it was written."""
     if not file.is_file():
         return False
     try:
         with pa.memory_map(str(file)) as source:
             for _ in pa.ipc.open_stream(source):
                 pass
+        size = file.stat().st_size - DIGEST_BYTES
+        with file.open("rb") as stream:
+            return _sha256(stream, size) == stream.read()
     except (pa.ArrowInvalid, OSError):
         return False
-    return True
+
+
+def _sha256(stream: BinaryIO, size: int) -> bytes:
+    """Return the digest of so many bytes from where a file is read."""
+    digest = hashlib.sha256()
+    while size > 0 and (block := stream.read(min(1 << 20, size))):
+        digest.update(block)
+        size -= len(block)
+    return digest.digest()

@@ -4,13 +4,17 @@
 ms for 16 of 76,000 windows, where this takes 0.04 (benchmarks/LOG.md).
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from bigqa.errors import BigqaError
+from bigqa.language import tr
 
 Column = list[Any]
 """Of each row its number, or its array of numbers: a view of the file."""
@@ -19,8 +23,10 @@ Column = list[Any]
 class Rows:
     """Rows by index; each holds a number, or an array of numbers, under the name of each column."""
 
-    def __init__(self, table: pa.Table) -> None:
-        self.table = table
+    def __init__(self, table: pa.Table, file: BinaryIO | None = None) -> None:
+        """`file`: the open one that the table is mapped from."""
+        self.table, self._file = table, file
+        self._size = os.fstat(file.fileno()).st_size if file is not None else 0
         batches = table.to_batches()
         self._first = np.cumsum([0, *(batch.num_rows for batch in batches)])
         self._columns = [{name: _view(batch.column(name)) for name in batch.schema.names} for batch in batches]
@@ -29,7 +35,17 @@ class Rows:
     def of_file(cls, file: Path) -> "Rows":
         """Return the rows of an Arrow stream, which stays on disk. Raises: OSError, pyarrow.ArrowInvalid."""
         with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as stream:
-            return cls(stream.read_all())
+            return cls(stream.read_all(), file.open("rb"))
+
+    def check_whole(self) -> None:
+        """Look whether the file is as long as it was: what was cut off reads as zeros, to the end of a page.
+
+        Raises: BigqaError.
+        """
+        if self._file is not None and os.fstat(self._file.fileno()).st_size < self._size:
+            raise BigqaError(
+                tr("{file} was cut short while it was read: start again, and it is made anew", file=self._file.name)
+            )
 
     @classmethod
     def of_columns(cls, columns: Mapping[str, Any]) -> "Rows":
@@ -43,7 +59,7 @@ class Rows:
 
     def only(self, names: Sequence[str]) -> "Rows":
         """Return the same rows with these columns alone."""
-        return Rows(self.table.select(list(names)))
+        return Rows(self.table.select(list(names)), self._file)
 
     def lengths(self, name: str) -> list[int]:
         """Return how many numbers each row holds in a column of arrays."""

@@ -4,6 +4,7 @@
 best and its patience. The best model is a checkpoint of its own, which the run's result is read back from.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -12,8 +13,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bigqa.errors import UsageError
-from bigqa.files import read_records, write_text
+from bigqa.engine.loop.disk import tried
+from bigqa.errors import BigqaError, UsageError
+from bigqa.files import atomic_folder, write_text
 from bigqa.language import tr
 
 FILE, BEST = "evaluations.jsonl", "best"
@@ -32,8 +34,34 @@ class Evaluation:
 
     def begin(self, first_step: int) -> None:
         """Read what was found up to a step; what came after it is found again."""
-        found = [one for one in read_records(self.folder / FILE) if {"step", self.metric} <= one.keys()]
-        self.history = [one for one in found if one["step"] <= first_step]
+        file = self.folder / FILE
+        lines = file.read_bytes().splitlines() if file.is_file() else []
+        self.history = [one for one in map(self._read, lines) if one["step"] <= first_step]
+        is_last = bool(self.history) and self.best is self.history[-1]
+        if self.keep_best and is_last and not self._has_best(self.history[-1]["step"]):
+            self.history.pop()  # killed between the scores and the keeping of their model: both are done anew
+
+    def _has_best(self, step: int) -> bool:
+        return any(path.name.startswith("step-") and int(path.name[5:]) == step for path in self._all_kept())
+
+    def _all_kept(self) -> list[Path]:
+        folder = self.folder / BEST
+        return list(folder.iterdir()) if folder.is_dir() else []
+
+    def _read(self, line: bytes) -> dict[str, Any]:
+        """Return the scores of a line. Raises: BigqaError where it is not as it was written."""
+        with contextlib.suppress(ValueError):
+            found = json.loads(line)
+            is_whole = isinstance(found, dict) and {"step", self.metric} <= found.keys()
+            if is_whole and all(isinstance(value, int | float) for value in found.values()):
+                return dict(found)
+        raise BigqaError(
+            tr(
+                "{file} is damaged: a line of it is not the scores of a step; remove the line, or the file where the "
+                "best so far does not matter",
+                file=self.folder / FILE,
+            )
+        )
 
     def due(self, step: int, num_steps: int) -> bool:
         """Whether a completed step is followed by scores; the last one is."""
@@ -54,7 +82,7 @@ class Evaluation:
         before = self.best
         self.history.append({"step": step} | plain)
         lines = "".join(json.dumps(one) + "\n" for one in self.history)
-        write_text(self.folder / FILE, lines)
+        tried(self.folder, lambda: write_text(self.folder / FILE, lines))  # else the next ones bring these along
         return before is None or self.value(self.history[-1]) > self.value(before)
 
     @property
@@ -78,9 +106,9 @@ class Evaluation:
     def keep(self, checkpoint: Path) -> None:
         """Keep a checkpoint as that of the best model, without a second copy of what is in it."""
         target = self.folder / BEST / checkpoint.name
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(checkpoint, target, copy_function=_link)
-        for other in (self.folder / BEST).iterdir():
+        with atomic_folder(target, replace=True) as temporary:
+            shutil.copytree(checkpoint, temporary, copy_function=_link, dirs_exist_ok=True)
+        for other in self._all_kept():
             if other != target:
                 shutil.rmtree(other, ignore_errors=True)
 

@@ -35,6 +35,7 @@ class Feed:
     ) -> None:
         self.order = order
         self.windows = windows
+        self._check_whole = getattr(windows, "check_whole", None)
         self.lengths = lengths
         self.task = task
         self.tokens = tokens
@@ -85,4 +86,7 @@ class Feed:
     def _batch(self, positions: list[int]) -> Batch:
         columns = self.windows[positions]
         rows = [{name: values[index] for name, values in columns.items()} for index in range(len(positions))]
-        return self.task.pack(rows) if self.packs else self.task.collate(rows)
+        batch = self.task.pack(rows) if self.packs else self.task.collate(rows)
+        if self._check_whole is not None:
+            self._check_whole()  # after they were read
+        return batch

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bigqa.engine.loop.disk import Appended
 from bigqa.engine.loop.events import Events
-from bigqa.files import read_records, write_text
+from bigqa.files import atomic_path
 from bigqa.language import shown, tr
 from bigqa.units import format_bytes, format_seconds
 
@@ -59,7 +59,9 @@ class Recorder(Silent):
 
     def start(self, first_step: int, num_steps: int) -> None:
         """Begin; what was recorded of steps that are run again is dropped."""
-        _keep_steps_before(self._metrics.path, first_step)
+        if lost := _keep_steps_before(self._metrics.path, first_step):
+            file = self._metrics.path
+            self.say(tr("{file} is damaged: {lost} of its lines cannot be read and are dropped", file=file, lost=lost))
         self._started, self._first, self._num_steps = time.perf_counter(), first_step, num_steps
         if self._bar is not None:
             self._bar.start()
@@ -129,8 +131,22 @@ def _progress_bar(console: Console) -> Progress:
     return Progress(*columns, console=console)
 
 
-def _keep_steps_before(path: Path, first_step: int) -> None:
+def _keep_steps_before(path: Path, first_step: int) -> int:
+    """Drop what was recorded of later steps, and what cannot be read; return of how many lines that is."""
     if not path.is_file():
-        return
-    kept = [one for one in read_records(path) if isinstance(one.get("step"), int) and one["step"] <= first_step]
-    write_text(path, "".join(json.dumps(one) + "\n" for one in kept))
+        return 0
+    lines = path.read_bytes().split(b"\n")
+    steps = [_step_of(line) for line in lines[:-1]]  # the last one was cut short when the run was killed, or is empty
+    kept = [line for line, step in zip(lines, steps, strict=False) if step is not None and step <= first_step]
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(b"".join(line + b"\n" for line in kept))
+    return steps.count(None)
+
+
+def _step_of(line: bytes) -> int | None:
+    """Return the step of a line of metrics; none: it cannot be read."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return step if isinstance(step, int) else None
