@@ -194,6 +194,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_learns_its_answers_and_generates_them(trained: Path) -> None:
     assert json.loads((trained / "run" / "report.json").read_text())["scores"]["perplexity"] < 1.2
+    assert json.loads((trained / "run/model/config.json").read_text())["use_cache"]  # as before it was trained
     prompts = write_jsonl(trained / "prompts.jsonl", [{"prompt": one} for one in PAIRS])
     out = trained / "answers.jsonl"
     words = ["--max-new-tokens", "4", "--precision", "fp32"]

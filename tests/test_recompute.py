@@ -6,8 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import LlamaConfig
 
 from bigqa.engine import recompute
+from bigqa.engine.build import change_modules
+from bigqa.plan.planner import estimator_for
+from bigqa.strategy import Strategy
 
 
 @torch.library.custom_op("bigqa_test::attention", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
@@ -62,3 +66,32 @@ def test_every_kept_operation_that_draws_is_known_to_draw() -> None:
     """What torch tags as drawing is what is put in place; an attention that drew without the tag would be missed."""
     draws = {operation for operation in recompute.COSTLY if "attention" in operation.name()}
     assert draws and all(torch.Tag.nondeterministic_seeded in operation.tags for operation in draws)
+
+
+@pytest.mark.parametrize("mode", ["none", "full"])
+def test_a_decoder_keeps_nothing_for_a_next_token_as_it_trains(mode: str) -> None:
+    """Nor does the model that is made next of the same configuration know of it."""
+    config = LlamaConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, vocab_size=50,
+        max_position_embeddings=32, pad_token_id=0,
+    )  # fmt: skip
+    estimator = estimator_for(config)
+    model = estimator.make_model(config)
+    assert model.config.use_cache
+    change_modules(model, Strategy(precision="fp32", device="cpu", recompute=mode))
+    output = model.train().base_model(input_ids=torch.ones(1, 8, dtype=torch.long))
+    assert output.past_key_values is None
+    assert config.use_cache and estimator.make_model(config).config.use_cache
+
+
+def test_what_is_predicted_does_not_hang_on_what_was_predicted_before() -> None:
+    config = LlamaConfig(
+        hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128, vocab_size=500,
+        max_position_embeddings=128, pad_token_id=0,
+    )  # fmt: skip
+    first, second = (estimator_for(config) for _ in range(2))
+    plain, recompute = Strategy(precision="bf16"), Strategy(precision="bf16", recompute="full")
+    asked = {"accumulating": False, "whole": True}
+    alone = first.estimate(plain, 4, 128, **asked)
+    second.estimate(recompute, 4, 128, **asked)
+    assert second.estimate(plain, 4, 128, **asked) == alone

@@ -132,6 +132,9 @@ def change(model: nn.Module, strategy: Strategy, *, frozen: int | None = None) -
 
 
 def change_modules(model: nn.Module, strategy: Strategy) -> None:
+    if getattr(getattr(model, "config", None), "use_cache", None):
+        # Decoders keep keys and values for a next token that never comes, and once more in every recomputation.
+        model.config.use_cache = False  # type: ignore[union-attr]
     attention.use(model)
     adapters.apply(model, strategy.adapters)
     modules.swap(model, strategy.device)  # the adapters' dropout too

@@ -43,7 +43,6 @@ def apply(model: nn.Module, mode: Recompute) -> None:
         model.activation_checkpointing_enable(options)  # type: ignore[operator]
     else:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)  # type: ignore[operator]
-    model.config.use_cache = False  # type: ignore[union-attr]
 
 
 def contexts() -> tuple[Any, Any]:

@@ -40,7 +40,8 @@ def estimator_for(config: Any, kind: TaskKind[Any] | None = None, keep: Keep = m
     task = kind.task(auto._model_mapping[type(config)], kind.options({}), Tokens(0, 0), config)
 
     def make_model(changed: Any) -> torch.nn.Module:
-        model: torch.nn.Module = auto.from_config(changed, dtype=torch.float32)
+        # A model has its configuration for its own, and a strategy changes it: the next one's must not find that.
+        model: torch.nn.Module = auto.from_config(copy.deepcopy(changed), dtype=torch.float32)
         # A few are made on the CPU wherever a model is: those of `torch.normal`, as DiffLlama's.
         without_data = torch.get_default_device().type == "meta"
         return model.to("meta") if without_data and not all(p.is_meta for p in model.parameters()) else model

@@ -106,6 +106,8 @@ def _save_model(model: Any, training: Training, job: Job, tokenizer: Any) -> Non
 def write_model(folder: Path, model: Any, tokenizer: Any, job: Job, *, in_shards: bool = False) -> None:
     """Write a model as it is handed over: fp32 weights, config, tokenizer, and the task with its options."""
     model.config.dtype = torch.float32
+    if hasattr(model.config, "use_cache"):  # which training has no use for, and answering has
+        model.config.use_cache = job.config().use_cache
     model.save_pretrained(folder, **({"max_shard_size": SHARD} if in_shards else {}))
     tokenizer.save_pretrained(folder)
     write_options(folder, job.kind, job.options)

@@ -43,8 +43,6 @@ def streamed(
     data, of which one is asked for at a time.
     Raises: BigqaError where it cannot be streamed.
     """
-    if hasattr(model.config, "use_cache"):  # a cache would grow once more in every recomputation
-        model.config.use_cache = False  # type: ignore[union-attr]
     layers, shelf = Layers(model, task), shelf_of(strategy, link_to(device), model, folder)
     undecayed = undecayed_names(model)
     steps = steps_of(strategy, shelf, eps=rates.eps)
