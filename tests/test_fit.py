@@ -160,7 +160,7 @@ def test_a_process_of_several_waits_for_no_other_before_it_saves(
     settings = SimpleNamespace(out=tmp_path, model_dump=lambda mode: {})
     run: Any = SimpleNamespace(
         parts=SimpleNamespace(update=update), processes=processes, settings=settings, saves=True, recorder=Silent(),
-        beside=None,
+        beside=None, plan={},
     )  # fmt: skip
     assert save_alone(run, 3) and len(count) == emptied
     assert (tmp_path / "checkpoints" / "step-00000003" / "weights.safetensors").is_file()
@@ -274,3 +274,25 @@ def test_memory_that_could_not_be_pinned_is_told_once(
     kept = Kept()
     fit(training(Processes("cpu"), tmp_path, kept, saves=False))
     assert kept.said == ([problem] if problem else []) and len(kept.records) == STEPS
+
+
+def test_four_processes_go_on_as_if_nothing_was(tmp_path: Path) -> None:
+    """Of two, sums are the same in any order; of four, torch's other buckets after a first step make them others."""
+    for name in ("whole", "broken"):
+        (tmp_path / name).mkdir()
+
+    def work(processes: Processes) -> tuple[dict[str, Any], dict[str, Any]]:
+        whole = training(processes, tmp_path / "whole", Kept())
+        fit(whole)
+        fit(training(processes, tmp_path / "broken", Kept(3, tmp_path / "broken")))
+        again = training(processes, tmp_path / "broken", Kept())
+        again.stop.clear()
+        processes.wait()
+        kept = checkpoint.load_newest(tmp_path / "broken" / "checkpoints", print)
+        assert kept is not None and kept.step < STEPS
+        checkpoint.restore(kept, again.parts.update)
+        fit(again, kept.step)
+        return _weights(whole), _weights(again)
+
+    for whole, again in in_processes(work, 4):
+        assert again == whole
