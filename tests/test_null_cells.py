@@ -127,10 +127,10 @@ def test_what_is_reached_in_small_cells() -> None:
 
 
 def test_what_is_pinned() -> None:
-    """To the byte, but for figures and batches, a MiB at most: as these cells were run, torch pinned them."""
+    """To the byte, but for what a thread of its own pins first: 100 KiB at most."""
     cells = [(c, m) for c, m in sample() if c.axes.activation_offload]
     found = {cell.key: cell.pinned - memory.pinned_bytes for cell, memory in cells}
-    assert found and {key: short for key, short in found.items() if abs(short) > 1.1 * MIB} == {}
+    assert found and {key: short for key, short in found.items() if abs(short) > 0.1 * MIB} == {}
 
 
 def test_managed_memory_is_apart() -> None:
