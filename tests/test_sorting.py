@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from bigqa.memory.cards import card_for
-from bigqa.memory.scratch import Freed, Scratch, ahead, beside, of_some_cards
+from bigqa.memory.events import Event, Stream, moved_on
+from bigqa.memory.scratch import Freed, Moved, Scratch, ahead, beside, of_some_cards
 
 EMBEDDING, INDEXING = torch.ops.aten.embedding_dense_backward.default, torch.ops.aten.index_put_.default
 CARDS = {"T4": (7, 5), "A100-40": (8, 0), "L4": (8, 9), "H100": (9, 0)}
@@ -78,8 +79,28 @@ def test_a_card_without_flash_attention_copies_the_gradient_first_and_draws_on_t
         numbers,
     )
     held = ahead(torch.ops.aten._flash_attention_backward.default, args)
-    assert sizes(held, "T4") == [2 * tokens * heads * size] and sizes(held, "L4") == [] and held[1] == Freed(0)
+    assert sizes(held, "T4") == [2 * tokens * heads * size] and sizes(held, "L4") == [] and held[1] == Moved(0)
     forward = (query, query, query, ends, ends, 50, 50, 0.1)
     drawn = of_some_cards(torch.ops.aten._flash_attention_forward.default, forward, numbers)
     assert drawn is not None and sizes([drawn], "T4") == [] and sizes([drawn], "L4") == [16]
     assert of_some_cards(torch.ops.aten._flash_attention_forward.default, forward, query) is None
+
+
+def test_what_a_card_makes_anew_takes_the_place_of_what_it_was_made_of() -> None:
+    """Of storages 1 and 2, the second a copy that an old card makes: it lives on, and the first goes at once."""
+    rule = Scratch("efficient", (4096, 0, 32, 1))
+    events = [
+        Event(1, 4096, "backward", "mm"),
+        Event(2, 1, "backward", "_flash_attention_backward", scratch=rule),
+        Event(2, 0, "backward", "", takes=1),
+        Event(3, 8, "backward", "sum"),
+        Event(1, 0, "backward", ""),
+    ]
+
+    def freed(name: str, capability: tuple[int, int]) -> list[int]:
+        found = moved_on(Stream(events=events), card_for(name, capability))
+        assert not any(event.takes for event in found.events) and len(found.events) == len(events)
+        return [event.storage for event in found.events if not event.size_bytes]
+
+    assert freed("T4", (7, 5)) == [1, 2]
+    assert freed("L4", (8, 9)) == [2, 1]  # where the second is nothing
