@@ -32,12 +32,11 @@ class Clock:
 
 
 def test_only_pieces_in_which_nobody_waited_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of four, three are disturbed, one of them by less than shows in its time."""
+    """Of each burst the first call does not count; of the others half are disturbed, one by less than shows."""
     clock = Clock(monkeypatch)
-    took = itertools.cycle([(0.010, 0.008), (0.002, 0.0), (0.004, 0.002), (0.001, 0.0005)])
-    # Each is run twice, of which the second counts: (0.002, 0) and (0.001, 0.0005) by turns.
-    found = timing.undisturbed({"a": lambda: clock.piece(took)}, 0.05)
-    assert found.seconds == {"a": pytest.approx(0.002)} and found.disturbed == pytest.approx(0.5, abs=0.1)
+    took = itertools.cycle([(0.010, 0.008), (0.002, 0.0), (0.004, 0.002), (0.002, 0.0), (0.001, 0.0005)])
+    found = timing.undisturbed({"a": lambda: clock.piece(took)}, 0.2)
+    assert found.seconds == {"a": pytest.approx(0.002)} and 0.3 < found.disturbed < 0.9
 
 
 def test_where_all_are_disturbed_it_looks_for_longer_and_then_takes_the_least(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,19 +44,20 @@ def test_where_all_are_disturbed_it_looks_for_longer_and_then_takes_the_least(mo
     took = itertools.cycle([(0.005, 0.001), (0.009, 0.002), (0.005, 0.001), (0.003, 0.001)])
     found = timing.undisturbed({"a": lambda: clock.piece(took)}, 0.05)
     assert found.seconds["a"] == pytest.approx(0.003) and found.disturbed == 1.0
-    assert clock.now == pytest.approx(timing.LONGER * 0.05, rel=0.1)
+    assert clock.now == pytest.approx(timing.LONGER * 0.05, rel=0.2)
 
 
-def test_kinds_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kinds_take_turns_in_bursts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A second of other work spoils a few pieces of each kind, and not all of one."""
     clock, order = Clock(monkeypatch), []
 
     def piece(name: str) -> None:
         order.append(name)
-        clock.now += 0.001
+        clock.now += 0.004
 
-    timing.undisturbed({name: lambda name=name: piece(name) for name in "abc"}, 0.01)  # type: ignore[misc]
-    assert "".join(order[::2]) == "abc" * (len(order) // 6)
+    timing.undisturbed({name: lambda name=name: piece(name) for name in "abc"}, 0.05)  # type: ignore[misc]
+    turns = [name for name, _ in itertools.groupby(order)]
+    assert len(turns) >= 9 and "".join(turns) == "abc" * (len(turns) // 3)
 
 
 def test_the_kernel_counts_who_waits() -> None:

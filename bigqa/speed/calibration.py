@@ -26,8 +26,8 @@ from bigqa.speed.timing import undisturbed
 SCHEMA = 6
 QUICK_S, LONG_S = 0.04, 0.4
 """Of each rate: where a probe measures by the way, and where a person asked to measure."""
-TOKENS, FP32_TOKENS, FEW_TOKENS = 512, 256, 128
-"""Of products: as many as take a millisecond or two."""
+TOKENS, FP32_TOKENS, FEW_TOKENS = 2048, 512, 256
+"""Of products: as many as a micro-batch has, or as take some milliseconds."""
 WIDTH, LAYERS, HEADS, WINDOW, HEAD, ROWS = 1024, 64, 16, 320, 64, 2048
 HUGE, SMALL, STALE_BYTES, DRAWN = 2**24, 2**20, 2**28, 2**20
 EVERYTHING_ELSE = ("sum", "activation", "norm")

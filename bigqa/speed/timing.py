@@ -16,6 +16,8 @@ from pathlib import Path
 TASKS = Path("/proc/self/task")
 WAITED_S = 5e-5
 """Longest wait for a core, of all threads together, in a piece that counts as undisturbed."""
+BURST_S, CALLS = 0.01, 10
+"""Of one kind, before the next one's turn: so long, or so many calls."""
 ENOUGH, LONGER, LONGEST_S = 3, 8, 12.0
 """Undisturbed pieces of each kind that are wanted; how many times as long they are looked for, and how long at most."""
 
@@ -39,20 +41,27 @@ def undisturbed(pieces: Mapping[str, Callable[[], object]], seconds: float) -> T
     began = time.perf_counter()
     while not _is_enough(taken, time.perf_counter() - began, wanted_s):
         for name, piece in pieces.items():
-            taken[name].append(_one(piece))
+            taken[name] += _burst(piece)
     found = {name: _undisturbed_s(of_piece) for name, of_piece in taken.items()}
     waits = [waited > WAITED_S for of_piece in taken.values() for _, waited in of_piece]
     return Timed(found, sum(waits) / len(waits))
 
 
-def _one(piece: Callable[[], object]) -> tuple[float, float]:
-    """Return what a piece took that has just been run, and how long its threads waited for a core meanwhile."""
+def _burst(piece: Callable[[], object]) -> list[tuple[float, float]]:
+    """Return of some calls, one after the other, what each took, and how long threads waited for a core meanwhile.
+
+    One after the other, since a core that comes from other work has its caches, its clock and its matrix units still to
+    warm up: the first call does not count.
+    """
     piece()
-    before = waited_s()
-    started = time.perf_counter()
-    piece()
-    taken = time.perf_counter() - started
-    return taken, waited_s() - before
+    found: list[tuple[float, float]] = []
+    began = time.perf_counter()
+    while not found or (len(found) < CALLS and time.perf_counter() - began < BURST_S):
+        before = waited_s()
+        started = time.perf_counter()
+        piece()
+        found.append((time.perf_counter() - started, waited_s() - before))
+    return found
 
 
 def waited_s() -> float:
