@@ -119,12 +119,12 @@ def test_pages_show_markup_and_have_none_of_it(run: Path, tmp_path: Path, words:
     theirs = Path(shutil.copytree(run, tmp_path / "theirs"))
     config = json.loads((theirs / "config.json").read_text())
     (theirs / "config.json").write_text(json.dumps(config | {"model": words}))
-    example = {"id": words, "question": words, "context": words, "answer": words, "gold": [words], "score": 0.0}
+    example = {"kind": "worst", "text": words, "marks": [], "certainty": None, "figure": words, "value": 0.0}
     (theirs / "examples.jsonl").write_text(json.dumps(example) + "\n")
     done = bigqa("page", theirs, "--out", tmp_path / "page.html")
-    if done.returncode == 0:
-        page = (tmp_path / "page.html").read_text()
-        assert "<script>alert" not in page and "<img src=x" not in page
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "page.html").read_text()
+    assert "<script>alert" not in page and "<img src=x" not in page and "alert(1)" in page
 
 
 def test_lines_go_where_they_are_meant(tmp_path: Path) -> None:

@@ -13,13 +13,13 @@ from bigqa.errors import BigqaError
 from bigqa.files import atomic_folder
 from bigqa.language import tr
 from bigqa.lock import held
-from bigqa.run.delivery import write_model
+from bigqa.run.delivery import settled, write_model
 
 
 def _model(kept: Kept, folder: Path) -> None:
     """Write the model as a run hands it over, adapters merged."""
     adapters.merge(kept.model)
-    write_model(folder, kept.model, kept.tokenizer, kept.job)
+    write_model(folder, kept.model, kept.tokenizer, settled(kept.job, kept.settings))
 
 
 TO: dict[str, Callable[[Kept, Path], None]] = {

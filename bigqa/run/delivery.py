@@ -68,8 +68,7 @@ def hand_over(training: Training, outcome: Outcome, job: Job, model: Any, tokeni
         with atomic_folder(settings.out / ADAPTER, replace=True) as temporary, _told_by_the_disk():
             adapters.save(model, temporary, settings.model)
     adapters.merge(model)
-    files = [file for file in (settings.train_file, settings.dev_file) if file is not None]
-    job = dataclasses.replace(job, options=job.kind.settled(job.options, files))
+    job = settled(job, settings)
     _save_model(model, training, job, tokenizer)
     interrupts.say_when_left(
         tr("interrupted; the model is written to {out}, and not scored", out=settings.out / "model")
@@ -93,6 +92,12 @@ def hand_over(training: Training, outcome: Outcome, job: Job, model: Any, tokeni
         recorder.say(job.kind.headline(report["scores"]))
     if settings.push_to_hub is not None:
         recorder.say(tr("on the hub: {address}", address=push(settings.out / "model", settings.push_to_hub)))
+
+
+def settled(job: Job, settings: Settings) -> Job:
+    """Return a job whose options no longer hang on the run's data."""
+    files = [file for file in (settings.train_file, settings.dev_file) if file is not None]
+    return dataclasses.replace(job, options=job.kind.settled(job.options, files))
 
 
 def _save_model(model: Any, training: Training, job: Job, tokenizer: Any) -> None:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from bigqa.engine.lazy import Lazy
 from bigqa.engine.loop import manifest
+from bigqa.engine.optim.moments import BLOCK
 from bigqa.engine.optim.update import State, Update
 from bigqa.errors import BigqaError
 from bigqa.files import atomic_folder, read_json, write_json
@@ -35,8 +36,6 @@ WEIGHTS, MOMENTS, SCALES = (f"{name}.safetensors" for name in ("weights", "adam"
 STEPS = "step-*"
 VALUE_BYTES = 4
 """Of weights, moments and scales, whatever they are kept in as a run trains."""
-BLOCK = 256
-"""Values that share a scale, of moments in 8 bits."""
 BESIDE_BYTES = 2**20
 """Most of what lies beside the values: names and shapes, settings, digests."""
 
@@ -73,14 +72,6 @@ def save(
         write_json(temporary / "state.json", state)
         manifest.write(temporary, digests, settings, step, plan or {})
     return path
-
-
-def size_bytes(kept: State) -> int:
-    """Return what a checkpoint takes on a disk, at most: known before any of it is made."""
-    weights = sum(math.prod(weight.shape) for weight in kept.weights.values())
-    scales = 2 * -(-weights // BLOCK) + 2 * len(kept.weights) if kept.scales else 0
-    moments = 2 * weights if kept.moments else 0
-    return VALUE_BYTES * (weights + moments + scales) + BESIDE_BYTES
 
 
 def size_of(values: int) -> int:

@@ -86,7 +86,7 @@ def save_alone(run: Training, step: int) -> bool:
 def check_room(run: Training) -> int:
     """Refuse a run whose checkpoints and model do not fit onto its disk. Returns: bytes of a checkpoint.
 
-    Raises: BigqaError, on the main process, before anything is trained.
+    Raises: BigqaError, on every process, before anything is trained.
     """
     settings, values = run.settings, run.parts.update.numel()
     size = checkpoint.size_of(values)
@@ -96,15 +96,17 @@ def check_room(run: Training) -> int:
     model = checkpoint.VALUE_BYTES * max(values, sum(parameter.numel() for parameter in run.parts.model.parameters()))
     there = sum(file.stat().st_size for file in (settings.out / "checkpoints").glob("step-*/*"))
     needed, free = count * size + model - there, free_space(settings.out)
+    problem = None
     if run.processes.is_main and free is not None and needed > free:
-        raise BigqaError(
-            tr(
-                "{out} has {free} free, and this run writes up to {needed}: {count} checkpoints of {size}, and the "
-                "model; free some space, or choose another --out, or a smaller --keep",
-                out=settings.out, free=format_bytes(free), needed=format_bytes(needed), count=count,
-                size=format_bytes(size),
-            )
+        problem = tr(
+            "{out} has {free} free, and this run writes up to {needed}: {count} checkpoints of {size}, and the "
+            "model; free some space, or choose another --out, or a smaller --keep",
+            out=settings.out, free=format_bytes(free), needed=format_bytes(needed), count=count,
+            size=format_bytes(size),
         )  # fmt: skip
+    refused = run.processes.from_main(problem)
+    if refused is not None:
+        raise BigqaError(str(refused))
     return size
 
 
@@ -148,7 +150,7 @@ def _saved(run: Training, step: int, state: State, *, must: bool) -> bool:
         write = _writer(run, step, state)
         with clock.timed("save"):
             return waited_for(run.settings.out, write, run.recorder.say, WAIT_S, for_room=not run.stop.obeyed)
-    if run.beside is None or not _has_room_for(state):
+    if run.beside is None or not _has_room_beside(run):
         with clock.timed("save"):
             return _tried(run, step, state)
     copy = _copied(state)
@@ -189,7 +191,7 @@ def _writer(run: Training, step: int, state: State) -> Callable[[], None]:
 
     def write() -> None:
         free = free_space(folder)
-        if free is not None and free < checkpoint.size_bytes(state):
+        if free is not None and free < checkpoint.size_of(run.parts.update.numel()):
             raise OSError(errno.ENOSPC, "no room for a checkpoint")
         with _writing:
             _write(run, step, state)
@@ -204,9 +206,9 @@ def _write(run: Training, step: int, state: State) -> None:
         checkpoint.save(settings.out / "checkpoints", step, state, settings.model_dump(mode="json"), run.plan)
 
 
-def _has_room_for(state: State) -> bool:
-    """Whether the host's memory takes a copy of a state."""
-    return checkpoint.size_bytes(state) <= SHARE_BESIDE * host_memory()[1]
+def _has_room_beside(run: Training) -> bool:
+    """Whether the host's memory takes a copy of the state."""
+    return checkpoint.size_of(run.parts.update.numel()) <= SHARE_BESIDE * host_memory()[1]
 
 
 def _copied(state: State) -> State:
@@ -217,6 +219,5 @@ def _copied(state: State) -> State:
             name: tensor.detach().to("cpu", torch.float32, copy=True).contiguous() for name, tensor in tensors.items()
         }
 
-    parts = (copied(part) for part in (state.weights, state.moments, state.scales))
-    weights, moments, scales = parts
+    weights, moments, scales = (copied(part) for part in (state.weights, state.moments, state.scales))
     return State(weights=weights, moments=moments, scales=scales, extras=dict(state.extras))
