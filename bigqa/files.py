@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import errno
 import functools
+import hashlib
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from bigqa.interrupts import temporaries, undivided
 from bigqa.language import shown, tr
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
+PIECE_BYTES = 1 << 20
 
 
 def read_text(path: Path, what: str) -> str:
@@ -71,6 +73,15 @@ def decoded(content: bytes, path: Path | str, what: str) -> str:
 def read_json(path: Path, what: str) -> Any:
     """Return a JSON file's value."""
     return parsed(read_text(path, what), path, what)
+
+
+def sha256(path: Path) -> str:
+    """Return the digest of a file. Raises: OSError."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(PIECE_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from test_fit import STEPS, Kept, training
 
 from bigqa import files
 from bigqa.engine.loop import checkpoint, disk, fit, manifest, saving
-from bigqa.engine.loop.beside import Beside
+from bigqa.engine.loop.beside import WrittenBeside
 from bigqa.engine.processes import Processes
 from bigqa.errors import BigqaError
 from bigqa.files import atomic_folder, write_json
@@ -35,7 +35,7 @@ def _saved(out: Path) -> dict[str, dict[str, str]]:
 
 
 def _digests(path: Path) -> dict[str, str]:
-    return {file.name: manifest.sha256(file) for file in sorted(path.glob("*.safetensors"))}
+    return {file.name: files.sha256(file) for file in sorted(path.glob("*.safetensors"))}
 
 
 def test_what_is_written_beside_the_steps_is_as_it_was_when_it_was_asked_for(
@@ -66,7 +66,7 @@ def test_what_is_written_beside_the_steps_is_as_it_was_when_it_was_asked_for(
     monkeypatch.setattr(checkpoint, "save", slow)
     _run(tmp_path / "in turn")
     monkeypatch.setattr(fit, "_one_step", watched)
-    _run(tmp_path / "beside", beside=Beside())
+    _run(tmp_path / "beside", beside=WrittenBeside())
     assert steps == list(range(STEPS))
     assert written["beside"] == written["in turn"] and len(written["beside"]) == 4
 
@@ -77,7 +77,7 @@ def test_without_memory_for_a_copy_the_steps_wait(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(
         checkpoint, "save", lambda *args: (threads.add(threading.current_thread().name), save(*args))[1]
     )
-    _run(tmp_path, beside=Beside())
+    _run(tmp_path, beside=WrittenBeside())
     assert threads == {threading.main_thread().name}
 
 
@@ -87,7 +87,7 @@ def test_what_goes_wrong_beside_the_steps_ends_the_run(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(checkpoint, "save", refused)
     with pytest.raises(BigqaError, match="no permission"):
-        _run(tmp_path, beside=Beside())
+        _run(tmp_path, beside=WrittenBeside())
 
 
 @pytest.fixture
@@ -110,8 +110,8 @@ def test_a_disk_that_is_full_for_a_while(
     one_step, other = fit._one_step, small_disk / "other"
 
     def crowded(run: Any, batches: Any, step: int, num_steps: int) -> Any:
-        if run.beside is not None and run.beside._thread is not None:
-            run.beside._thread.join()
+        if run.beside is not None and run.beside._writing is not None:
+            run.beside._writing.exception()  # waits, and leaves it to be told of
         if step == 1:
             other.write_bytes(bytes(shutil.disk_usage(small_disk).free - 2**16))
         if step == 4:
@@ -119,7 +119,7 @@ def test_a_disk_that_is_full_for_a_while(
         return one_step(run, batches, step, num_steps)
 
     monkeypatch.setattr(fit, "_one_step", crowded)
-    run = _run(small_disk / "run", beside=Beside() if beside else None)
+    run = _run(small_disk / "run", beside=WrittenBeside() if beside else None)
     said = " ".join(map(str, run.recorder.said))
     assert "run is full: step 2 is not saved; going on, and trying again" in said
     assert "run is there again: step 5 is saved" in said
@@ -189,7 +189,7 @@ def test_a_checkpoint_of_before_is_read_by_its_checksums(tmp_path: Path) -> None
     _run(tmp_path)
     path = tmp_path / "checkpoints/step-00000007"
     (path / "manifest.json").unlink()
-    sums = {file.name: manifest.sha256(file) for file in path.iterdir()}
+    sums = {file.name: files.sha256(file) for file in path.iterdir()}
     write_json(path / "checksums.json", sums)
     found = checkpoint.load_newest(path.parent, pytest.fail)
     assert found is not None and found.step == 7

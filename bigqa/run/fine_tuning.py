@@ -13,7 +13,7 @@ from bigqa.console import console, say
 from bigqa.engine.build import build, possible_strategy, share_of_batch, strategy_of
 from bigqa.engine.deterministic import deterministic
 from bigqa.engine.loop import checkpoint
-from bigqa.engine.loop.beside import Beside
+from bigqa.engine.loop.beside import WrittenBeside
 from bigqa.engine.loop.fit import Outcome, fit
 from bigqa.engine.loop.order import DataOrder
 from bigqa.engine.loop.recorder import Recorder, Silent
@@ -176,7 +176,7 @@ def _training(
         stop=StopRequest(settings.out),
         packs=parts.packs,
         plan=_plan(settings, processes),
-        beside=Beside() if processes.device.type == "cuda" else None,
+        beside=WrittenBeside() if processes.device.type == "cuda" else None,
     )
 
 

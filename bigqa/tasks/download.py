@@ -10,7 +10,6 @@ BIGQA_KORQUAD_URL names a mirror of the site's `dataset/` folder. The data's lic
 """
 
 import contextlib
-import hashlib
 import http.client
 import os
 import urllib.error
@@ -24,7 +23,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from bigqa.console import stderr
 from bigqa.errors import BigqaError, UsageError
-from bigqa.files import write_error
+from bigqa.files import sha256, write_error
 from bigqa.language import tr
 
 URL_VARIABLE = "BIGQA_KORQUAD_URL"
@@ -249,14 +248,10 @@ def _is_right(path: Path, file: RemoteFile) -> bool:
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as source:
-            while chunk := source.read(CHUNK_BYTES):
-                digest.update(chunk)
+        return sha256(path)
     except OSError as error:
         raise BigqaError(tr("cannot read {path}: {strerror}", path=path, strerror=error.strerror)) from error
-    return digest.hexdigest()
 
 
 @contextlib.contextmanager

@@ -1,40 +1,25 @@
 """A checkpoint that is written while the steps go on. In: what writes it. Out: whether it is there, when asked."""
 
-import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 
-class Beside:
-    """Writes one checkpoint at a time, from a copy, while the steps go on."""
+class WrittenBeside:
+    """Writes one checkpoint at a time, from a copy, while the steps go on; a program that ends waits for it."""
 
     def __init__(self) -> None:
-        self._thread: threading.Thread | None = None
-        self._is_written: bool | None = None
-        self._error: Exception | None = None
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[bool] | None = None
 
     def begin(self, write: Callable[[], bool]) -> None:
-        """Write, in a thread that a program waits for when it ends. `write` returns whether it could."""
-
-        def run() -> None:
-            try:
-                self._is_written = write()
-            except Exception as error:  # raised where it is waited for
-                self._error = error
-
-        self._thread = threading.Thread(target=run, name="checkpoint")
-        self._thread.start()
+        """Begin to write. `write` returns whether it could."""
+        self._writing = self._thread.submit(write)
 
     def is_over(self) -> bool:
         """Whether one has been written, or not, of which nobody has been told."""
-        return self._thread is not None and not self._thread.is_alive()
+        return self._writing is not None and self._writing.done()
 
     def end(self) -> bool | None:
         """Wait for what is being written; return whether it is there, once. Raises: what went wrong otherwise."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
-        is_written, self._is_written = self._is_written, None
-        return is_written
+        writing, self._writing = self._writing, None
+        return None if writing is None else writing.result()

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from bigqa.errors import BigqaError
-from bigqa.files import read_json, write_json
+from bigqa.files import read_json, sha256, write_json
 from bigqa.language import tr
 from bigqa.versions import versions
 
 FILE, BEFORE = "manifest.json", "checksums.json"
 FILES = {"weights.safetensors", "adam.safetensors", "state.json"}
 """What every checkpoint holds."""
-PIECE_BYTES = 1 << 20
 
 
 def write(
@@ -61,15 +60,6 @@ def check_all(path: Path) -> set[str]:
             raise damaged(path, f"{name}: {problem}")
         names.add(name)
     return names
-
-
-def sha256(path: Path) -> str:
-    """Return the digest of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(PIECE_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def damaged(path: Path, what: str) -> BigqaError:

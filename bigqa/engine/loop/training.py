@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bigqa.engine.loop.beside import Beside
+from bigqa.engine.loop.beside import WrittenBeside
 from bigqa.engine.loop.evaluation import Evaluation
 from bigqa.engine.loop.feed import Feed
 from bigqa.engine.loop.order import DataOrder
@@ -39,7 +39,7 @@ class Training:
     """Scores as the run trains; none: at its end alone."""
     owes: bool = False
     """Whether a checkpoint could not be written, since the disk was away or full."""
-    beside: Beside | None = None
+    beside: WrittenBeside | None = None
     """Writes checkpoints while the steps go on; none: the steps wait, as where the cores that write are those that
     train."""
     saves: bool = True
