@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from test_fit import STEPS, Kept, training
 
@@ -66,7 +67,7 @@ def test_what_is_written_beside_the_steps_is_as_it_was_when_it_was_asked_for(
     monkeypatch.setattr(checkpoint, "save", slow)
     _run(tmp_path / "in turn")
     monkeypatch.setattr(fit, "_one_step", watched)
-    _run(tmp_path / "beside", beside=WrittenBeside())
+    _run(tmp_path / "beside", beside=WrittenBeside(torch.device("cpu")))
     assert steps == list(range(STEPS))
     assert written["beside"] == written["in turn"] and len(written["beside"]) == 4
 
@@ -77,7 +78,7 @@ def test_without_memory_for_a_copy_the_steps_wait(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(
         checkpoint, "save", lambda *args: (threads.add(threading.current_thread().name), save(*args))[1]
     )
-    _run(tmp_path, beside=WrittenBeside())
+    _run(tmp_path, beside=WrittenBeside(torch.device("cpu")))
     assert threads == {threading.main_thread().name}
 
 
@@ -87,7 +88,7 @@ def test_what_goes_wrong_beside_the_steps_ends_the_run(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(checkpoint, "save", refused)
     with pytest.raises(BigqaError, match="no permission"):
-        _run(tmp_path, beside=WrittenBeside())
+        _run(tmp_path, beside=WrittenBeside(torch.device("cpu")))
 
 
 @pytest.fixture
@@ -119,7 +120,7 @@ def test_a_disk_that_is_full_for_a_while(
         return one_step(run, batches, step, num_steps)
 
     monkeypatch.setattr(fit, "_one_step", crowded)
-    run = _run(small_disk / "run", beside=WrittenBeside() if beside else None)
+    run = _run(small_disk / "run", beside=WrittenBeside(torch.device("cpu")) if beside else None)
     said = " ".join(map(str, run.recorder.said))
     assert "run is full: step 2 is not saved; going on, and trying again" in said
     assert "run is there again: step 5 is saved" in said

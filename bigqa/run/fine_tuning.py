@@ -176,7 +176,7 @@ def _training(
         stop=StopRequest(settings.out),
         packs=parts.packs,
         plan=_plan(settings, processes),
-        beside=WrittenBeside() if processes.device.type == "cuda" else None,
+        beside=WrittenBeside(processes.device) if processes.device.type == "cuda" else None,
     )
 
 

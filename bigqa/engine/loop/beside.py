@@ -1,14 +1,18 @@
 """A checkpoint that is written while the steps go on. In: what writes it. Out: whether it is there, when asked."""
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+
+import torch
+
+from bigqa.engine.threads import thread_of
 
 
 class WrittenBeside:
     """Writes one checkpoint at a time, from a copy, while the steps go on; a program that ends waits for it."""
 
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, "checkpoint")
+    def __init__(self, device: torch.device) -> None:
+        self._thread = thread_of(device, "checkpoint")
         self._writing: Future[bool] | None = None
 
     def begin(self, write: Callable[[], bool]) -> None:
