@@ -24,7 +24,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from bigqa import arguments, interrupts, language, streams
-from bigqa.errors import BigqaError, UsageError, in_a_line, one_line
+from bigqa.errors import LACKING, BigqaError, UsageError, in_a_line, one_line
 from bigqa.files import as_it_lies
 from bigqa.language import joined, put, shown, tr
 
@@ -36,8 +36,6 @@ UNFORESEEN = tr("unforeseen")
 """How a line begins about an error that is bigqa's own to mend."""
 PIPE_COLUMNS = 120
 """Of a table where no terminal says how wide it is, nor COLUMNS."""
-LACKING = ("can't start new thread", "can't allocate memory", "cannot allocate memory")
-"""What Python and torch's CPU allocator say of the host's memory by a RuntimeError."""
 FLEXIBLE_COLUMNS = 24
 """Into so many a column may be folded, or cut, that takes a share of what is left (rich's `ratio`)."""
 

@@ -11,6 +11,14 @@ from bigqa.language import put, shown
 
 LONGEST_WORD, LONGEST_LINE = 300, 900
 """Characters of one word, and of all: more is a value of the input, not what is said of it. Paths are let through."""
+LACKING = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "can't start new thread",
+    "not enough memory",
+    "unable to mmap",
+)
+"""What Python, torch's CPU allocator and DeepSpeed say of the host's memory by a plain RuntimeError."""
 UNSEEN = ("Cc", "Cf", "Cs")
 """Unicode's kinds of characters that show nothing or steer a terminal: controls, formats, halves of pairs."""
 

@@ -64,6 +64,26 @@ def test_which_memory_ran_out_is_told(error: BaseException, place: str) -> None:
     assert which_memory(error) == place
 
 
+PRIMITIVE = RuntimeError("could not create a primitive")
+
+
+def test_a_word_that_may_mean_memory_does_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN says this where a process's own limit leaves it nothing, and of what a processor cannot do."""
+    monkeypatch.setattr("bigqa.engine.recovery.host_memory", lambda: (20 * 2**30, 10 * 2**30))
+    assert not is_out_of_memory(PRIMITIVE)
+    monkeypatch.setattr("bigqa.engine.recovery.host_memory", lambda: (20 * 2**30, 20 * 2**20))
+    assert is_out_of_memory(PRIMITIVE)
+    assert which_memory(PRIMITIVE) == "host"
+
+
+def test_a_watch_that_finds_no_memory_to_look_with_says_so() -> None:
+    def nothing() -> tuple[int, int]:
+        raise MemoryError
+
+    with pytest.raises(OutOfMemory, match="about to run out"), HostWatch(nothing):
+        until(lambda: False)
+
+
 def test_the_host_is_watched() -> None:
     free = [10 * 2**30]
     with pytest.raises(OutOfMemory, match="about to run out"), HostWatch(lambda: (20 * 2**30, free[0])):

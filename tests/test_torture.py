@@ -35,7 +35,7 @@ def test_the_committed_faults_came_to_what_they_must() -> None:
 def test_a_sample_of_faults(tmp_path: Path) -> None:
     """One process imports all, and forks; each kind that needs no root and no torch of CUDA's is in it."""
     out = tmp_path / "torture.jsonl"
-    words = ["--sample", "--cases", str(SAMPLE), "--out", str(out), "--folder", str(tmp_path / "runs"), "--quiet"]
+    words = ["--sample", "--cases", str(SAMPLE), "--out", str(out), "--quiet"]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "benchmarks.torture", *words],
         cwd=ROOT, capture_output=True, text=True, timeout=1800, check=False,

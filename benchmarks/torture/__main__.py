@@ -5,6 +5,7 @@ is resumable. `--only N` runs one case again and shows all of it. A process impo
 """
 
 import argparse
+import contextlib
 import gc
 import json
 import os
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +103,7 @@ def run_missing(asked: argparse.Namespace) -> None:
         kinds = ", ".join(sorted({f"{case.kind} on {case.first.device}" for case in left_out}))
         print(f"{len(left_out)} cases are left out: this machine has no root, or no null GPU ({kinds})")
     cases = [case for case in cases if case not in left_out]
-    with tempfile.TemporaryDirectory(prefix="bigqa-torture-") as name:
-        folder = asked.folder or Path(name)
-        folder.mkdir(parents=True, exist_ok=True)
+    with folder_of(asked) as folder:
         mine = [case.number for case in cases if case.on_gpu == on_null_gpu()]
         if mine:
             run_all(mine, asked, folder)
@@ -113,6 +113,20 @@ def run_missing(asked: argparse.Namespace) -> None:
             words = [*map(str, given), *(word for number in others for word in ("--only", number))]
             command = [sys.executable, "-W", "ignore", "-m", "benchmarks.torture", *words, "--quiet"]
             subprocess.run(command, env=on_gpu, check=False)
+
+
+@contextlib.contextmanager
+def folder_of(asked: argparse.Namespace) -> Iterator[Path]:
+    """Make the folder of all runs; one that was not asked for goes at the end, and not as a fork of this one ends."""
+    if asked.folder is not None:
+        asked.folder.mkdir(parents=True, exist_ok=True)
+        yield asked.folder
+        return
+    folder = Path(tempfile.mkdtemp(prefix="bigqa-torture-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def run_all(wanted: list[int], asked: argparse.Namespace, folder: Path) -> None:

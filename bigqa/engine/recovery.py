@@ -8,19 +8,21 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 import psutil
 import torch
 
+from bigqa.errors import LACKING
 from bigqa.language import tr
+from bigqa.machine.hardware import host_memory
 from bigqa.machine.heap import hand_back
 
-HOST_MARKS = ("can't allocate memory", "cannot allocate memory", "not enough memory", "unable to mmap")
-"""What libraries say that raise a plain RuntimeError of the host's memory: torch's CPU allocator, DeepSpeed."""
+HALF_SAID = ("could not create a primitive", "could not create a memory")
+"""What oneDNN says where it finds no memory, and for other reasons too: a word on memory where the host's is short."""
 MARKS = (
-    *HOST_MARKS,
+    *LACKING,
     "out of memory",
     "failed to allocate",
     "alloc_failed",
@@ -53,7 +55,14 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and any(mark in str(error).lower() for mark in MARKS)
+    said = str(error).lower()
+    if not isinstance(error, RuntimeError):
+        return False
+    return _has(said, MARKS) or (_has(said, HALF_SAID) and _is_short(*host_memory()))
+
+
+def _has(said: str, marks: Sequence[str]) -> bool:
+    return any(mark in said for mark in marks)
 
 
 def which_memory(error: BaseException) -> str:
@@ -62,7 +71,7 @@ def which_memory(error: BaseException) -> str:
         return error.where
     if isinstance(error, torch.OutOfMemoryError):
         return "device"
-    of_host = isinstance(error, (MemoryError, OSError)) or any(mark in str(error).lower() for mark in HOST_MARKS)
+    of_host = isinstance(error, (MemoryError, OSError)) or _has(str(error).lower(), (*LACKING, *HALF_SAID))
     return "host" if of_host or _was_pinning(error) else "device"
 
 
@@ -105,16 +114,28 @@ class HostWatch:
 
     def _watch(self) -> None:
         while not self._done.wait(INTERVAL_S):
-            try:
-                total, free = self._free_bytes()
-            except (OSError, ValueError, psutil.Error):  # a file of the kernel's that is changing: look again
-                continue
-            margin = min(MARGIN * total, MOST_MARGIN_BYTES)
-            if free < KEPT_MARGINS * margin and hand_back():
-                continue  # look again
-            if free < margin:
+            if self._runs_out():
                 self._done.set()
                 os.kill(os.getpid(), signal.SIGUSR1)
+
+    def _runs_out(self) -> bool:
+        try:
+            total, free = self._free_bytes()
+            if free < KEPT_MARGINS * _margin(total) and hand_back():
+                return False  # look again
+        except (OSError, ValueError, psutil.Error):  # a file of the kernel's that is changing: look again
+            return False
+        except MemoryError:  # nothing is left to look with
+            return True
+        return _is_short(total, free)
+
+
+def _margin(total: int) -> float:
+    return min(MARGIN * total, MOST_MARGIN_BYTES)
+
+
+def _is_short(total: int, free: int) -> bool:
+    return free < _margin(total)
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
