@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from bigqa.models.sources import first_position
 from bigqa.plan.planner import estimator_for
 from bigqa.strategy import STRATEGIES, Strategy
 from bigqa.tasks.base import Row
-from bigqa.tasks.qa.task import QuestionAnswering, separator_for
+from bigqa.tasks.qa.task import EXAMPLE_QUESTION, QuestionAnswering, separator_for
 
 torch.set_num_threads(1)  # a fork has none of its parent's
 CLEAR_PEAK = "5"
@@ -32,7 +33,11 @@ ORDINARY = 5
 
 
 def planned(kind: str, names: tuple[str, ...]) -> dict[str, Any]:
-    """Return what is predicted of a type: whether windows are packed, its rows, and the step that `measured` takes."""
+    """Return what is predicted of a type: whether windows are packed, its rows, and the step that `measured` takes.
+
+    And how much processor time the planning of the rows takes, in seconds.
+    """
+    began = time.process_time()
     estimator = estimator_for(small(kind))
     estimator.prepare()
     rows: dict[str, str | None] = {}
@@ -42,8 +47,10 @@ def planned(kind: str, names: tuple[str, ...]) -> dict[str, Any]:
             rows[name] = None
         except BigqaError as error:
             rows[name] = in_a_line(error)
+    took_s = round(time.process_time() - began, 2)
     step = estimator.footprint(_on_cpu({}), WINDOWS, TOKENS, accumulating=False)
-    return {"planned": rows, "predicts_packed": estimator.packs, "predicted_bytes": step.allocated_bytes}
+    found = {"planned": rows, "planned_s": took_s, "predicts_packed": estimator.packs}
+    return found | {"predicted_bytes": step.allocated_bytes}
 
 
 def learned(kind: str, axes: dict[str, Any]) -> list[float]:
@@ -81,7 +88,7 @@ def _parts(kind: str, strategy: Strategy) -> Parts:
     except Exception as error:
         raise BigqaError(f"it cannot be made: {in_a_line(error)}") from error
     types = getattr(config, "type_vocab_size", 0) > 1
-    separator = separator_for(model, getattr(config, "sep_token_id", None) or 0)
+    separator = separator_for(model, _separator_of(config))
     task = QuestionAnswering(getattr(config, "pad_token_id", 0) or 0, types, first_position(config), separator)
     packs = attention.use(model) and can_pack(model, task, SHORT)
     undecayed = undecayed_names(model)
@@ -97,17 +104,22 @@ def _parts(kind: str, strategy: Strategy) -> Parts:
     return Parts(model=model, update=update, task=task, packs=packs)
 
 
+def _separator_of(config: Any) -> int:
+    return getattr(config, "sep_token_id", None) or 0
+
+
 def _batch(parts: Parts, count: int, tokens: int) -> dict[str, Tensor]:
-    """Return full windows: a question of ten tokens, a separator, a context."""
+    """Return full windows: a question as long as is predicted for, a separator, a context."""
     config: Any = parts.model.config
     drawn = torch.Generator().manual_seed(1)
-    separator = getattr(config, "sep_token_id", None)
+    separator = _separator_of(config)
     vocabulary = getattr(config, "vocab_size", VOCABULARY)
+    question = min(EXAMPLE_QUESTION, tokens // 2)
     rows: list[Row] = []
     for number in range(count):
         ids = torch.randint(ORDINARY, vocabulary, (tokens,), generator=drawn).tolist()
-        ids[10] = ids[10] if separator is None else separator
-        start = 12 + number % (tokens - 14)
+        ids[question] = separator
+        start = question + 1 + number % (tokens - question - 2)
         rows.append({"input_ids": ids, "token_type_ids": [0] * tokens, "start": start, "end": start + 1})
     made: Any = parts.task
     batch: dict[str, Tensor] = (made.pack if parts.packs else made.collate)(rows)
