@@ -100,9 +100,13 @@ def fork(work: Callable[[], Any]) -> int:
 
 
 class Said:
-    """What processes print, through a pipe: no limit of files and no full disk keeps it back."""
+    """What processes print, through a pipe: no limit of files and no full disk keeps it back.
 
-    def __init__(self) -> None:
+    `heard` is called with what comes: by it a rig answers what a run asks of the person before it.
+    """
+
+    def __init__(self, heard: Callable[[bytes], Any] = len) -> None:
+        self._heard = heard
         self.reading, self.writing = os.pipe()
         os.set_blocking(self.reading, False)
         self._parts: list[bytes] = []
@@ -112,6 +116,7 @@ class Said:
         with contextlib.suppress(BlockingIOError):
             while part := os.read(self.reading, 1 << 16):
                 self._parts.append(part)
+                self._heard(part)
 
     def text(self) -> str:
         """Return all of it, and let the pipe go."""

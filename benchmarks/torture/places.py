@@ -70,7 +70,7 @@ class Place:
     def mend(self, data: Path) -> None:
         """Undo what is wrong with disk and data; the run's own files stay as they are."""
         self.bring_back()
-        (self.disk / "ballast").unlink(missing_ok=True)
+        self.make_room()
         shutil.copyfile(data, self.data)
 
     def fill(self, left: int) -> None:
@@ -78,6 +78,10 @@ class Place:
         found = os.statvfs(self.disk)
         with contextlib.suppress(OSError), (self.disk / "ballast").open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, max(1, found.f_bavail * found.f_frsize - left))
+
+    def make_room(self) -> None:
+        """Do what a full disk's owner does who is asked for room."""
+        (self.disk / "ballast").unlink(missing_ok=True)
 
     def take_away(self) -> None:
         """Take the disk away: what is left is an empty folder."""

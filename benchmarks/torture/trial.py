@@ -28,6 +28,8 @@ from bigqa.run.workers import KILLED_S
 
 LIMIT_S = 240.0
 """Of one start, by the clock, on a machine that is busy with other things."""
+WAITS_FOR_ROOM = b"min for room"
+"""What a run says whose last step finds a full disk, for minutes beyond the limit: it is given some."""
 SAVE_EVERY = 3
 STARTS = 5
 """Without a fault, until a run must be over."""
@@ -69,7 +71,8 @@ class Rig:
 
     def started(self, place: Place, words: list[str], faults: list[Fault], name: str) -> judge.Start:
         """Run to the end of one start, whatever that is."""
-        log, said = Log(place.folder / f"log-{name}"), Said()
+        log = Log(place.folder / f"log-{name}")
+        said = Said(lambda part: place.make_room() if WAITS_FOR_ROOM in part else None)
         environment = ENVIRONMENT | {"BIGQA_CACHE": str(place.cache), "TMPDIR": str(place.folder)}
         inside = Inside(log, place.disk, [(moment, deed(log)) for moment, deed in faults])
         began = time.monotonic()
