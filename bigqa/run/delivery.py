@@ -89,6 +89,7 @@ def hand_over(training: Training, outcome: Outcome, job: Job, model: Any, tokeni
         tr("model: {model} · report: {report}", model=settings.out / "model", report=settings.out / "report.html")
     )
     if "scores" in report:
+        recorder.scored(outcome.steps, report["scores"], "final")
         recorder.say(job.kind.headline(report["scores"]))
     if settings.push_to_hub is not None:
         recorder.say(tr("on the hub: {address}", address=push(settings.out / "model", settings.push_to_hub)))

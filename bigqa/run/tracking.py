@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bigqa.engine.loop.recorder import Silent
+from bigqa.engine.loop.recorder import Silent, figures_of
 from bigqa.errors import BigqaError, UsageError, in_a_line
 from bigqa.files import read_json, write_json
 from bigqa.language import tr
@@ -59,11 +59,10 @@ class Tracked(Silent):
         self.recorder.step(record)
         self._log(record["step"], {name: record[name] for name in FIGURES})
 
-    def scored(self, step: int, scores: Mapping[str, Any]) -> None:
+    def scored(self, step: int, scores: Mapping[str, Any], place: str = "dev") -> None:
         """Take the scores after a step."""
-        self.recorder.scored(step, scores)
-        plain = {f"dev/{name}": value for name, value in scores.items() if isinstance(value, int | float)}
-        self._log(step, plain)
+        self.recorder.scored(step, scores, place)
+        self._log(step, figures_of(scores, place))
 
     def say(self, text: str) -> None:
         """Tell the person something."""

@@ -32,8 +32,8 @@ class Silent:
     def step(self, record: dict[str, Any]) -> None:
         """Take one step's figures."""
 
-    def scored(self, step: int, scores: Mapping[str, Any]) -> None:
-        """Take the scores after a step."""
+    def scored(self, step: int, scores: Mapping[str, Any], place: str = "dev") -> None:
+        """Take the scores after a step; `place`: before their names, dev as it trains, final of what is handed over."""
 
     def say(self, text: str) -> None:
         """Tell the person something."""
@@ -73,10 +73,9 @@ class Recorder(Silent):
         self._board.add(record["step"], {name: record[name] for name in DRAWN})
         self._show(record)
 
-    def scored(self, step: int, scores: Mapping[str, Any]) -> None:
+    def scored(self, step: int, scores: Mapping[str, Any], place: str = "dev") -> None:
         """Draw the scores after a step."""
-        numbers = {name: value for name, value in scores.items() if isinstance(value, int | float) and name != "step"}
-        self._board.add(step, {f"dev/{name}": value for name, value in numbers.items()})
+        self._board.add(step, figures_of(scores, place))
 
     def _show(self, record: dict[str, Any]) -> None:
         text = _figures(record)
@@ -108,6 +107,12 @@ class Recorder(Silent):
         self._log.close()
 
 
+def figures_of(scores: Mapping[str, Any], place: str) -> dict[str, float]:
+    """Return the numbers of some scores, each named `place/name`."""
+    numbers = {name: value for name, value in scores.items() if isinstance(value, int | float) and name != "step"}
+    return {f"{place}/{name}": value for name, value in numbers.items()}
+
+
 def _figures(record: dict[str, Any]) -> str:
     return tr(
         "loss {loss:.4f} · {samples:.2f} samples/s · {tokens:.0f} tokens/s · {now} now, {peak} peak",
@@ -126,7 +131,7 @@ def _progress_bar(console: Console) -> Progress:
         BarColumn(bar_width=20),
         TextColumn("{task.fields[text]}"),
         TimeRemainingColumn(),
-        TextColumn("left"),
+        TextColumn(shown(tr("left"))),
     )
     return Progress(*columns, console=console)
 
