@@ -13,6 +13,7 @@ import pytest
 from bigqa.errors import UsageError
 from bigqa.notebook.words import words_of
 from bigqa.run.options import train_signature
+from bigqa.sample import FOLDER
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "bigqa_colab.ipynb"
 PARAMETERS = "parameters"
@@ -98,3 +99,44 @@ def test_a_session_that_ends_and_the_next(tmp_path: Path, monkeypatch: pytest.Mo
     assert "EM" in text and "정답" in text and "아직 학습 중입니다" not in text
     report = json.loads((tmp_path / "bigqa-runs/run/report.json").read_text(encoding="utf-8"))
     assert report["steps"] == SHORT["max_steps"] and "scores" in report
+
+
+TRAIN = f"""
+import bigqa
+run = bigqa.train(model="tiny", device="cpu", train_file={str(FOLDER / "train.json")!r}, limit=40, global_batch=4,
+                  max_steps=MOST, save_every=1000, out="run", resume="auto", check=False)
+print(run.is_complete, len(run.metrics))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("language", ["en", "ko"])
+def test_an_interrupted_kernel_has_saved(language: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel's own interrupt, as its button sends it, while a cell trains."""
+    manager = pytest.importorskip("jupyter_client.manager")
+    pytest.importorskip("ipykernel")
+    monkeypatch.setenv("BIGQA_LANG", language)
+    kernel, client = manager.start_new_kernel(kernel_name="python3", cwd=str(tmp_path))
+    said: list[str] = []
+    try:
+        started = False
+
+        def heard(message: dict[str, Any]) -> None:
+            nonlocal started
+            content = message["content"]
+            data = content.get("data", {}).get("text/html", "")
+            said.append(content.get("text", "") or data or "".join(content.get("traceback", ())))
+            if "<progress" in data and not started:
+                started = True
+                kernel.interrupt_kernel()
+
+        client.execute_interactive(TRAIN.replace("MOST", "100000"), timeout=600, output_hook=heard)
+        assert started, said  # a bar is shown in each language
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        steps = len(metrics.read_text(encoding="utf-8").splitlines())
+        assert f"False {steps}\n" in said and not any("Traceback" in text for text in said)
+        assert any(("멈추는 중" if language == "ko" else "stopping: the step is finished") in text for text in said)
+        assert [folder.name for folder in (tmp_path / "run" / "checkpoints").glob("step-*")] == [f"step-{steps:08d}"]
+    finally:
+        client.stop_channels()
+        kernel.shutdown_kernel(now=True)

@@ -14,11 +14,14 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+from bigqa.language import shown, tr
+
 ERROR = "bigqa: "
 """How a line of a command begins that is about an error, or about its end."""
 FAILED = (1, 2)
 COLOURS = ("FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
-STEP = re.compile(r"step (\d+)/(\d+) · (.*)")
+STEP = re.compile(r"^\S+ (\d+)/(\d+) · (.*)")
+"""A line of a run's progress, in every language."""
 
 
 def in_notebook() -> bool:
@@ -68,7 +71,7 @@ def run(words: Sequence[str], *, quiet: bool = False) -> tuple[int, str, str]:
         except KeyboardInterrupt:
             process.send_signal(signal.SIGINT if asked else signal.SIGTERM)
             asked = True
-            screen.show("stopping: the step is finished and saved; interrupt again to end at once")
+            screen.show(shown(tr("stopping: the step is finished and saved; interrupt again to end at once")))
     code = process.wait()
     errors = [line for line in said["stderr"] if line.startswith(ERROR)]
     for line in errors if code not in FAILED else ():  # else the caller raises it
@@ -98,7 +101,7 @@ class _Screen:
     def show(self, line: str) -> None:
         if self.quiet:
             return
-        found = STEP.search(line)
+        found = STEP.match(line)
         if found is None or not in_notebook():
             print(line, flush=True)
             return

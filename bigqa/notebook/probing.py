@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from bigqa.language import shown
 from bigqa.notebook.shown import lines, page_frame
 from bigqa.plan import probe as plan_probe
 from bigqa.plan.files import write_plan
@@ -20,7 +21,7 @@ class ShownProbe(Probe):
     """What was found, as `bigqa probe` shows it."""
 
     def __repr__(self) -> str:
-        return plan_text(self, Path("plan.json"))
+        return shown(plan_text(self, Path("plan.json")))
 
     def _repr_html_(self) -> str:
         return lines(repr(self)) + page_frame(probe_page(self), PAGE_PX)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bigqa.errors import BigqaError, UsageError
-from bigqa.language import tr
+from bigqa.language import shown, tr
 from bigqa.notebook.command import run
 from bigqa.notebook.shown import page_frame
 
@@ -33,7 +33,9 @@ class Rehearsed:
 
     def __repr__(self) -> str:
         command, card = shlex.join(self.record["command"]), self.record["gpu"]
-        return f"{command} on {self.record['gpus']} x {card}: {'fits' if self.fits else 'does not fit'}"
+        answer = tr("fits") if self.fits else tr("does not fit")
+        words = {"command": command, "count": self.record["gpus"], "card": card, "answer": answer}
+        return shown(tr("{command} on {count} x {card}: {answer}", **words))
 
     def _repr_html_(self) -> str:
         return page_frame(self.page, PAGE_PX)

@@ -6,7 +6,7 @@ from typing import Any
 
 from bigqa.errors import BigqaError, UsageError
 from bigqa.files import read_json, read_records
-from bigqa.language import tr
+from bigqa.language import shown, tr
 from bigqa.notebook.command import run
 from bigqa.notebook.shown import curve, figures, lines
 from bigqa.notebook.words import words_of
@@ -15,7 +15,7 @@ from bigqa.units import format_bytes, format_seconds
 
 STOPPED = (124, 129, 130, 143)
 """Exit codes of a run that has saved: its time was up, or it was asked to stop."""
-CURVES = {"loss": "loss", "learning rate": "lr", "samples/s": "samples_per_s"}
+CURVES = {"loss": tr("loss"), "lr": tr("learning rate"), "samples_per_s": tr("samples/s")}
 SCORES = ("exact_match", "f1", "accuracy", "macro_f1", "pearson", "spearman", "loss", "perplexity")
 
 
@@ -52,25 +52,29 @@ class Run:
         return read_records(self.folder / "metrics.jsonl")
 
     def summary(self) -> dict[str, str]:
-        """Return what matters in words."""
+        """Return what matters in words, in the language of this process."""
+        return {shown(name): shown(value) for name, value in self._summary().items()}
+
+    def _summary(self) -> dict[str, str]:
         steps, report = self.metrics, self.report
         last = steps[-1] if steps else {}
-        rows = {"folder": str(self.folder), "steps": str(last.get("step", 0))}
+        rows: dict[str, str] = {tr("folder"): str(self.folder), tr("steps"): str(last.get("step", 0))}
         if last:
-            rows |= {"loss": f"{last['loss']:.4f}", "memory, the most": format_bytes(last["peak_memory_bytes"])}
+            most = format_bytes(last["peak_memory_bytes"])
+            rows |= {tr("loss"): f"{last['loss']:.4f}", tr("memory, the most"): most}
         if report is None:
-            return rows | {"state": "not complete: the same bigqa.train(...) with resume='auto' goes on"}
-        rows |= {"time": format_seconds(report["seconds"]), "samples/s": f"{report['samples_per_s']:.2f}"}
+            return rows | {tr("state"): tr("not complete: the same bigqa.train(...) with resume='auto' goes on")}
+        rows |= {tr("time"): format_seconds(report["seconds"]), tr("samples/s"): f"{report['samples_per_s']:.2f}"}
         found = self.scores
         rows |= {name.replace("_", " "): f"{found[name]:.2f}" for name in SCORES if name in found}
-        return rows | {"model": str(self.model)}
+        return rows | {tr("model"): str(self.model)}
 
     def __repr__(self) -> str:
         return "\n".join(f"{name}: {value}" for name, value in self.summary().items())
 
     def _repr_html_(self) -> str:
         steps = self.metrics
-        drawn = (curve(title, [(one["step"], one[name]) for one in steps]) for title, name in CURVES.items())
+        drawn = (curve(shown(title), [(one["step"], one[name]) for one in steps]) for name, title in CURVES.items())
         return figures(self.summary()) + "".join(drawn) if steps else lines(repr(self))
 
 

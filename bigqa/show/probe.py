@@ -214,11 +214,16 @@ def _phase(candidate: Candidate) -> str:
     return names.get(phase, f"{phase} step")
 
 
+CATEGORIES = {"context": tr("CUDA context")}
+"""What a part of memory is called where its own name says something else in other places."""
+
+
 def _made_of(candidate: Candidate) -> str:
     assert candidate.memory is not None
     parts = sorted(candidate.memory.by_category.items(), key=lambda item: -item[1])
     large = ((name, size) for name, size in parts if size >= 2**20)
-    return joined(", ", [put("{name} {size}", name=put(name), size=format_bytes(size)) for name, size in large])
+    named = ((CATEGORIES.get(name, put(name)), format_bytes(size)) for name, size in large)
+    return joined(", ", [put("{name} {size}", name=name, size=size) for name, size in named])
 
 
 def _gives_up(found: Probe, candidate: Candidate) -> str:
