@@ -41,7 +41,7 @@ out = Path(of("--resume") if "--resume" in words else of("--out"))
 begun = out / "config.json"
 seed = json.loads(begun.read_text())["seed"] if begun.exists() else int(of("--seed"))
 out.mkdir(exist_ok=True)
-begun.write_text(json.dumps({"seed": seed}))
+begun.write_text(json.dumps({"model": "tiny", "seed": seed}))
 print("bigqa: seed", seed, "says why", flush=True)
 with (out / "starts").open("a") as starts:
     starts.write(str(os.getpid()) + chr(10))
@@ -221,6 +221,27 @@ def test_a_stop_begins_no_other(files: dict[str, Any], tmp_path: Path, monkeypat
     assert not (out / "seed-43").exists() and runs.left == [43]
 
 
+def words_of_page(out: Path) -> str:
+    assert here("page", out).returncode == 0
+    text = (out / "page.html").read_text(encoding="utf-8")
+    return " ".join(re.sub(r"(?s)<style>.*?</style>|<[^>]*>", " ", text).split())
+
+
+def test_the_page_of_seeds_that_go_on(files: dict[str, Any], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    runs = Seeds(3, files, out)
+    for left in (2, 1):
+        member = runs.next(0)
+        assert member is not None
+        subprocess.run([sys.executable, launcher.TRAIN_FILE, *member.words], check=True)
+        runs.ended(member)
+        assert f"{left} more are not over yet." in words_of_page(out)
+    assert "The best model is in seed-42/model." in words_of_page(out)
+    runs.run()
+    result(runs)
+    assert "not over yet" not in words_of_page(out) and "ensemble" in words_of_page(out)
+
+
 @pytest.mark.parametrize("stops_early", [True, False])
 def test_the_page_of_a_sweep_that_goes_on(files: dict[str, Any], tmp_path: Path, stops_early: bool) -> None:
     """At each moment the folder has what there is so far: before the first trial, in its midst, with a result."""
@@ -229,9 +250,7 @@ def test_the_page_of_a_sweep_that_goes_on(files: dict[str, Any], tmp_path: Path,
     search = Search("s", files | {"eval_times": 5}, {"lr": Choices((1e-4, 1e-3))}, 2, stops_early=stops_early, seed=1)
 
     def words() -> str:
-        assert here("page", out).returncode == 0
-        text = (out / "page.html").read_text(encoding="utf-8")
-        return " ".join(re.sub(r"(?s)<style>.*?</style>|<[^>]*>", " ", text).split())
+        return words_of_page(out)
 
     sweep = Sweep(search, out)
     member = sweep.next(0)

@@ -67,6 +67,8 @@ def _seeds_text(found: Mapping[str, Any]) -> list[str]:
             tr("{metric} {mean:.2f} ± {half:.2f}: mean over {count} seeds, 95% confidence.", metric=metric, **figures)
         )
         lines.append(tr("It tells what other seeds would do on these data, and nothing of other data."))
+    if left := found.get("left"):
+        lines.append(tr("{count} more are not over yet.", count=left))
     if found["best"]:
         lines.append(tr("The best model is in {folder}.", folder=f"{found['best']}/model"))
     return lines

@@ -1,9 +1,10 @@
 """`bigqa seeds`: equal runs with other seeds. In: options, a count. Out: mean, spread, the best model, an ensemble.
 
-In the folder: seeds.json (what was asked for), plan.json (for all runs), a run folder for each seed, and at the end
-summary.json, ensemble/ and page.html. Of runs that are over checkpoints go, and models but the best one.
+In the folder: seeds.json (what was asked for), plan.json (for all runs), a run folder for each seed, summary.json and
+page.html (from the first that is over), and at the end ensemble/. Of runs that are over checkpoints go, and models but the best one.
 """
 
+import contextlib
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from bigqa.language import tr
 from bigqa.run.job import job_of
 from bigqa.runs.live import Live
 from bigqa.runs.member import Member, whole_report
-from bigqa.runs.page import SUMMARY
+from bigqa.runs.page import SUMMARY, rewritten
 from bigqa.runs.pool import carry_out
 from bigqa.runs.statistics import Summary, summary
 from bigqa.runs.together import (
@@ -137,6 +138,10 @@ class Seeds:
             return
         drop_checkpoints(member.folder)
         self._keep_the_best()
+        if len(self.done()) < len(self.numbers):  # at the end comes the ensemble too
+            write_json(self.out / SUMMARY, so_far(self))
+            with contextlib.suppress(BigqaError):  # what is spoiled in a run's folder is told when all are over
+                rewritten(self.out)
 
     def waits(self) -> bool:
         """Nothing comes later: all seeds are known."""
@@ -176,6 +181,14 @@ class Seeds:
 
 def result(seeds: Seeds) -> dict[str, Any]:
     """Return what all runs came to, and write it: figures over seeds, the best, the ensemble's scores."""
+    values, found = seeds.values(), so_far(seeds)
+    found["ensemble"] = _ensemble(seeds, list(values), found["best"]) if len(values) > 1 else None
+    write_json(seeds.out / SUMMARY, found)
+    return found
+
+
+def so_far(seeds: Seeds) -> dict[str, Any]:
+    """Return what the runs that are over came to: figures over seeds, and the best."""
     done, values = seeds.done(), seeds.values()
     scored = [report["scores"] for report in done.values() if "scores" in report]
     names = [
@@ -183,7 +196,7 @@ def result(seeds: Seeds) -> dict[str, Any]:
         for name, value in (scored[0].items() if scored else ())
         if isinstance(value, int | float) and all(isinstance(one.get(name), int | float) for one in scored)
     ]
-    found: dict[str, Any] = {
+    return {
         "schema": 1,
         "metric": seeds.metric,
         "least_is_best": seeds.least,
@@ -191,10 +204,9 @@ def result(seeds: Seeds) -> dict[str, Any]:
         "failed": {str(number): problem for number, problem in seeds.failed.items()},
         "scores": {name: vars(_over(scored, name)) for name in names if name not in COUNTS},
         "best": best_of(values, least=seeds.least) if values else None,
+        "ensemble": None,
+        "left": len(seeds.numbers) - len(done) - len(seeds.failed),
     }
-    found["ensemble"] = _ensemble(seeds, list(values), found["best"]) if len(values) > 1 else None
-    write_json(seeds.out / SUMMARY, found)
-    return found
 
 
 COUNTS = ("total", "tokens", "missing")
