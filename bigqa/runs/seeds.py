@@ -1,7 +1,8 @@
 """`bigqa seeds`: equal runs with other seeds. In: options, a count. Out: mean, spread, the best model, an ensemble.
 
 In the folder: seeds.json (what was asked for), plan.json (for all runs), a run folder for each seed, summary.json and
-page.html (from the first that is over), and at the end ensemble/. Of runs that are over checkpoints go, and models but the best one.
+page.html (from the first that is over), and at the end ensemble/. Of runs that are over checkpoints go, and models but
+the best one.
 """
 
 import contextlib
