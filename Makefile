@@ -9,7 +9,7 @@ PYTHON  := $(VENV)/bin/python
 STAMP   := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-comments demo-lm test coverage check slow docs messages mutants torture test-null-gpu gpu bench dist clean
+.PHONY: help install demo demo-comments demo-lm test coverage check audit slow docs messages mutants torture test-null-gpu gpu bench dist clean
 
 help:  ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-14s %s\n' "$$name" "$$text"; done
@@ -47,6 +47,10 @@ check: install  ## ruff, its formatter, mypy
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m mypy bigqa
+
+audit: install  ## look for secrets in what is committed, and for known faults of the pinned packages
+	@$(PYTHON) -c 'import detect_secrets, pip_audit' 2>/dev/null || $(PYTHON) -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[audit]'
+	@$(PYTHON) tests/audit.py
 
 slow: install  ## run the tests that take minutes
 	@$(PYTHON) -c 'import ipykernel, nbclient' 2>/dev/null || $(PYTHON) -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[notebook]'
