@@ -172,6 +172,7 @@ import gc, json, tempfile, torch
 from pathlib import Path
 from torch.utils._python_dispatch import TorchDispatchMode
 from bigqa.bench import worker
+from bigqa.bench.cases import rows_on
 from bigqa.bench.report import Case
 from bigqa.engine.loop.recorder import Silent
 from bigqa.engine.loop.step import train_step
