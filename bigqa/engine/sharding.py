@@ -86,7 +86,8 @@ class ShardedUpdate(Update):
             self.scaler.update(finite=not self.engine.optimizer.overflow)
         self.completed += 1
         self.changing = False
-        return torch.as_tensor(self.engine.get_global_grad_norm() or 0.0)
+        norm = self.engine.get_global_grad_norm()  # on the device: whether it is zero is not asked, which would wait
+        return torch.as_tensor(0.0 if norm is None else norm)
 
     def state(self) -> State:
         """Gather the canonical state on the first process; every process must call."""
