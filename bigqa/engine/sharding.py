@@ -27,6 +27,9 @@ from bigqa.strategy import Strategy
 
 INSTALL = tr("ZeRO needs DeepSpeed: pip install 'bigqa[deepspeed]'")
 
+CUT_UP = ("lp_param_buffer", "grad_partitions_flat_buffer")
+"""Of stage 3, what the parameters' parts lie in. Parameters outlive the engine, and their parts with them."""
+
 
 class ShardedUpdate(Update):
     """Leaves backward, clipping and step to DeepSpeed."""
@@ -164,6 +167,10 @@ class ShardedUpdate(Update):
         self.engine.destroy()
         for tensor in (*self.module.parameters(), *self.module.buffers(), *self._flats()):
             tensor.data = torch.empty(0)
+        for name in CUT_UP:
+            flat = getattr(self.engine.optimizer, name, None)
+            if flat is not None and not flat.is_pinned():
+                flat.untyped_storage().resize_(0)  # whoever still has a part of it
         self.engine.optimizer.optimizer.state.clear()
         self.engine, self.parameters = None, {}
 
