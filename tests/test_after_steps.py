@@ -1,17 +1,24 @@
 """What comes before the first step and after the last takes no more of a card than steps: it is done on the host."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forked import in_processes
 from null_gpu import on_null_gpu
 from torch import nn
+from transformers import BertConfig, BertForQuestionAnswering
 
 from bigqa.bench.cases import rows_on
+from bigqa.engine.build import build
 from bigqa.engine.optim import moments
+from bigqa.engine.processes import Processes
 from bigqa.run import delivery
 from bigqa.run.delivery import on_the_host_if_it_must
-from bigqa.strategy import STRATEGIES
+from bigqa.settings import Settings
+from bigqa.strategy import STRATEGIES, Strategy
+from bigqa.tasks.qa.task import QuestionAnswering
 
 CUDA = torch.device("cuda", 0)
 ROWS = [name for name in rows_on("cuda", "bf16") if not STRATEGIES[name].needs_deepspeed]
@@ -166,12 +173,18 @@ print(json.dumps(found))
 """
 
 
+SAMPLE = ["plain", "qlora-recompute", "8bit"]
+"""Masters, adapters beside packed weights, and moments in codes."""
+
+
 @pytest.mark.nullgpu
-@pytest.mark.slow
-def test_a_run_ends_with_a_model_within_what_its_steps_take() -> None:
+@pytest.mark.parametrize(
+    "names", [pytest.param(SAMPLE, id="sample"), pytest.param(ROWS, id="all", marks=pytest.mark.slow)]
+)
+def test_a_run_ends_with_a_model_within_what_its_steps_take(names: list[str]) -> None:
     """Every row without DeepSpeed, at one short window: what does not hang on activations weighs most there."""
-    found = on_null_gpu(WHOLE.replace("NAMES", repr(ROWS)))
-    assert found.keys() == set(ROWS) and {"qlora-recompute", "stochastic-release-recompute", "plain"} <= set(ROWS)
+    found = on_null_gpu(WHOLE.replace("NAMES", repr(names)))
+    assert found.keys() == set(names) and {*SAMPLE, "stochastic-release-recompute"} <= set(ROWS)
     over = {
         f"{name}: {phase}": (peak, peaks["steps"])
         for name, (peaks, _) in found.items()
@@ -180,6 +193,31 @@ def test_a_run_ends_with_a_model_within_what_its_steps_take() -> None:
     }
     assert over == {}, over
     assert found["plain"][1] == "cuda"
+
+
+def test_zero_3_leaves_nothing_of_its_parts(tmp_path: Path) -> None:
+    """Of a parameter that outlives its engine: weights and gradients in low precision were left on the card."""
+    pytest.importorskip("deepspeed")
+
+    def work(processes: Processes) -> list[list[int]]:
+        config = BertConfig(
+            hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=40
+        )
+        strategy = Strategy(device="cpu", precision="bf16", zero_stage=3)
+        settings = Settings(
+            model="tiny", train_file=Path("train.json"), out=tmp_path, strategy=strategy, precision="bf16",
+            global_batch=1, micro_batch=1, seq_len=16, max_query_length=4, doc_stride=4,
+        )  # fmt: skip
+        parts = build(BertForQuestionAnswering(config), QuestionAnswering(0, True), settings, processes)
+        update: Any = parts.update
+        held = [parameter.ds_tensor for parameter in update.module.parameters()]
+        held.append(update.engine.optimizer.grad_partitions_flat_buffer)
+        sizes = [[one.untyped_storage().nbytes() for one in held]]
+        update.finish()
+        return [*sizes, [one.untyped_storage().nbytes() for one in held]]
+
+    ((before, after),) = in_processes(work, 1)
+    assert min(before) > 0 and max(after) == 0
 
 
 LEFT = """

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from null_gpu import on_null_gpu
 
 from bigqa.engine import build
 from bigqa.errors import BigqaError
@@ -100,3 +101,39 @@ def test_bf16_is_refused_on_a_card_without_it(
     problem: AbstractContextManager[Any] = pytest.raises(BigqaError, match=says) if refused else nullcontext()
     with problem:
         assert build.possible_strategy(wanted, processes).precision == precision
+
+
+REFUSED = """
+import json, tempfile
+from pathlib import Path
+from bigqa.bench import worker
+from bigqa.bench.cases import rows_on
+from bigqa.bench.report import Case
+from bigqa.errors import BigqaError
+from bigqa.run.fine_tuning import fine_tune
+from bigqa.run.folder import settings_from
+from bigqa.sample import FOLDER
+found = []
+for name in ("plain", "stochastic"):
+    axes = rows_on("cuda", "bf16", (name,))[name]
+    case = Case(model="enliple-small", strategy=name, axes=axes, seq_len=64, micro_batch=1, global_batch=1, steps=1)
+    given = {"model": "tiny", "train_file": FOLDER / "train.json", "device": "cuda", "precision": "bf16", "seq_len": 64,
+             "doc_stride": 16, "max_query_length": 24, "strategy": name, "out": Path(tempfile.mkdtemp()) / "run"}
+    def measure():
+        worker.measure(case, Path(tempfile.mkdtemp()))
+    def train():
+        fine_tune(settings_from(given, None), resume=False)
+    for run in (measure, train):
+        try:
+            run()
+            found.append("trained")
+        except BigqaError as error:
+            found.append(str(error))
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.nullgpu
+def test_neither_bench_nor_a_named_strategy_has_bf16_on_a_card_without_it() -> None:
+    found = on_null_gpu(REFUSED, card="T4")
+    assert len(found) == 4 and all("Tesla T4 has no bf16" in one for one in found), found

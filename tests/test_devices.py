@@ -169,6 +169,14 @@ def test_unlike_cards_decide_alike(rank: int, monkeypatch: pytest.MonkeyPatch) -
     assert kernels.packs_on(device, torch.float16, config, 16) == (rank == 0)
 
 
+def test_who_asks_cuda_needs_nothing_but_python() -> None:
+    """It runs without the packages beside it: what it imported of ours once ended it, and CUDA was never asked."""
+    command = [sys.executable, "-I", "-S", devices.__file__]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "ImportError" not in done.stderr and "ModuleNotFoundError" not in done.stderr, done.stderr
+    assert done.returncode == 0 or devices.DRIVER in done.stderr or not done.stderr, done.stderr  # a driver or none
+
+
 @pytest.mark.nullgpu
 def test_cards_that_cuda_counts_are_found_by_nvml() -> None:
     program = """

@@ -117,7 +117,7 @@ def test_every_strategy_trains_saves_and_is_gone_on_with_under_the_next(group: s
 
 
 def _disk(name: str, folder: Path) -> dict[str, Any]:
-    return {"nvme": folder / "disk"} if STRATEGIES[name].needs_disk else {}
+    return {"nvme": str(folder / "disk")} if STRATEGIES[name].needs_disk else {}
 
 
 def _one_by_one(jobs: list[dict[str, Any]], pairs: list[tuple[str, str]], folder: Path) -> Iterator[dict[str, Any]]:

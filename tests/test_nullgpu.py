@@ -106,6 +106,18 @@ def test_the_installation_is_whole_or_not_there(tmp_path: Path, monkeypatch: pyt
     assert [path.name for path in (tmp_path / "nullgpu").iterdir()] == [".lock"]
 
 
+def test_what_is_kept_has_one_name_whatever_links_lead_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache of these tests links to it: under each run's own name all that is built against it was built again."""
+    (kept := tmp_path / "cache" / "nullgpu").mkdir(parents=True)
+    (linked := tmp_path / "linked").mkdir()
+    (linked / "nullgpu").symlink_to(kept)
+    found = []
+    for cache in (kept.parent, linked):
+        monkeypatch.setenv("BIGQA_CACHE", str(cache))
+        found.append(torch_build.folder())
+    assert found == [kept.resolve()] * 2
+
+
 def test_the_python_of_a_command_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = ask(Path(sys.executable))
     script = tmp_path / "launcher"

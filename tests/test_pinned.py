@@ -2,7 +2,7 @@
 
 import gc
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +19,7 @@ from bigqa.engine.offload import MIN_BYTES, ON_THEIR_WAY, ActivationOffload
 from bigqa.engine.pinned import PinnedPool, whole_pages
 from bigqa.engine.recovery import OutOfMemory
 from bigqa.engine.stream import link
+from bigqa.speed import card
 
 PAGE = mmap.PAGESIZE
 
@@ -259,6 +260,26 @@ def test_memory_that_is_not_pinned_serves_and_is_not_let_go_of(
     del pool
     gc.collect()
     assert unpinned == [] and pinned._now_bytes == before
+
+
+@pytest.mark.parametrize("failed", [801, 2])
+def test_a_card_is_measured_where_nothing_can_be_pinned(
+    monkeypatch: pytest.MonkeyPatch, refusing: list[int], failed: int
+) -> None:
+    """What is copied to it lies in pages as the engine's, so that its rate is that of what is offloaded."""
+    refusing.append(failed)
+    copied: list[tuple[torch.device, int]] = []
+
+    def timed(function: Callable[[], torch.Tensor]) -> float:
+        copied.append((function().device, function().numel()))
+        return 0.5
+
+    monkeypatch.setattr(pinned, "forget_error", lambda: None)
+    monkeypatch.setattr(torch.cuda, "current_stream", FakeStream)
+    monkeypatch.setattr(card, "LINK_BYTES", PAGE)
+    monkeypatch.setattr(card, "_gpu_time", timed)
+    assert card._link(torch.device("cpu")) == 2 * PAGE
+    assert copied == [(torch.device("cpu"), PAGE)] and ("801" in str(pinned.refused())) is (failed == 801)
 
 
 class FakeStream:

@@ -12,6 +12,7 @@ from bigqa.engine.loop.meter import SpeedMeter
 from bigqa.engine.loop.reader import StepReader
 from bigqa.engine.loop.recorder import Silent
 from bigqa.engine.optim.optimizers import make_optimizer
+from bigqa.engine.sharding import ShardedUpdate
 from bigqa.engine.stream.link import _OnStreams
 from bigqa.strategy import Strategy
 
@@ -45,6 +46,43 @@ def test_who_waits_for_the_gpu_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
     StepReader(device, Silent(), SpeedMeter())
     _OnStreams(device).mark()()
     assert [options.get("blocking") for options in made] == [True, True]
+
+
+def test_a_step_of_zero_does_not_ask_for_its_norm() -> None:
+    """Whether a number on the device is zero is known when all that was launched before is done."""
+
+    class OnDevice(torch.Tensor):
+        def __bool__(self) -> bool:
+            raise AssertionError("the host would wait")
+
+    norms = [torch.tensor(3.0).as_subclass(OnDevice), None]
+    engine = SimpleNamespace(step=lambda: None, get_global_grad_norm=lambda: norms.pop(0))
+    update: Any = ShardedUpdate.__new__(ShardedUpdate)
+    update.engine, update.scaler, update.completed = engine, None, 0
+    assert [float(update.step()), float(update.step())] == [3.0, 0.0]
+
+
+def test_numbers_of_a_step_come_where_nothing_can_be_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who sends them then waits for them; asked for again and again, a driver that refuses would cost each step."""
+    asked: list[bool] = []
+    empty = torch.empty
+
+    def without_pinned(*sizes: Any, pin_memory: bool = False, **options: Any) -> torch.Tensor:
+        asked.append(pin_memory)
+        if pin_memory:
+            raise RuntimeError("CUDA error: operation not supported")
+        return empty(*sizes, **options)
+
+    event = SimpleNamespace(record=lambda *_: None, synchronize=lambda: None, elapsed_time=lambda _: 1000.0)
+    monkeypatch.setattr(torch.cuda, "Event", lambda **_: event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: None)
+    monkeypatch.setattr(torch, "empty", without_pinned)
+    reader = StepReader(torch.device("cuda", 0), Silent(), SpeedMeter())
+    monkeypatch.setattr(reader, "_memory", SimpleNamespace(now_bytes=lambda: 1, peak_bytes=lambda: 2))
+    for loss in (4.0, 3.0):
+        reader.launched({"windows": 1, "tokens": 1}, torch.tensor([loss, 0.0, 1.0]))
+    reader.read()
+    assert reader.last_loss == 3.0 and asked == [True, False, False]
 
 
 COUNTED = """

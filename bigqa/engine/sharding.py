@@ -27,6 +27,9 @@ from bigqa.strategy import Strategy
 
 INSTALL = tr("ZeRO needs DeepSpeed: pip install 'bigqa[deepspeed]'")
 
+CUT_UP = ("lp_param_buffer", "grad_partitions_flat_buffer")
+"""Of stage 3, what the parameters' parts lie in. Parameters outlive the engine, and their parts with them."""
+
 
 class ShardedUpdate(Update):
     """Leaves backward, clipping and step to DeepSpeed."""
@@ -86,7 +89,8 @@ class ShardedUpdate(Update):
             self.scaler.update(finite=not self.engine.optimizer.overflow)
         self.completed += 1
         self.changing = False
-        return torch.as_tensor(self.engine.get_global_grad_norm() or 0.0)
+        norm = self.engine.get_global_grad_norm()  # on the device: whether it is zero is not asked, which would wait
+        return torch.as_tensor(0.0 if norm is None else norm)
 
     def state(self) -> State:
         """Gather the canonical state on the first process; every process must call."""
@@ -163,6 +167,10 @@ class ShardedUpdate(Update):
         self.engine.destroy()
         for tensor in (*self.module.parameters(), *self.module.buffers(), *self._flats()):
             tensor.data = torch.empty(0)
+        for name in CUT_UP:
+            flat = getattr(self.engine.optimizer, name, None)
+            if flat is not None and not flat.is_pinned():
+                flat.untyped_storage().resize_(0)  # whoever still has a part of it
         self.engine.optimizer.optimizer.state.clear()
         self.engine, self.parameters = None, {}
 

@@ -9,9 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 
+def index_of(device: torch.device) -> int:
+    """Return CUDA's number of a card; of one without a number, of the card that this thread means."""
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
 def thread_of(device: torch.device, name: str) -> ThreadPoolExecutor:
     """Return one; it begins with its first piece of work."""
     if device.type != "cuda":
         return ThreadPoolExecutor(1, thread_name_prefix=name)
-    index = torch.cuda.current_device() if device.index is None else device.index
-    return ThreadPoolExecutor(1, thread_name_prefix=name, initializer=torch.cuda.set_device, initargs=(index,))
+    return ThreadPoolExecutor(
+        1, thread_name_prefix=name, initializer=torch.cuda.set_device, initargs=(index_of(device),)
+    )

@@ -14,8 +14,6 @@ import sys
 import uuid
 from typing import Any
 
-from bigqa.language import tr
-
 DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 NO_DEVICE = 100
 """`CUDA_ERROR_NO_DEVICE`: CUDA_VISIBLE_DEVICES may leave none."""
@@ -53,7 +51,7 @@ def cuda_uuids() -> list[str] | None:
     """Return the UUIDs of the cards that CUDA counts, in its order; none where it cannot be asked.
 
     It is asked in a process of its own: one that has asked cannot fork and go on using CUDA. No context is made, so
-    none of a card's memory is taken.
+    none of a card's memory is taken. That process is this file alone, which therefore imports nothing of bigqa's.
     """
     return _asked(os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ.get("CUDA_DEVICE_ORDER"))
 
@@ -134,5 +132,5 @@ def _index(word: str, uuids: list[str], slices: list[str]) -> int | None:
 if __name__ == "__main__":
     answer = _ask()
     if answer is None:
-        sys.exit(tr("CUDA does not answer"))
+        sys.exit(1)
     print(*answer)

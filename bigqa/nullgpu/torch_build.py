@@ -21,9 +21,13 @@ CUDA = "13"
 
 
 def folder() -> Path:
-    """Where what the null GPU needs is kept; a cache that it lies in already need not be writable."""
+    """Where what the null GPU needs is kept; a cache that it lies in already need not be writable.
+
+    Under its own name, whatever links lead there: what is built against it is built anew where it is called otherwise,
+    our libraries in seconds, DeepSpeed's Adam in minutes.
+    """
     there = asked_cache() / "nullgpu"
-    return there if there.is_dir() else cache_folder() / "nullgpu"
+    return (there if there.is_dir() else cache_folder() / "nullgpu").resolve()
 
 
 class NotInstalled(BigqaError):

@@ -14,6 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from bigqa.engine.pinned import CudaPinning, PinnedPool
+from bigqa.engine.recovery import OutOfMemory
 from bigqa.errors import BigqaError
 from bigqa.language import tr
 from bigqa.speed.throughput import Rates
@@ -22,6 +24,8 @@ GPU_ERROR = 0.1
 LAYER_SHARE = 0.85
 """What a GPU's products of a layer's sizes keep of a large one's rate."""
 HALF_SPEED_MEASURED = 256
+LINK_BYTES = 2**27
+"""Of host memory that is copied to the card: as what is streamed or offloaded, in pages that the engine pins."""
 
 
 def measured_apart(index: int, name: str) -> Rates:
@@ -59,8 +63,6 @@ def _measured(device: torch.device) -> Rates:
     attention = torch.nn.functional.scaled_dot_product_attention
     attention_flops = 4 * 16 * 16 * 512 * 512 * 64 / _gpu_time(lambda: attention(q, k, v))
     big, out = (torch.empty(2**28, device=device, dtype=torch.uint8) for _ in range(2))
-    pinned = torch.empty(2**27, dtype=torch.uint8, pin_memory=True)
-    there = torch.empty(2**27, dtype=torch.uint8, device=device)
     tiny = torch.zeros(1, device=device)
     return Rates(
         low_flops_per_s=products[low] * LAYER_SHARE,
@@ -68,12 +70,23 @@ def _measured(device: torch.device) -> Rates:
         low_batched_flops_per_s=attention_flops * 0.7,  # with its backward pass
         fp32_batched_flops_per_s=min(attention_flops * 0.7, products[torch.float32] * 0.7),
         bytes_per_s=2 * 2**28 / _gpu_time(lambda: out.copy_(big)) * 0.9,
-        link_bytes_per_s=2**27 / _gpu_time(lambda: there.copy_(pinned, non_blocking=True)),
+        link_bytes_per_s=_link(device),
         launch_s=_launch_time(tiny),
         half_speed_tokens=HALF_SPEED_MEASURED,
         source=f"measured on {torch.cuda.get_device_name(device)}",
         error=GPU_ERROR,
     )
+
+
+def _link(device: torch.device) -> float:
+    """Return the bytes per second of copies to a card; where nothing can be pinned, of those that are waited for."""
+    try:
+        lent = PinnedPool(CudaPinning(torch.cuda.current_stream(device))).lend(LINK_BYTES)
+        here = lent.tensor.zero_()
+    except OutOfMemory:
+        here = torch.zeros(LINK_BYTES, dtype=torch.uint8)
+    there = torch.empty(LINK_BYTES, dtype=torch.uint8, device=device)
+    return LINK_BYTES / _gpu_time(lambda: there.copy_(here, non_blocking=True))
 
 
 def _gpu_time(function: Callable[[], Tensor], repeats: int = 20) -> float:

@@ -36,6 +36,7 @@ class StepReader:
         """Whether a process asked to stop, in a step that has been read."""
         self._memory = MemoryMeter(device)
         self._sent: _Sent | None = None
+        self._pins = True
         self._before: Any = self._now()
         """Where the step begins that is read next: a time, or an event on the device."""
 
@@ -46,9 +47,18 @@ class StepReader:
             seconds, self._before = now - self._before, now
             self._tell(record, values, seconds)
             return
-        there = torch.empty(3, pin_memory=True)
+        there = self._room()
         there.copy_(numbers, non_blocking=True)
         self._read_sent(_Sent(record, there, self._now()))
+
+    def _room(self) -> Tensor:
+        """Make room for a step's numbers; where it cannot be pinned, they are as right, and the host waits for them."""
+        if self._pins:
+            try:
+                return torch.empty(3, pin_memory=True)
+            except RuntimeError:  # of the card itself, it is raised again as the numbers are sent
+                self._pins = False
+        return torch.empty(3)
 
     def read(self) -> None:
         """Read what is left."""

@@ -18,6 +18,7 @@ from bigqa.engine.stream.layers import Call, Layers
 from bigqa.engine.stream.link import Link
 from bigqa.engine.stream.slots import Slots
 from bigqa.engine.stream.tables import Tables
+from bigqa.engine.threads import index_of
 from bigqa.tasks.base import Batch, Task
 
 GRADIENT = -1
@@ -156,14 +157,14 @@ class LayerPasses:
     def _drawn(self) -> Any:
         """Return where the device's generator is."""
         if self.link.device.type == "cuda":
-            generator = torch.cuda.default_generators[self.link.device.index or 0]
+            generator = torch.cuda.default_generators[index_of(self.link.device)]
             return generator.initial_seed(), generator.get_offset()
         return None if self.link.device.type == "meta" else torch.get_rng_state()
 
     def _seek(self, place: Any) -> None:
         """Put the device's generator where it was."""
         if self.link.device.type == "cuda":
-            generator = torch.cuda.default_generators[self.link.device.index or 0]
+            generator = torch.cuda.default_generators[index_of(self.link.device)]
             generator.manual_seed(place[0])
             generator.set_offset(place[1])
         elif place is not None:
