@@ -3,7 +3,8 @@
 In: a model and the shape of a step. Out: a table, and a report in `benchmarks/runs/streaming`. Both are trained in one
 process, step by step in turns, so that whatever else the machine does meets both alike; with `--apart`, where memory is
 too little for both at once, each turn of a row is a process of its own: a step to warm up, and one that counts.
-Processor time is what counts where the machine does other things; the clock is there too.
+Processor time is what counts where the machine does other things; the clock is there too. Other work makes steps slower
+and never faster: the least of many turns is told beside the median.
 
     python -m benchmarks.streaming MODEL --seq-len 384 --micro-batch 4 --micro-batches 4 --turns 5
 """
@@ -103,12 +104,14 @@ def main() -> None:
         row: {kind: statistics.median(step[kind] for step in steps) for kind in steps[0]}
         for row, steps in found.items()
     }
-    for kind in medians[ROWS[0]]:
-        plain, streamed = (medians[row][kind] for row in ROWS)
-        print(f"{kind}: {ROWS[0]} {plain:.3f}, {ROWS[1]} {streamed:.3f}, {streamed / plain - 1:+.1%}")
+    least = {row: {kind: min(step[kind] for step in steps) for kind in steps[0]} for row, steps in found.items()}
+    for name, figures in (("median", medians), ("least", least)):
+        for kind in figures[ROWS[0]]:
+            plain, streamed = (figures[row][kind] for row in ROWS)
+            print(f"{kind}, {name}: {ROWS[0]} {plain:.3f}, {ROWS[1]} {streamed:.3f}, {streamed / plain - 1:+.1%}")
     words = {name: value for name, value in vars(asked).items() if name not in ("out", "only")}
     name = f"{asked.model}-{asked.precision}-{asked.micro_batch}x{asked.seq_len}x{asked.micro_batches}.json"
-    report = words | {"threads": torch.get_num_threads(), "medians": medians, "steps": found}
+    report = words | {"threads": torch.get_num_threads(), "medians": medians, "least": least, "steps": found}
     write_text(asked.out / name, json.dumps(report, indent=1) + "\n")
 
 
