@@ -3,7 +3,8 @@
 In: a model and the shape of a step. Out: a table, and a report in `benchmarks/runs/streaming`. Both are trained in one
 process, step by step in turns, so that whatever else the machine does meets both alike; with `--apart`, where memory is
 too little for both at once, each turn of a row is a process of its own: a step to warm up, and one that counts.
-Processor time is what counts where the machine does other things; the clock is there too.
+Processor time is what counts where the machine does other things; the clock is there too. Other work makes steps slower
+and never faster: the least of many turns is told beside the median.
 
     python -m benchmarks.streaming MODEL --seq-len 384 --micro-batch 4 --micro-batches 4 --turns 5
 """
@@ -27,6 +28,8 @@ from bigqa.engine.loop.recorder import Silent
 from bigqa.engine.loop.step import Parts, train_step
 from bigqa.engine.processes import Processes
 from bigqa.files import write_text
+from bigqa.memory.depth import with_layers
+from bigqa.models.sources import load_config, load_model, resolve
 
 RUNS = Path(__file__).parent / "runs" / "streaming"
 ROWS = ("cpu-recompute", "stream")
@@ -40,9 +43,17 @@ def parts_of(row: str, asked: argparse.Namespace, processes: Processes, folder: 
         model=asked.model, strategy=row, axes=axes, seq_len=asked.seq_len, micro_batch=asked.micro_batch,
         global_batch=asked.micro_batch * asked.micro_batches, steps=1,
     )  # fmt: skip
-    training = worker.training_of(case, worker.settings_of(case, folder), processes, Silent())
+    settings = worker.settings_of(case, folder)
+    training = worker.training_of(case, settings, processes, Silent(), model_of(asked, settings.seed))
     training.parts.model.train()
     return training.parts, training.feed().take(0)
+
+
+def model_of(asked: argparse.Namespace, seed: int) -> Any:
+    """Make the model, of as many layers as are asked for; its weights at random."""
+    source = resolve(asked.model).model_copy(update={"has_weights": False})
+    config = load_config(source)
+    return load_model(source, with_layers(config, asked.layers) if asked.layers else config, seed=seed)
 
 
 Steps = dict[str, list[dict[str, float]]]
@@ -73,6 +84,7 @@ def measured_apart(asked: argparse.Namespace) -> Steps:
     found: Steps = {row: [] for row in ROWS}
     options = {"--seq-len": asked.seq_len, "--micro-batch": asked.micro_batch, "--micro-batches": asked.micro_batches}
     options |= {"--turns": 1, "--precision": asked.precision}
+    options |= {"--layers": asked.layers} if asked.layers else {}
     words = [asked.model, *(word for option in options.items() for word in option)]
     for turn in range(asked.turns):
         for row in ROWS if turn % 2 else reversed(ROWS):
@@ -90,6 +102,7 @@ def main() -> None:
     parser.add_argument("--micro-batch", type=int, default=4)
     parser.add_argument("--micro-batches", type=int, default=4)
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--layers", type=int, help="Fewer than the model has.")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--out", type=Path, default=RUNS)
     parser.add_argument("--apart", action="store_true")
@@ -103,12 +116,16 @@ def main() -> None:
         row: {kind: statistics.median(step[kind] for step in steps) for kind in steps[0]}
         for row, steps in found.items()
     }
-    for kind in medians[ROWS[0]]:
-        plain, streamed = (medians[row][kind] for row in ROWS)
-        print(f"{kind}: {ROWS[0]} {plain:.3f}, {ROWS[1]} {streamed:.3f}, {streamed / plain - 1:+.1%}")
+    least = {row: {kind: min(step[kind] for step in steps) for kind in steps[0]} for row, steps in found.items()}
+    for name, figures in (("median", medians), ("least", least)):
+        for kind in figures[ROWS[0]]:
+            plain, streamed = (figures[row][kind] for row in ROWS)
+            print(f"{kind}, {name}: {ROWS[0]} {plain:.3f}, {ROWS[1]} {streamed:.3f}, {streamed / plain - 1:+.1%}")
     words = {name: value for name, value in vars(asked).items() if name not in ("out", "only")}
-    name = f"{asked.model}-{asked.precision}-{asked.micro_batch}x{asked.seq_len}x{asked.micro_batches}.json"
-    report = words | {"threads": torch.get_num_threads(), "medians": medians, "steps": found}
+    shape = f"{asked.micro_batch}x{asked.seq_len}x{asked.micro_batches}"
+    layers = f"-{asked.layers}-layers" if asked.layers else ""
+    name = f"{asked.model}{layers}-{asked.precision}-{shape}.json"
+    report = words | {"threads": torch.get_num_threads(), "medians": medians, "least": least, "steps": found}
     write_text(asked.out / name, json.dumps(report, indent=1) + "\n")
 
 

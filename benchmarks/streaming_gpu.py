@@ -4,8 +4,9 @@
     python -m benchmarks.streaming_gpu --table    # writes benchmarks/README.md
 
 torch's own allocator on a null GPU, an A100 of 80 GB in bf16, two steps; the bytes that cross the link in the last of
-them are counted by the null GPU itself. DeepSpeed's ZeRO-3 with everything offloaded runs as bigqa sets it up, and with
-the buckets with which it needs least. Kernels and the update are not run; weights are not filled.
+them are counted by the null GPU itself. Streamed rows are measured at both of its bounds: with everything done at once,
+and with everything done only when the host waits. DeepSpeed's ZeRO-3 with everything offloaded runs as bigqa sets it
+up, and with the buckets with which it needs least. Kernels and the update are not run; weights are not filled.
 """
 
 import argparse
@@ -14,9 +15,9 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from unittest.mock import patch
 
 from benchmarks.common import REPORTS
@@ -26,6 +27,7 @@ from bigqa.bench.report import Case
 from bigqa.memory.cards import card_for
 from bigqa.memory.estimate import MemoryEstimate
 from bigqa.memory.scaling import Footprint
+from bigqa.nullgpu.cards import Bound
 from bigqa.speed.throughput import Shape, gpu_rates, link_s, speed_of
 from bigqa.strategy import STRATEGIES, Strategy, with_low_precision
 from bigqa.units import GIB, MIB, format_bytes
@@ -52,6 +54,8 @@ class Row:
     micro_batches: int = 1
     settings: str = ""
     """`least`: of DeepSpeed, in the place of bigqa's."""
+    bound: Bound = "least"
+    """Of the null GPU."""
 
     @property
     def axes(self) -> Strategy:
@@ -67,7 +71,7 @@ class Row:
 
 
 LARGE = "enliple-large-v1"
-ROWS = (
+SHOWN = (
     Row(LARGE, "stream"),
     Row(LARGE, "stream", micro_batches=4),
     Row(LARGE, "stream", 4, 512, 4),
@@ -81,6 +85,7 @@ ROWS = (
     Row("xlm-roberta-xl", "stream"),
     Row("xlm-roberta-xl", "stream-disk-8bit"),
 )
+ROWS = (*SHOWN, *(replace(row, bound="most") for row in SHOWN if row.axes.stream))
 MOST = {
     (LARGE, 1, 384): 160 * MIB,
     (LARGE, 4, 512): 300 * MIB,
@@ -114,8 +119,8 @@ def read_rows(file: Path = FILE) -> dict[Row, dict[str, Any]]:
     return {Row(**line["row"]): line["found"] for line in lines}
 
 
-def measure(rows: list[Row], file: Path) -> None:
-    """Measure rows in one process, and write them down."""
+def measure(rows: list[Row], file: Path, bound: Bound) -> None:
+    """Measure rows of one bound in one process, and write them down."""
     from bigqa.nullgpu.build import libraries_for
     from bigqa.nullgpu.cards import NullGpu
     from bigqa.nullgpu.environment import variables
@@ -124,7 +129,7 @@ def measure(rows: list[Row], file: Path) -> None:
 
     python = ask(Path(sys.executable))
     torch = cuda_build(python, install=False)
-    gpu = NullGpu(card_of(CARD), memory_bytes=400 * GIB, context_bytes=0)
+    gpu = NullGpu(card_of(CARD), memory_bytes=400 * GIB, context_bytes=0, bound=bound)
     paths = () if python.torch == torch else (torch.folder,)
     environment = variables(gpu, libraries_for(python, torch, install=False), paths, os.environ)
     environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -200,10 +205,12 @@ def table(file: Path = FILE) -> str:
         "|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     measured_rows = read_rows(file)
-    for row in ROWS:
-        found = measured_rows.get(row)
+    for row in SHOWN:
+        found, most = (measured_rows.get(one) for one in (row, replace(row, bound="most")))
         memory, work = predicted(row)
         sizes = [format_bytes(found[name]) if found else "-" for name in ("allocated", "reserved")]
+        if found and most and most["reserved"] != found["reserved"]:
+            sizes[-1] += f" to {format_bytes(most['reserved'])}"
         name = f"{row.strategy}{f', {row.settings} settings' if row.settings else ''}"
         reserved = memory.least[1] if memory.least else memory.reserved_bytes  # all micro-batches are full here
         sizes.append("-" if row.settings else format_bytes(reserved))
@@ -227,7 +234,7 @@ def speed_table(model: str = LARGE) -> str:
     micro_batch, seq_len = SPEED_SHAPE
     heads = [f"{name} x {count}" for name in SPEED_CARDS for count in ACCUMULATIONS]
     lines = [f"| row | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
-    for name in ("recompute", "stream", "stream-8bit", "stream-disk-8bit"):
+    for name in ("recompute", "zero3-offload", "stream", "stream-8bit", "stream-disk-8bit"):
         cells = []
         for card in map(card_of, SPEED_CARDS):
             strategy = with_low_precision(STRATEGIES[name], "bf16" if card.has_bf16 else "fp16")
@@ -267,8 +274,10 @@ def main() -> None:
         return
     there = read_rows(asked.out)
     left = [row for row in ROWS if row not in there and (not asked.models or row.model in asked.models)]
-    if left:
-        measure(left, asked.out)
+    for bound in get_args(Bound):
+        of_bound = [row for row in left if row.bound == bound]
+        if of_bound:
+            measure(of_bound, asked.out, bound)
 
 
 if __name__ == "__main__":

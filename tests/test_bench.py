@@ -1,5 +1,6 @@
 """`bigqa bench`: what is measured, and that nothing that happens to a case ends a sweep, loses it or doubles it."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -19,6 +20,7 @@ from bigqa.bench.predict import Predictor, predict_anew
 from bigqa.bench.report import Case, Measured, RunReport, read_report, read_reports, write_report
 from bigqa.bench.sweep import Limits, error_of, is_measured, run_case, sweep
 from bigqa.errors import UsageError
+from bigqa.machine import hardware
 from bigqa.machine.hardware import CGROUP, Hardware, detect
 from bigqa.ranges import numbers, sizes
 from bigqa.speed import calibration, timing
@@ -220,6 +222,35 @@ def test_on_a_gpu_every_row_of_a_gpu_is_a_case() -> None:
     names = set(rows_on("cuda", "fp16"))
     assert names == {name for name, row in STRATEGIES.items() if row.device == "cuda" and not row.needs_disk}
     assert all(axes.precision != "bf16" for axes in rows_on("cuda", "fp16").values())
+
+
+def test_rows_of_a_disk_are_cases_where_one_is_named() -> None:
+    """On a CPU those alone that are streamed: ZeRO's states would be in the same memory before they are written."""
+    disk = Path("disk")
+    on_cpu, on_gpu = (
+        {one.strategy for one in cases_of(Grid(models=("tiny",), nvme=disk), device, "bf16") if one.axes.needs_disk}
+        for device in ("cpu", "cuda")
+    )
+    assert on_cpu == {"stream-disk", "stream-disk-8bit"} and on_gpu == on_cpu | {"zero3-nvme"}
+    with pytest.raises(UsageError, match="--nvme"):
+        cases_of(Grid(models=("tiny",), strategies=("stream-disk",)), "cpu", "bf16")
+
+
+def test_a_disk_is_where_it_is_asked_for_and_its_rate_is_the_predictions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calibrated: Calibrated
+) -> None:
+    monkeypatch.setenv("BIGQA_CACHE", str(calibrated.cache))
+    disk, asked = tmp_path / "fast", []
+    monkeypatch.setattr(hardware, "disk_rates", lambda folder: asked.append(folder) or (3e6, 9e6))
+    grid = Grid(models=("tiny",), strategies=("stream-disk",), seq_lens=(64,), steps=1, nvme=disk)
+    assert bench(grid, "cpu", tmp_path / "reports", Limits(case_s=LIMIT_S), print) == []
+    (found,) = read_reports([tmp_path / "reports"])
+    assert found.measured.ok, found.measured.said
+    assert asked == [disk] and list(disk.iterdir()) == []  # made by the worker, and left empty
+    assert found.rates.disk_bytes_per_s == 3e6
+    quick = dataclasses.replace(found.rates, disk_bytes_per_s=3e9)
+    assert predict_anew(found.model_copy(update={"rates": quick})).samples_per_s > 2 * found.predicted.samples_per_s
+    assert str(tmp_path) not in found.model_dump_json()
 
 
 def test_caps_and_counts_as_people_write_them() -> None:

@@ -2,12 +2,13 @@
 
 import json
 from dataclasses import astuple
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from null_gpu import ROOT, on_null_gpu
 
 from benchmarks.streaming_gpu import LARGE, MOST, ROWS, Row, predicted, read_rows
+from bigqa.nullgpu.cards import Bound
 from bigqa.units import MIB
 
 LIVE = (Row(LARGE, "stream-disk"), Row(LARGE, "stream", micro_batches=4), Row(LARGE, "stream", 4, 512, 4))
@@ -37,21 +38,24 @@ def assert_as_predicted(row: Row, found: dict[str, Any]) -> None:
 
 
 @pytest.mark.nullgpu
-def test_a_large_model_trains_in_what_two_of_its_layers_take() -> None:
+@pytest.mark.parametrize("bound", get_args(Bound))
+def test_a_large_model_trains_in_what_two_of_its_layers_take(bound: Bound) -> None:
     """The link's bytes are those of the null GPU's own count, in the second step."""
     rows = json.dumps([astuple(row) for row in LIVE])
-    measured = on_null_gpu(PROGRAM.replace("ROOT", repr(str(ROOT))).replace("ROWS", rows))
+    measured = on_null_gpu(PROGRAM.replace("ROOT", repr(str(ROOT))).replace("ROWS", rows), bound=bound)
     for row, found in zip(LIVE, measured, strict=True):
         assert_as_predicted(row, found)
 
 
 @pytest.mark.slow
 def test_models_of_billions_were_measured_as_they_are_predicted() -> None:
-    """The committed rows, with those whose states are on a disk."""
+    """The committed rows, with those whose states are on a disk, at both bounds."""
     measured = read_rows()
     assert set(measured) == set(ROWS)
     streamed = {row: found for row, found in measured.items() if row.axes.stream}
-    assert {row.model for row in streamed} == {model for model, *_ in MOST}
+    assert {(row.model, row.bound) for row in streamed} == {
+        (model, bound) for model, *_ in MOST for bound in get_args(Bound)
+    }
     for row, found in streamed.items():
         assert_as_predicted(row, found)
     least = min(found["reserved"] for row, found in measured.items() if not row.axes.stream)

@@ -104,16 +104,22 @@ def work(processes: Processes, out: Path) -> dict[str, Any]:
     found["unbroken"] = [step(first, number) for number in range(2, 5)]
     kept = checkpoint.load_newest(out, pytest.fail)
     assert kept is not None
-    for name in ("zero3-nvme", "plain-fp32"):
+    for name in ("zero3-nvme", "plain-fp32", "stream-disk"):
         again = parts_of(processes, out / name, name)
         checkpoint.restore(kept, again.update)
+        checkpoint.save(out / name, 2, again.update.state(), {})
         found[name] = [step(again, number) for number in range(2, 5)]
-    return found
+    kept = checkpoint.load_newest(out / "stream-disk", pytest.fail)
+    assert kept is not None
+    again = parts_of(processes, out / "back", "zero3-nvme")
+    checkpoint.restore(kept, again.update)
+    return found | {"back": [step(again, number) for number in range(2, 5)]}
 
 
 def test_a_run_on_a_disk_goes_on(tmp_path: Path) -> None:
     (found,) = in_processes(lambda processes: work(processes, tmp_path), 1)
     assert any(found["on disk"])  # a group of a MiB and more
-    assert found["zero3-nvme"] == pytest.approx(found["unbroken"], rel=1e-6)
+    assert found["zero3-nvme"] == found["back"] == pytest.approx(found["unbroken"], rel=1e-6)
     assert found["plain-fp32"] == pytest.approx(found["unbroken"], rel=1e-4)
+    assert found["stream-disk"] == pytest.approx(found["plain-fp32"], rel=1e-6)
     assert len({round(loss, 3) for loss in found["before"] + found["unbroken"]}) == 5

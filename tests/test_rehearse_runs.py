@@ -140,6 +140,20 @@ def test_a_plan_is_rehearsed_with_our_own_trainer(tmp_path: Path) -> None:
     assert not short["fits"] and short["shortage"]["is_end"]
 
 
+@pytest.mark.nullgpu
+@pytest.mark.parametrize("precision", ["fp16", "bf16-sr"])
+def test_a_plan_of_streamed_layers_on_a_disk_ends_after_its_steps(precision: str, tmp_path: Path) -> None:
+    """None of torch's optimizers takes them."""
+    disk = {"offload_optimizer": "nvme", "offload_parameters": "nvme"}
+    settings = {"model": "tiny", "strategy": {"precision": precision, "stream": True} | disk, "nvme": str(tmp_path)}
+    settings |= {"device": "cuda", "micro_batch": 4, "seq_len": 128}
+    file = plan_file(tmp_path, settings=settings, num_gpus=1, gpu={"name": "A100"})
+    run = planned_run(["--plan", str(file), "--train-file", str(SAMPLE / "train.json"), "--steps", "2"], tmp_path)
+    (found,) = run["runs"]
+    assert found["steps"] == 2 and found["by_kind"]["weights"] > 0
+    assert "optimizer" not in found["by_kind"]  # it is on the host
+
+
 def planned_run(words: list[str], folder: Path, exit_code: int = 0) -> dict[str, Any]:
     program = "import typer; from bigqa.cli.rehearse import rehearse as c; typer.run(c)"
     command = [sys.executable, "-c", program, "--json", *(("--install",) if INSTALL else ()), *words]

@@ -53,6 +53,14 @@ def test_two_processes_stream_their_own_windows_and_add_gradients_up_on_the_host
     assert off(random[:, 0], plain[:, 0]) < 0.2
 
 
+def test_embeddings_are_in_the_models_order(processes: Processes) -> None:
+    """Which every process has; that of a set is of each process's own, and a forked one's is its parent's."""
+    config = CONFIGS["bert"]()
+    passes: Any = parts_of(config, STREAM, processes).passes
+    kinds = ("word", "position", "token_type")
+    assert passes.layers.tables == tuple(f"bert.embeddings.{kind}_embeddings.weight" for kind in kinds)
+
+
 @pytest.mark.parametrize("axes", [{}, {"precision": "bf16-sr"}])
 def test_a_thread_beside_the_computation_steps_alike(axes: dict[str, Any], processes: Processes) -> None:
     """As on a GPU, where two layers' gradients have places: the third's come when the first layer has been stepped."""

@@ -5,6 +5,7 @@ A strategy's row is taken to the device that is measured; rows that are the same
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from bigqa.bench.report import Case, Heap, short_name
@@ -30,15 +31,22 @@ class Grid:
     caps: tuple[int, ...] = ()
     steps: int = 2
     heap: Heap = "tight"
+    nvme: Path | None = None
+    """A folder on a fast disk; none: no row that offloads to one."""
 
 
 def cases_of(grid: Grid, device: Device, low: Precision) -> list[Case]:
-    """Return the cases, the quickest models first as they were named. Raises: UsageError for an unknown strategy."""
+    """Return the cases, the quickest models first as they were named.
+
+    Raises: UsageError for an unknown strategy, or one that wants a disk where none is named.
+    """
     unknown = [name for name in grid.strategies if name not in STRATEGIES]
     if unknown:
         raise UsageError(
             tr("no strategy {unknown}; choose from {strategies}", unknown=unknown[0], strategies=", ".join(STRATEGIES))
         )
+    if grid.nvme is None and any(STRATEGIES[name].needs_disk for name in grid.strategies):
+        raise UsageError(tr("this strategy offloads to a disk: say where with --nvme DIR"))
     short_names = [short_name(model) for model in dict.fromkeys(grid.models)]
     twice = [name for name in short_names if short_names.count(name) > 1]
     if twice:
@@ -58,7 +66,7 @@ def _of_model(model: str, grid: Grid, device: Device, low: Precision) -> Iterato
     global_batch = grid.global_batch or (recipe.global_batch if recipe else 16)
     for seq_len in grid.seq_lens or (recipe.seq_len if recipe else 512,):
         check_lengths(config, seq_len)
-        for name, axes in rows_on(device, grid.precision or low, grid.strategies).items():
+        for name, axes in _rows(grid, device, low).items():
             if axes.seq_len and axes.seq_len >= seq_len:
                 continue  # windows are as short already
             for micro_batch in (axes.micro_batch,) if axes.micro_batch else grid.micro_batches or (global_batch,):
@@ -76,14 +84,20 @@ def _of_model(model: str, grid: Grid, device: Device, low: Precision) -> Iterato
                     )
 
 
-def rows_on(device: Device, low: Precision, names: tuple[str, ...] = ()) -> dict[str, Strategy]:
+def _rows(grid: Grid, device: Device, low: Precision) -> dict[str, Strategy]:
+    return rows_on(device, grid.precision or low, grid.strategies, has_disk=grid.nvme is not None)
+
+
+def rows_on(
+    device: Device, low: Precision, names: tuple[str, ...] = (), *, has_disk: bool = False
+) -> dict[str, Strategy]:
     """Return the strategies that one process of a device can run, by name, each once."""
     found: dict[Any, str] = {}
     # A row that is named for the device keeps its name: "cpu-recompute", not "recompute" on a CPU.
     own_first = sorted(STRATEGIES, key=lambda name: STRATEGIES[name].device != device)
     for name in own_first:
         row = STRATEGIES[name]
-        if (names and name not in names) or not (names or _runs_alone(row, device)):
+        if (names and name not in names) or not (names or _runs_alone(row, device, has_disk=has_disk)):
             continue
         axes = with_low_precision(row, low).model_copy(update={"device": device})
         found.setdefault(axes, name)
@@ -91,10 +105,10 @@ def rows_on(device: Device, low: Precision, names: tuple[str, ...] = ()) -> dict
     return {name: axes for axes, name in sorted(found.items(), key=lambda item: order.index(item[1]))}
 
 
-def _runs_alone(row: Strategy, device: Device) -> bool:
+def _runs_alone(row: Strategy, device: Device, *, has_disk: bool) -> bool:
     """Whether one process can run a row and gains by it."""
-    if row.needs_disk:
-        return False
+    if row.needs_disk and (not has_disk or row.stream):
+        return has_disk  # streamed from a disk it saves memory on a CPU as well
     if device == "cuda":
         return row.device == "cuda"
     # Beside a GPU's: sharding, offload and streaming save nothing where all is one memory.

@@ -1,6 +1,7 @@
 """`bigqa bench`. In: a grid, and how long it may take. Out: a folder of reports, and a line for each case."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +23,7 @@ def bench(
     grid: Grid, device: Literal["auto", "cuda", "cpu"], out: Path, limits: Limits, say: Callable[[str], None]
 ) -> list[Case]:
     """Run what has no report yet, telling each case as it ends; return what the budget left over."""
-    hardware = detect()
+    hardware = detect(grid.nvme)
     gpu = _gpu(hardware, device)
     chosen: Device = "cpu" if gpu is None else "cuda"
     cases = cases_of(grid, chosen, _low_precision(hardware, gpu))
@@ -35,7 +36,8 @@ def bench(
     if not {"cpu", *([gpu.name] if gpu else [])} <= kept_rates(hardware).keys():
         say(tr("measuring what this machine reaches (once; kept for `bigqa probe` too)"))
         calibrate(hardware)
-    predictor = Predictor(hardware, gpu, _rates(hardware, gpu))
+    # A report is kept, and says nothing of where things lie on this machine.
+    predictor = Predictor(hardware.model_copy(update={"disk_path": None}), gpu, _rates(hardware, gpu))
     say(
         tr(
             "{count} on the {where}, {done} measured before; reports: {out}",
@@ -54,7 +56,7 @@ def bench(
             on_progress(done, len(cases))
             say(line_of(report))
 
-        return sweep(cases, out, predictor, limits, on_case)
+        return sweep(cases, out, predictor, limits, on_case, nvme=grid.nvme)
 
 
 def line_of(report: RunReport) -> str:
@@ -96,4 +98,8 @@ def _low_precision(hardware: Hardware, gpu: Gpu | None) -> Precision:
 
 def _rates(hardware: Hardware, gpu: Gpu | None) -> dict[str, Rates]:
     kept = kept_rates(hardware)
-    return {"cpu": kept["cpu"]} | ({} if gpu is None else {"cuda": kept[gpu.name]})
+    found = {"cpu": kept["cpu"]} | ({} if gpu is None else {"cuda": kept[gpu.name]})
+    disk_rate = hardware.disk_bytes_per_s  # of the folder that is asked for, whatever was measured before
+    if disk_rate is None:
+        return found
+    return {device: replace(rates, disk_bytes_per_s=disk_rate) for device, rates in found.items()}

@@ -1,4 +1,4 @@
-"""One case of a benchmark, in a process of its own. Run: `python -m bigqa.bench.worker CASE.json OUT.json`.
+"""One case of a benchmark, in a process of its own. Run: `python -m bigqa.bench.worker CASE.json OUT.json [DISK]`.
 
 In: a `Case`. Out: a `Measured`. It builds and trains as `bigqa train` does, on windows that are all full, with its own
 step, loop and prediction; what it leaves out is what a run writes.
@@ -56,9 +56,9 @@ class Figures(Silent):
             self.meter.end_timing()
 
 
-def measure(case: Case, folder: Path) -> Measured:
-    """Train a case's steps."""
-    settings = settings_of(case, folder)
+def measure(case: Case, folder: Path, nvme: Path | None = None) -> Measured:
+    """Train a case's steps. `nvme`: where it offloads to; none: the folder."""
+    settings = settings_of(case, folder, nvme)
     meter = DeviceMeter(torch.device(case.axes.device, 0))  # before there is a context on the card
     processes = Processes(settings.device)
     meter.cap(case.cap_bytes)
@@ -91,7 +91,7 @@ def _num_steps(case: Case) -> int:
     return WARM_UP[case.heap] + max(1, case.steps)
 
 
-def settings_of(case: Case, folder: Path) -> Settings:
+def settings_of(case: Case, folder: Path, nvme: Path | None = None) -> Settings:
     return make_settings(
         model=case.model,
         train_file=folder / "none",
@@ -104,7 +104,7 @@ def settings_of(case: Case, folder: Path) -> Settings:
         max_steps=_num_steps(case),
         device=case.axes.device,
         ladder=(),
-        nvme=folder / "disk" if case.axes.needs_disk else None,
+        nvme=(nvme or folder / "disk") if case.axes.needs_disk else None,
     )
 
 
@@ -141,10 +141,10 @@ def training_of(
 
 def main() -> None:
     """Run as a program."""
-    case_file, out = Path(sys.argv[1]), Path(sys.argv[2])
+    case_file, out, *disk = map(Path, sys.argv[1:])
     case = Case.model_validate(read_json(case_file, tr("the case")))
     started = time.perf_counter()
-    found = measure(case, out.parent)
+    found = measure(case, out.parent, *disk)
     write_json(out, json.loads(found.model_copy(update={"wall_s": time.perf_counter() - started}).model_dump_json()))
 
 

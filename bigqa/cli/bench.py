@@ -10,7 +10,7 @@ from bigqa.console import say
 from bigqa.language import tr
 from bigqa.lock import held
 from bigqa.ranges import numbers, sizes
-from bigqa.run.options import MODEL_HELP, parsed, ranged
+from bigqa.run.options import MODEL_HELP, Nvme, parsed, ranged
 
 SEQ_LENS, MICRO_BATCHES, CAPS = numbers("seq_len"), numbers("micro_batch"), sizes("--caps")
 BUDGET_USED = 75
@@ -26,6 +26,7 @@ def bench(
     precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], typer.Option(help="Of weights.")] = "auto",
     device: Annotated[Literal["auto", "cuda", "cpu"], typer.Option()] = "auto",
     caps: Annotated[str, parsed(CAPS, "Limits of memory, with commas, such as 8GiB,4GiB.")] = "",
+    nvme: Nvme = None,
     steps: Annotated[
         int,
         ranged("timed_steps", option="--steps", help="Timed steps after one that warms up; 0: memory alone."),
@@ -50,6 +51,7 @@ def bench(
         caps=CAPS(caps),
         steps=steps,
         heap=heap,
+        nvme=nvme,
     )
 
     with interrupts.raised(), held(out, say):  # a case runs in a process of its own, and alone

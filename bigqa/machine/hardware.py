@@ -81,6 +81,12 @@ class Hardware(Record):
     container: bool = False
     wsl: bool = False
 
+    @property
+    def disk_bytes_per_s(self) -> float | None:
+        """The slower of both rates; none where no disk was measured."""
+        rates = self.disk_write_bytes_per_s, self.disk_read_bytes_per_s
+        return min((rate for rate in rates if rate), default=None)
+
 
 def detect(disk: Path | None = None) -> Hardware:
     """Look at this machine."""

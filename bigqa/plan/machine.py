@@ -125,11 +125,7 @@ def machine_for(hardware: Hardware, gpu: Gpu | None, **counts: Any) -> Machine:
         host_cores=hardware.cpu.cores,
         cpu_bf16=hardware.cpu.bf16,
         disk_free_bytes=counts.pop("disk_free_bytes", hardware.disk_free_bytes),
-        disk_bytes_per_s=_slower(hardware.disk_write_bytes_per_s, hardware.disk_read_bytes_per_s),
+        disk_bytes_per_s=hardware.disk_bytes_per_s,
         rates=kept_rates(hardware),
         **counts,
     )
-
-
-def _slower(*rates: float | None) -> float | None:
-    return min((rate for rate in rates if rate), default=None)

@@ -74,7 +74,7 @@ def checked(kept: Rates) -> Rates:
 
 def calibrate(hardware: Hardware, disk: Path | None = None) -> dict[str, Rates]:
     """Measure this machine's devices, and keep what was found; at most 30 s. Name of the device -> rates."""
-    disk_rate = min(filter(None, (hardware.disk_write_bytes_per_s, hardware.disk_read_bytes_per_s)), default=None)
+    disk_rate = hardware.disk_bytes_per_s
     found = {"cpu": measure_cpu(LONG_S, whole=True)}
     for index, gpu in enumerate(hardware.gpus):
         if torch.cuda.is_available() and gpu.name not in found:

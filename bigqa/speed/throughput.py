@@ -26,8 +26,9 @@ ADAM_BYTES = {"adamw": 28, "adamw8bit": 18, "paged-adamw8bit": 18}
 STALE_S = 2.0
 """After which Linux, in a virtual machine, hands free memory back to the host, which must make it anew. Source: the
 kernel's mm/page_reporting.c, PAGE_REPORTING_DELAY."""
-MASTERS_IN_PARTS = 4.0
-"""Times that an AdamW on the host takes longer where fp32 masters are put together of two parts, and taken apart."""
+STREAMED_ADAM, MASTERS_IN_PARTS = 1.5, 3.0
+"""Times that an AdamW on the host takes longer where each piece of the gradient is scaled into a copy; and where fp32
+masters are put together of two parts besides, and taken apart. Measured: benchmarks/LOG.md."""
 SUMMED_BYTES_PER_S = 1e9
 """Sent and received by a process that adds host tensors up with others (gloo). Assumed, not measured."""
 CPU_ADAM_PARAMETERS_PER_S = 2.5e8
@@ -178,7 +179,8 @@ def _update_s(work: Footprint, strategy: Strategy, rates: Rates, shape: Shape) -
     if strategy.stream:  # nothing else runs beside it
         adam_s = _adam_s(strategy.model_copy(update={"device": "cpu"}), rates, share, host_adam_per_s)
         states_bytes = work.read_bytes - work.weights_read_bytes + work.written_bytes
-        adam_s *= MASTERS_IN_PARTS if strategy.precision == "bf16" else 1.0
+        if strategy.optimizer == "adamw" and strategy.precision != "bf16-sr":
+            adam_s *= MASTERS_IN_PARTS if strategy.precision == "bf16" else STREAMED_ADAM
         return max(adam_s, states_bytes / rates.disk_bytes_per_s)
     if strategy.offload_optimizer != "none":
         transfer_s = (2 + 2) * share / rates.link_bytes_per_s

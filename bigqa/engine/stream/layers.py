@@ -160,8 +160,8 @@ class _Trial:
         self.count = 0
         self.passed: Tensor | None = None
 
-    def run(self) -> frozenset[str]:
-        """Return the names of tables."""
+    def run(self) -> tuple[str, ...]:
+        """Return the names of tables, in the model's own order: several processes sum them up one after the other."""
         rows = [row | {"start": 1, "end": 1} for row in trial_rows(self.model.config, TRIAL_TOKENS)]
         batch = {name: value.to("meta") for name, value in self.task.collate(rows).items()}
         inside = {id(one) for layer in self.layers.modules for one in layer.parameters()}
@@ -184,7 +184,8 @@ class _Trial:
             self.task.loss_sum(without_data, batch)  # type: ignore[arg-type]
         if self.count != len(self.layers):
             raise self.layers.refused(tr("not all of its layers run"))
-        return frozenset(seen.looked_up - seen.used)
+        found = seen.looked_up - seen.used
+        return tuple(name for name in named if name in found)
 
     @contextmanager
     def _watched(self) -> Iterator[None]:

@@ -21,12 +21,16 @@ from bigqa_rehearsal.tags import tagged
 
 MOST_EVENTS = 4_000_000
 """Of the trace for each device; older ones are forgotten beyond it."""
+STREAMING = "bigqa.engine.stream.update"
 PATIENCE_S = 60.0
 """How long a process waits for the others of its machine to come as far as it has."""
 
 
 def has_data(optimizer: Any) -> bool:
     """Whether what an optimizer steps is there: a command may try a step without data before it trains."""
+    link = getattr(optimizer, "link", None)
+    if link is not None:  # of streamed layers, whose weights are on the host in any case
+        return bool(link.device.type != "meta")
     groups = getattr(optimizer, "param_groups", None) or []
     parameters = [parameter for group in groups for parameter in group["params"]]
     return not parameters or any(not parameter.is_meta for parameter in parameters)
@@ -88,19 +92,27 @@ class Recorder:
         """Count DeepSpeed's own steps: its optimizers are not all torch's, and may call one of torch's often."""
         from deepspeed.runtime.engine import DeepSpeedEngine
 
-        take = DeepSpeedEngine._take_model_step
+        self._count_steps(DeepSpeedEngine, "_take_model_step")
 
-        def take_watched(engine: Any, *args: Any, **kwargs: Any) -> Any:
-            self._begin_step(engine)
+    def on_streaming(self) -> None:
+        """Count the steps of layers that bigqa's own trainer streams: none of torch's optimizers takes them."""
+        self._count_steps(sys.modules[STREAMING].StreamedUpdate, "step")
+
+    def _count_steps(self, owner: type, name: str) -> None:
+        """Take each call of a method for a step of what it is called on."""
+        take = getattr(owner, name)
+
+        def take_watched(optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+            self._begin_step(optimizer)
             self.in_engine = True
             try:
-                result = take(engine, *args, **kwargs)
+                result = take(optimizer, *args, **kwargs)
             finally:
                 self.in_engine = False
-            self._end_step(engine)
+            self._end_step(optimizer)
             return result
 
-        DeepSpeedEngine._take_model_step = take_watched
+        setattr(owner, name, take_watched)
 
     def on_deepspeed_checks(self) -> None:
         """Let DeepSpeed's checks pass that all processes have the same list: no card carries the first one's to them.

@@ -10,7 +10,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from bigqa_rehearsal.recorder import Recorder
+from bigqa_rehearsal.recorder import STREAMING, Recorder
 
 
 class After(importlib.abc.MetaPathFinder):
@@ -46,6 +46,7 @@ def start() -> None:
         "torch": recorder.on_torch,
         "deepspeed.runtime.engine": recorder.on_deepspeed,
         "deepspeed.runtime.zero.utils": recorder.on_deepspeed_checks,
+        STREAMING: recorder.on_streaming,
     }
     sys.meta_path.insert(0, After(hooks))
     os.register_at_fork(after_in_child=recorder.disable)
