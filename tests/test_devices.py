@@ -234,9 +234,8 @@ def test_who_calibrates_has_each_card_measured_by_another_process(
     monkeypatch.setattr(calibration, "measure_cpu", lambda *_, **__: RATES)
     monkeypatch.setattr(subprocess, "run", run)
     here: Any = SimpleNamespace(
-        gpus=detect_gpus(), cpu=SimpleNamespace(name="a processor", cores=2), disk_write_bytes_per_s=None,
-        disk_read_bytes_per_s=None,
-    )  # fmt: skip
+        gpus=detect_gpus(), cpu=SimpleNamespace(name="a processor", cores=2), disk_bytes_per_s=None
+    )
     found = calibration.calibrate(here)
     assert started == [["-m", "bigqa.speed.card", "0"], ["-m", "bigqa.speed.card", "1"]]
     assert {name: one.bytes_per_s for name, one in found.items()} == {

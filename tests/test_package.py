@@ -135,7 +135,7 @@ def normal(name: str) -> str:
 
 def test_what_is_imported_is_required_and_what_is_required_is_imported(metadata: email.message.Message) -> None:
     named = [Requirement(text) for text in metadata.get_all("Requires-Dist", [])]
-    tools = ("test", "mutants", "peers", "docs")
+    tools = ("test", "mutants", "audit", "peers", "docs")
     required = {normal(need.name) for need in named if not any(one in str(need.marker) for one in tools)}
     owners = importlib.metadata.packages_distributions()
     imported = {normal(owner) for name in third_party() for owner in owners.get(name, [name])[:1]}
