@@ -4,6 +4,7 @@ What torch must find there are facts of real cards: workspaces and attention ker
 optimizer's state, and figures that others measured on an A100 and an H100 (Liger Kernel's published benchmark).
 """
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -204,3 +205,28 @@ def test_without_a_network_the_tests_of_the_null_gpu_are_passed_over(
     assert "passed over" in said.out and "no route to the index" in said.out and len(said.out.splitlines()) == 1
     monkeypatch.setattr(run_null_gpu, "ask", lambda python: python_with("2.4.0"))
     assert run_null_gpu.main() == 2 and "2.4.0 cannot be rehearsed" in capsys.readouterr().err
+
+
+ENDS = """
+import ctypes, sys, threading, time
+library = ctypes.CDLL(sys.argv[1])
+if sys.argv[2] == "stays":
+    library.null_threads_stay()
+thread = threading.Thread(target=ctypes.CDLL("libstdc++.so.6")._ZSt9terminatev, daemon=True)
+if sys.argv[2] == "main":
+    thread.run()
+thread.start()
+time.sleep(0.5)
+raise SystemExit(9)
+"""
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None or not sys.platform.startswith("linux"), reason="no compiler")
+@pytest.mark.parametrize(("how", "code"), [("stays", 9), ("goes", -6), ("main", -6)])
+def test_a_thread_that_cannot_go_on_takes_no_program_with_it(how: str, code: int, tmp_path: Path) -> None:
+    """What Python's own end does to a thread that wants its lock comes to std::terminate; see `end.c`."""
+    source, library = build.SOURCES / "end.c", tmp_path / "end.so"
+    subprocess.run(["gcc", "-shared", "-fPIC", *build.WARNINGS, "-o", library, source, "-ldl"], check=True)
+    program = "import ctypes; ctypes.CDLL('libstdc++.so.6')\n" + ENDS
+    done = subprocess.run([sys.executable, "-c", program, library, how], capture_output=True, check=False)
+    assert done.returncode == code, done.stderr

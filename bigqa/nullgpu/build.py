@@ -21,7 +21,7 @@ from bigqa.nullgpu.torch_build import folder, install_package, locked
 
 SOURCES = Path(__file__).parent / "src"
 PARTS = {
-    "cuda": ("card.c", "memory.c", "contents.c", "clock.c", "log.c", "driver.c"),
+    "cuda": ("card.c", "memory.c", "contents.c", "clock.c", "log.c", "end.c", "driver.c"),
     "cudart": ("runtime_devices.c", "runtime_memory.c", "runtime_streams.c", "runtime_kernels.c"),
     "cublas": ("cublas.c",),
     "cublasLt": ("cublasLt.c",),

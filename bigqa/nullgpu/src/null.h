@@ -75,6 +75,10 @@ void null_stream_wait(void *stream);                  /* by the host */
 void null_device_wait(int device);                    /* by the host, for all its streams */
 void null_busy(void);                                 /* this thread did something other than asking an event */
 
+/* ---- end.c ---- */
+
+void null_threads_stay(void);                         /* as the program ends: a thread that cannot go on waits for its end */
+
 /* ---- log.c ---- */
 
 int null_logs(const char *what);                      /* does BIGQA_NULL_LOG_WHAT name it */
