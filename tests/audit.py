@@ -30,7 +30,9 @@ def known_faults(pins: Path) -> tuple[list[str], list[str]]:
     """Return what is known against pinned releases, a line each, and the names of those that could not be looked up."""
     words = ["--no-deps", "--disable-pip", "--format", "json", "--progress-spinner", "off", "-r", str(pins)]
     said = _said([sys.executable, "-m", "pip_audit", *words], ROOT, needs_network=True)
-    found: list[dict[str, Any]] = json.loads(said)["dependencies"] if said else [{"name": "all", "skip_reason": "away"}]
+    if not said:
+        return [], ["all of them"]
+    found: list[dict[str, Any]] = json.loads(said)["dependencies"]
     lines = [
         f"{one['name']} {one['version']}: {fault['id']}, mended in {', '.join(fault['fix_versions']) or 'no release'}"
         for one in found

@@ -64,6 +64,24 @@ def test_which_memory_ran_out_is_told(error: BaseException, place: str) -> None:
     assert which_memory(error) == place
 
 
+def test_what_pins_tells_which_memory_it_lacked() -> None:
+    """DeepSpeed's function has this name, and CUDA the same words for both memories."""
+
+    def pin_memory() -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+    for call, place in ((pin_memory, "host"), (lambda: pin_memory(), "host"), (_lacks_memory, "device")):
+        with pytest.raises(RuntimeError) as caught:
+            call()
+        assert which_memory(caught.value) == place
+    short = torch.OutOfMemoryError("CUDA out of memory")
+    assert which_memory(short) == "device"
+
+
+def _lacks_memory() -> None:
+    raise RuntimeError("CUDA error: out of memory")
+
+
 PRIMITIVE = RuntimeError("could not create a primitive")
 
 

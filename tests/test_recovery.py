@@ -334,21 +334,3 @@ def test_what_keeps_more_on_the_host_is_no_way_out_where_the_host_lacks_memory(
     assert step_down(tmp_path, where, "no more can be pinned", None).name == taken
     assert [rung.name for rung in read_settings(tmp_path / "config.json").ladder] == left
     assert switches_of(tmp_path)[0]["where"] == where
-
-
-def test_what_pins_tells_which_memory_it_lacked() -> None:
-    """DeepSpeed's function has this name, and CUDA the same words for both memories."""
-
-    def pin_memory() -> None:
-        raise RuntimeError("CUDA error: out of memory")
-
-    for call, place in ((pin_memory, "host"), (lambda: pin_memory(), "host"), (_lacks_memory, "device")):
-        with pytest.raises(RuntimeError) as caught:
-            call()
-        assert recovery.which_memory(caught.value) == place
-    short = torch.OutOfMemoryError("CUDA out of memory")
-    assert recovery.which_memory(short) == "device"
-
-
-def _lacks_memory() -> None:
-    raise RuntimeError("CUDA error: out of memory")

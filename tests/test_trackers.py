@@ -4,8 +4,9 @@ import importlib.util
 import json
 import os
 import sqlite3
+import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -34,17 +35,33 @@ def of_trackio(folder: Path) -> tuple[Losses, set[str]]:
     return {step: said["loss"] for step, said in found if "loss" in said}, {name for _, said in found for name in said}
 
 
+WANDB_HEAD, RECORD_HEAD, BLOCK = 7, 7, 2**15
+WHOLE, LAST = 1, 4
+
+
+def leveldb_records(file: bytes) -> Iterator[bytes]:
+    """Yield the records of a log in LevelDB's form: in blocks, each part with its checksum, its length and its type."""
+    at, record = WANDB_HEAD, b""
+    while at + RECORD_HEAD <= len(file):
+        if BLOCK - at % BLOCK < RECORD_HEAD:
+            at += BLOCK - at % BLOCK  # what is left of a block is no place for a part
+            continue
+        _, length, kind = struct.unpack_from("<IHB", file, at)
+        record += file[at + RECORD_HEAD : at + RECORD_HEAD + length]
+        at += RECORD_HEAD + length
+        if kind in (WHOLE, LAST):
+            yield record
+            record = b""
+
+
 def of_wandb(folder: Path) -> tuple[Losses, set[str]]:
     """Return the same of the files that Weights & Biases keeps for a later upload."""
     from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
 
     losses: Losses = {}
     names: set[str] = set()
     for file in (folder / "run").rglob("*.wandb"):
-        store = DataStore()
-        store.open_for_scan(str(file))
-        while (data := store.scan_data()) is not None:
+        for data in leveldb_records(file.read_bytes()):
             record = wandb_internal_pb2.Record()
             record.ParseFromString(data)
             said = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}

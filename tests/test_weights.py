@@ -3,7 +3,6 @@
 Held against the files themselves, and against the library's own loading of what is saved.
 """
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from saved_weights import SIZES, State, change, loaded, refusal, save_bert, weights
 from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
@@ -30,40 +28,17 @@ from transformers import (
 
 from bigqa.errors import BigqaError
 from bigqa.models.sources import load, load_config, resolve
-from bigqa.models.weights import Loaded
-
-SIZES = {
-    "vocab_size": 60,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "max_position_embeddings": 32,
-}
-State = dict[str, Tensor]
 
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a fine-tuned model's folder."""
-    folder = tmp_path_factory.mktemp("bert")
-    torch.manual_seed(1)
-    BertForQuestionAnswering(AutoConfig.for_model("bert", **SIZES)).save_pretrained(folder)
-    return folder
+    return save_bert(tmp_path_factory.mktemp("bert"))
 
 
 @pytest.fixture
 def folder(bert: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(bert, tmp_path / "model"))
-
-
-def weights(folder: Path) -> State:
-    return load_file(folder / "model.safetensors")
-
-
-def change(folder: Path, changed: Callable[[State], State]) -> None:
-    state = {name: value.clone() for name, value in changed(weights(folder)).items()}
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def renamed(**prefixes: str) -> Callable[[State], State]:
@@ -74,17 +49,6 @@ def renamed(**prefixes: str) -> Callable[[State], State]:
         return f"{prefixes['bert']}{rest}" if top == "bert" else f"{prefixes.get('head', '')}{name}"
 
     return lambda state: {new(name): value for name, value in state.items()}
-
-
-def loaded(folder: Path, **options: Any) -> Loaded:
-    source = resolve(str(folder))
-    return load(source, load_config(source), **options)
-
-
-def refusal(folder: Path, **options: Any) -> str:
-    with pytest.raises(BigqaError) as caught:
-        loaded(folder, **options)
-    return str(caught.value)
 
 
 def assert_same(model: Any, state: State) -> None:
@@ -251,64 +215,6 @@ def test_a_weight_that_is_no_number_is_named(folder: Path) -> None:
     key = "bert.encoder.layer.0.output.dense.bias"
     change(folder, lambda state: state | {key: state[key].index_fill(0, torch.tensor([3]), float("nan"))})
     assert f"{key} holds NaN or infinity" in refusal(folder)
-
-
-def _links_to_nothing(folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
-    (folder / "model.safetensors").symlink_to("nowhere")
-
-
-def _called(name: str) -> Callable[[Path], object]:
-    return lambda folder: (folder / "model.safetensors").rename(folder / name)
-
-
-def _written(content: bytes) -> Callable[[Path], object]:
-    return lambda folder: (folder / "model.safetensors").write_bytes(content)
-
-
-def _cut(size: int) -> Callable[[Path], object]:
-    return lambda folder: os.truncate(folder / "model.safetensors", size)
-
-
-@pytest.mark.parametrize(
-    ("spoil", "said"),
-    [
-        (lambda folder: (folder / "model.safetensors").unlink(), "holds no weights"),
-        (_links_to_nothing, "model.safetensors is a link to nothing"),
-        (_called("tf_model.h5"), "tf_model.h5 is weights of TensorFlow"),
-        (_called("epoch=1.ckpt"), "epoch=1.ckpt is a checkpoint of another trainer"),
-        (_called("best.safetensors"), "best.safetensors is weights under another name"),
-        (_called("model-00001-of-00001.safetensors"), "a shard of weights without their index"),
-        (_written(b"version https://git-lfs.github.com/spec/v1\noid"), "model.safetensors is a Git LFS pointer"),
-        (_written(b""), "model.safetensors is cut short: 0 bytes"),
-        (_cut(100), "model.safetensors is cut short: 100 bytes of at least"),
-        (_cut(9000), "model.safetensors is cut short: 9000 bytes of at least"),
-        (_written(b"\x05\0\0\0\0\0\0\0[1,2]...."), "cannot be loaded"),
-    ],
-)
-def test_files_of_weights_are_named_for_what_they_are(folder: Path, spoil: Callable[[Path], object], said: str) -> None:
-    spoil(folder)
-    assert said in refusal(folder)
-
-
-def test_a_shard_that_is_missing_or_short_is_named(folder: Path, tmp_path: Path) -> None:
-    shards = tmp_path / "shards"
-    BertForQuestionAnswering.from_pretrained(folder).save_pretrained(shards, max_shard_size="8KB")
-    first, second, *_ = sorted(shards.glob("*.safetensors"))
-    os.truncate(second, 60)
-    assert f"{second} is cut short" in refusal(shards)
-    first.unlink()
-    assert f"lacks {first.name}, 1 of " in refusal(shards)
-
-
-def test_a_pickle_of_more_than_tensors_is_not_loaded(folder: Path, tmp_path: Path) -> None:
-    class Code:
-        def __reduce__(self) -> tuple[Any, ...]:
-            return (Path.touch, (tmp_path / "ran",))
-
-    (folder / "model.safetensors").unlink()
-    torch.save({"a": Code()}, folder / "pytorch_model.bin")
-    assert "is a pickle of more than tensors" in refusal(folder) and not (tmp_path / "ran").exists()
 
 
 def test_a_model_of_the_hub_is_named_by_its_id(folder: Path, tmp_path: Path) -> None:

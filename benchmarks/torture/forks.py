@@ -105,7 +105,7 @@ class Said:
     `heard` is called with what comes: by it a rig answers what a run asks of the person before it.
     """
 
-    def __init__(self, heard: Callable[[bytes], Any] = len) -> None:
+    def __init__(self, heard: Callable[[bytes], None] | None = None) -> None:
         self._heard = heard
         self.reading, self.writing = os.pipe()
         os.set_blocking(self.reading, False)
@@ -116,7 +116,8 @@ class Said:
         with contextlib.suppress(BlockingIOError):
             while part := os.read(self.reading, 1 << 16):
                 self._parts.append(part)
-                self._heard(part)
+                if self._heard is not None:
+                    self._heard(part)
 
     def text(self) -> str:
         """Return all of it, and let the pipe go."""

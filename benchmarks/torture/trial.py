@@ -72,7 +72,12 @@ class Rig:
     def started(self, place: Place, words: list[str], faults: list[Fault], name: str) -> judge.Start:
         """Run to the end of one start, whatever that is."""
         log = Log(place.folder / f"log-{name}")
-        said = Said(lambda part: place.make_room() if WAITS_FOR_ROOM in part else None)
+
+        def heard(part: bytes) -> None:
+            if WAITS_FOR_ROOM in part:
+                place.make_room()
+
+        said = Said(heard)
         environment = ENVIRONMENT | {"BIGQA_CACHE": str(place.cache), "TMPDIR": str(place.folder)}
         inside = Inside(log, place.disk, [(moment, deed(log)) for moment, deed in faults])
         began = time.monotonic()

@@ -107,8 +107,10 @@ def rows_on(
 
 def _runs_alone(row: Strategy, device: Device, *, has_disk: bool) -> bool:
     """Whether one process can run a row and gains by it."""
-    if row.needs_disk and (not has_disk or row.stream):
-        return has_disk  # streamed from a disk it saves memory on a CPU as well
+    if row.needs_disk and not has_disk:
+        return False
+    if row.needs_disk and row.stream:
+        return True  # from a disk it saves memory on a CPU as well
     if device == "cuda":
         return row.device == "cuda"
     # Beside a GPU's: sharding, offload and streaming save nothing where all is one memory.

@@ -35,9 +35,8 @@ class Reads:
         self.library.null_on_read(self.answer)
 
     def stop(self) -> None:
-        """Be asked no more: the interpreter may be about to end, and no thread of torch's may end the program."""
+        """Be asked no more: the interpreter may be about to end."""
         self.library.null_on_read(None)
-        self.library.null_threads_stay()
 
     def _read(self, size: int) -> int:
         if size > SMALL:

@@ -256,6 +256,7 @@ class Recorder:
             return
         self.is_on = False
         self.reads.stop()
+        self.reads.library.null_threads_stay()  # from here on no thread of torch's ends the program by its own end
         self._keep_peaks()
         snapshot = torch.cuda.memory._snapshot()
         torch.cuda.memory._record_memory_history(enabled=None)
